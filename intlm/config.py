@@ -1,0 +1,376 @@
+"""Configuration: one TOML file a run, typed, validated and resolved before anything starts.
+
+- A key is a field of one of the dataclasses below. Its type, range and help text stand there and nowhere
+  else: the TOML loader, the command line flags and the error messages are all made from them.
+- A mistake is a `ConfigError` that names where the value came from (the file, or "command line"), the key,
+  the value and what was expected.
+- `dumps` writes what `load` reads: a run's saved config.toml gives the same `Config`, from any directory.
+- `check_limits` holds the arithmetic limits that docs/numerics.md proves.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from intlm.errors import ConfigError
+
+INT32_MAX = 2**31 - 1
+NOISE_MAX = 46  # the largest magnitude in the Gaussian quantile table
+MAX_PAIRS = 2**19
+MAX_TOKENS_PER_UPDATE = 65535
+MIN_VOCAB, MAX_VOCAB = 2, 65536
+
+COMMAND_LINE = "command line"
+
+_GROUPS_OF_8 = "the kernels and the exported model work on whole groups of 8 channels"
+_ANTITHETIC = "members come in antithetic pairs"
+
+
+def _key(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    low: int | None = None,
+    high: int | None = None,
+    multiple: int = 1,
+    why: str = "",
+    choices: tuple[str, ...] = (),
+    path: bool = False,
+) -> Any:
+    """A configuration key: `low` and `high` are inclusive, `why` gives the reason for `multiple`."""
+    limits = {"low": low, "high": high, "multiple": multiple, "why": why, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": help, "path": path, **limits})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model's shape."""
+
+    hidden_size: int = _key(
+        "channels of the residual stream and of each layer's recurrent state",
+        64, low=8, high=65536, multiple=8, why=_GROUPS_OF_8,
+    )  # fmt: skip
+    num_layers: int = _key("layers, each a recurrent cell and a feed-forward", 2, low=1, high=64)
+    feed_forward_size: int = _key(
+        "channels inside each feed-forward", 256, low=8, high=65536, multiple=8, why=_GROUPS_OF_8
+    )
+    nonlinearity: str = _key(
+        "of the recurrent cell: saturation alone, or sigmoid and tanh by table",
+        "clip", choices=("clip", "table"),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EggrollConfig:
+    """The evolution strategy."""
+
+    population: int = _key("members evaluated in each update", 4096, low=2, multiple=2, why=_ANTITHETIC)
+    rank: int = _key("rank of each member's perturbation of a matrix", 1, low=1, high=256)
+    sigma_shift: int = _key("perturbations are scaled by 2**-sigma_shift", 4, low=0, high=12)
+    noise_reuse: int = _key(
+        "consecutive updates that share their perturbations; 0: all of them", 1, low=0, high=INT32_MAX
+    )
+    group_size: int = _key(
+        "antithetic pairs that read the same text; divides population / 2", 1, low=1, high=MAX_PAIRS
+    )
+    fitness: str = _key(
+        "a pair's vote: the sign of its loss difference, or that difference over the population's mean",
+        "sign", choices=("sign", "normalised"),
+    )  # fmt: skip
+    optimizer: str = _key("turns votes into a step of the weights", "threshold", choices=("threshold",))
+    alpha: int = _key(
+        "the share of weights that chance alone would move starts at 1 and decays toward 2**-alpha",
+        4, low=0, high=16,
+    )  # fmt: skip
+    alpha_decay_updates: int = _key("updates until that share is reached", 1000, low=1, high=INT32_MAX)
+    chunk_size: int = _key(
+        "members evaluated at once; 0: automatic; changes memory and speed, no bit of the result",
+        0, low=0, high=2 * MAX_PAIRS, multiple=2, why=_ANTITHETIC,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train, and what to report on the way."""
+
+    tokens_per_update: int = _key("tokens that each member reads in an update, at most 65535", 32, low=1)
+    updates: int = _key("updates in the whole run", 1000, low=1, high=INT32_MAX)
+    evaluate_every: int = _key(
+        "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
+    )
+    sample_every: int = _key("updates between samples of text; 0: never", 200, low=0, high=INT32_MAX)
+    checkpoint_seconds: int = _key(
+        "seconds between checkpoints; 0: after every update", 60, low=0, high=INT32_MAX
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text. Paths are relative to the file that gives them, in a flag to the working directory."""
+
+    train: str = _key("a text file, a directory of them, or a .py recipe", path=True)
+    valid: str = _key("held-out text of its own, as for train", "", path=True)
+    valid_bytes: int = _key("bytes of train to hold out", 0, low=0, high=2**63 - 1)
+    tokenizer: str = _key(
+        "all 256 bytes, or those that occur in the training text and an escape",
+        "bytes", choices=("bytes", "alphabet"),
+    )  # fmt: skip
+    document_separator: str = _key("text that divides a file's documents; empty: a file is one document", "")
+    prepared: str = _key(
+        "directory of the token shards; empty: prepared/NAME-DIGEST in the working directory", "", path=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The run as a whole."""
+
+    seed: int = _key("of all random bits", 0, low=0, high=2**64 - 1)
+    engine: str = _key("what evaluates the population", "auto", choices=("auto", "xla"))
+    model: ModelConfig = ModelConfig()
+    eggroll: EggrollConfig = EggrollConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig
+
+    @property
+    def pairs(self) -> int:
+        """Antithetic pairs in the population."""
+        return self.eggroll.population // 2
+
+
+_SECTIONS: dict[str, type] = {
+    "": Config,
+    "model": ModelConfig,
+    "eggroll": EggrollConfig,
+    "train": TrainConfig,
+    "data": DataConfig,
+}
+# Dotted name -> field, in the order of the dataclasses; the sections themselves are not keys.
+KEYS: dict[str, dataclasses.Field[Any]] = {
+    f"{section}.{key.name}" if section else key.name: key
+    for section, cls in _SECTIONS.items()
+    for key in dataclasses.fields(cls)
+    if "help" in key.metadata
+}
+
+
+def load(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """The configuration in the TOML file `path`, with `overrides` (dotted key -> text of the value) over it.
+
+    Raises ConfigError for a file that cannot be read or is not TOML, and for the first key that is not valid.
+    """
+    try:
+        text = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return from_toml(text, path, overrides)
+
+
+def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
+    try:
+        tables = tomllib.loads(text)
+    except ValueError as error:
+        last = f"at end of document, line {text.count(chr(10)) + 1}"
+        raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', last)}") from None
+
+    given: dict[str, tuple[str, Any]] = {}  # dotted key -> (source, value)
+    for name, value in tables.items():
+        if name not in _SECTIONS:
+            given[name] = (str(path), value)
+        elif isinstance(value, dict):
+            given.update((f"{name}.{key}", (str(path), inner)) for key, inner in value.items())
+        else:
+            raise ConfigError(f"{path}: {name} = {_shown(value)}: expected a section, [{name}]")
+    given.update((key, (COMMAND_LINE, value)) for key, value in (overrides or {}).items())
+
+    values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for name, (source, value) in given.items():
+        if name not in KEYS:
+            raise ConfigError(f"{source}: {name}: unknown key{_nearest(name)}")
+        section, _, key = name.rpartition(".")
+        directory = Path.cwd() if source == COMMAND_LINE else Path(path).parent
+        values[section][key] = _valid(name, value, source, directory)
+    if not values["data"].get("train"):
+        raise ConfigError(f"{path}: data.train: missing: expected {KEYS['data.train'].metadata['help']}")
+
+    data = DataConfig(**values["data"])
+    if not data.prepared:
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(data), sort_keys=True).encode()).hexdigest()
+        prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
+        data = dataclasses.replace(data, prepared=str(prepared))
+    config = Config(
+        model=ModelConfig(**values["model"]),
+        eggroll=EggrollConfig(**values["eggroll"]),
+        train=TrainConfig(**values["train"]),
+        data=data,
+        **values[""],
+    )
+    for names, message in (*_conflicts(config), *_beyond_limits(config, None)):
+        sources = dict.fromkeys(given[name][0] for name in names if name in given)
+        raise ConfigError(f"{', '.join(sources) or path}: {message}")
+    return config
+
+
+def dumps(config: Config) -> str:
+    """`config` as TOML with every key written out. `from_toml` gives an equal Config back."""
+    return tomli_w.dumps(dataclasses.asdict(config))
+
+
+def check_limits(config: Config, vocab_size: int | None) -> None:
+    """Refuse what the integer arithmetic cannot hold; docs/numerics.md proves that these limits suffice.
+
+    `load` calls it without the vocabulary, the trainer again once the tokenizer is known.
+    Raises ConfigError that names the key and the limit.
+    """
+    for _, message in _beyond_limits(config, vocab_size):
+        raise ConfigError(message)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag a key, `--section.key VALUE`, grouped by section. Values stay text: `load` parses them."""
+    for section, cls in _SECTIONS.items():
+        title = f"configuration keys of [{section}]" if section else "configuration keys"
+        group = parser.add_argument_group(title, cls.__doc__)
+        for name, key in KEYS.items():
+            if name.rpartition(".")[0] != section:
+                continue
+            default = "required" if key.default is dataclasses.MISSING else f"default {_shown(key.default)}"
+            text = f"{key.metadata['help']} ({_expected(key)}; {default})"
+            metavar = {int: "N", str: "TEXT"}[key.type] if not key.metadata["path"] else "PATH"  # type: ignore[index]
+            group.add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
+
+
+def overrides_from(args: argparse.Namespace) -> dict[str, str]:
+    """The keys given as flags, dotted key -> text, from a parser that `add_arguments` extended."""
+    given = vars(args)
+    return {name: given[name] for name in KEYS if given.get(name) is not None}
+
+
+def _beyond_limits(config: Config, vocab_size: int | None) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every arithmetic limit that `config` exceeds: the keys that it involves, and the message."""
+    population, rank, tokens = config.eggroll.population, config.eggroll.rank, config.train.tokens_per_update
+    # A vote sums fitness * a * b over pairs and rank; |a|, |b| <= 46, and fitness reaches 1 at the least.
+    votes = config.pairs * rank * NOISE_MAX**2
+    if votes > INT32_MAX:
+        yield (
+            ("eggroll.population", "eggroll.rank"),
+            f"eggroll.population = {population}, eggroll.rank = {rank}: votes would overflow int32: "
+            f"population/2 * rank * {NOISE_MAX}^2 = {votes} exceeds {INT32_MAX}; "
+            "lower eggroll.population or eggroll.rank",
+        )
+    if config.pairs > MAX_PAIRS:
+        yield (
+            ("eggroll.population",),
+            f"eggroll.population = {population}: must be at most {2 * MAX_PAIRS} (the mean absolute "
+            "difference is summed in two int32 limbs)",
+        )
+    if tokens > MAX_TOKENS_PER_UPDATE:
+        yield (
+            ("train.tokens_per_update",),
+            f"train.tokens_per_update = {tokens}: must be at most {MAX_TOKENS_PER_UPDATE} (a text's loss is "
+            "summed in int32)",
+        )
+    if vocab_size is not None and not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
+        yield (
+            ("data.tokenizer",),
+            f"data.tokenizer = {_shown(config.data.tokenizer)}: a vocabulary of {vocab_size} tokens; must be "
+            f"{MIN_VOCAB} to {MAX_VOCAB} (tokens are stored in 16 bits; the loss is proved for that range)",
+        )
+
+
+def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys that are fine alone and wrong together: the keys, and the message."""
+    eggroll, data = config.eggroll, config.data
+    if config.pairs % eggroll.group_size:
+        yield (
+            ("eggroll.group_size", "eggroll.population"),
+            f"eggroll.group_size = {eggroll.group_size}: must divide the number of pairs, "
+            f"eggroll.population / 2 = {config.pairs}",
+        )
+    if data.valid and data.valid_bytes:
+        yield (
+            ("data.valid_bytes", "data.valid"),
+            f"data.valid_bytes = {data.valid_bytes}: must be 0 where data.valid names the held-out text",
+        )
+
+
+def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
+    """`value` of the key `name`, checked alone; text from the command line parsed, a path made absolute."""
+    key = KEYS[name]
+    limits = key.metadata
+
+    def refuse(expected: str) -> ConfigError:
+        return ConfigError(f"{source}: {name} = {_shown(value)}: {expected}")
+
+    if key.type is int:
+        number = value
+        if source == COMMAND_LINE:
+            try:
+                number = int(value, 0)  # base 0: 1_000 and 0xff, as in TOML
+            except ValueError:
+                raise refuse("expected an integer") from None
+        if type(number) is not int:  # bool is a subclass of int
+            raise refuse("expected an integer")
+        if limits["low"] is not None and number < limits["low"]:
+            raise refuse(f"must be at least {limits['low']}")
+        if limits["high"] is not None and number > limits["high"]:
+            raise refuse(f"must be at most {limits['high']}")
+        if number % limits["multiple"]:
+            wanted = "even" if limits["multiple"] == 2 else f"a multiple of {limits['multiple']}"
+            raise refuse(f"must be {wanted} ({limits['why']})")
+        return number
+
+    if not isinstance(value, str):
+        raise refuse("expected a string")
+    if limits["choices"] and value not in limits["choices"]:
+        close = difflib.get_close_matches(value, limits["choices"], 1)
+        raise refuse(f"expected {_expected(key)}" + (f'; did you mean "{close[0]}"?' if close else ""))
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
+    if limits["path"] and value:
+        return os.path.abspath(directory / os.path.expanduser(value))
+    return value
+
+
+def _expected(key: dataclasses.Field[Any]) -> str:
+    """The type and range of a key, in words."""
+    limits = key.metadata
+    if limits["choices"]:
+        return " or ".join(f'"{choice}"' for choice in limits["choices"])
+    if limits["path"]:
+        return "path"
+    if key.type is str:
+        return "string"
+    span = f" {limits['low']} to {limits['high']}" if limits["high"] is not None else f" from {limits['low']}"
+    multiple = {1: "", 2: ", even"}.get(limits["multiple"], f", a multiple of {limits['multiple']}")
+    return f"integer{span}{multiple}"
+
+
+def _nearest(name: str) -> str:
+    """The clause that suggests a valid key for an unknown one, or nothing."""
+    leaf = name.rpartition(".")[2]
+    # The right key under the wrong header comes first: in TOML, whatever follows [data] belongs to it.
+    same_leaf = [key for key in KEYS if key.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(name, [*KEYS, *filter(None, _SECTIONS)], 1)
+    if not close:
+        leaves = {key.rpartition(".")[2]: key for key in KEYS}
+        close = [leaves[near] for near in difflib.get_close_matches(leaf, leaves, 1)]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """`value` as TOML would write it, cut to 60 characters."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

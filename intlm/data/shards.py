@@ -1,0 +1,292 @@
+"""Prepared corpora on disk: flat files of tokens, mapped into memory, and an index that describes them.
+
+A prepared directory holds
+
+    index.json                the format and its version, the dtype, the tokenizer and its identity, what was
+                              asked for ("request"), each split's counts and shards, and its own checksum
+    train-00000.bin, ...      the tokens of a split, little-endian uint8 or uint16, nothing else
+    valid-00000.bin, ...      (only where text is held out)
+
+Each document is written as the separator and then its tokens, and a split is the concatenation of its shards;
+a shard may end anywhere. Where documents start is not stored: no token of a text is the separator, so it is
+found by looking for it. A directory gets its name when all of it is written: one cut short by a crash is left
+under a hidden name beside it (`.NAME.partial-PID`), to be deleted, and never looks whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from intlm.data.tokenizers import SEPARATOR, Tokenizer, identity, tokenizer_from_json
+from intlm.errors import DataError
+
+FORMAT = "intlm token shards"
+VERSION = 1
+SHARD_TOKENS = 1 << 28  # at most so many tokens in a file
+CHUNK = 1 << 20  # tokens scanned or decoded at once
+
+
+class Split:
+    """One split of a corpus: a sequence of tokens on disk, read where it is wanted.
+
+    Attributes:
+        tokens: the number of tokens, the separator before each document included.
+        documents: the number of documents, at least 1.
+        bytes: the number of bytes of text that the tokens stand for; separators stand for none.
+    """
+
+    def __init__(self, description: dict[str, Any], directory: Path, tokenizer: Tokenizer) -> None:
+        self.tokens: int = description["tokens"]
+        self.documents: int = description["documents"]
+        self.bytes: int = description["bytes"]
+        self._tokenizer = tokenizer
+        self._path = directory / description["shards"][0]["file"]
+        self._shards = [_map(directory, shard, tokenizer.dtype) for shard in description["shards"]]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        """The tokens at `positions`, integers in 0..tokens-1 of any shape: the same shape, uint8 or uint16."""
+        if len(self._shards) == 1:
+            return self._shards[0][positions]
+        result = np.empty(positions.shape, self._tokenizer.dtype)
+        shard_of = np.searchsorted(self._ends, positions, side="right")
+        for number in np.unique(shard_of):
+            here = shard_of == number
+            start = self._ends[number] - len(self._shards[number])
+            result[here] = self._shards[number][positions[here] - start]
+        return result
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` tokens from `start` (any integer) on, the split taken as a ring: [count] uint8 or uint16."""
+        result = np.empty(count, self._tokenizer.dtype)
+        done = 0
+        while done < count:
+            position = (start + done) % self.tokens
+            number = int(np.searchsorted(self._ends, position, side="right"))
+            offset = position - int(self._ends[number])  # negative: from the shard's end
+            run = self._shards[number][offset:][: count - done]
+            result[done : done + len(run)] = run
+            done += len(run)
+        return result
+
+    def document_spans(self) -> Iterator[tuple[int, int]]:
+        """Each document's (start, end) in tokens, its separator left out. DataError if they are not as counted."""
+        found, start = 0, 0
+        for position in range(0, self.tokens, CHUNK):
+            chunk = self.read(position, min(CHUNK, self.tokens - position))
+            if position == 0 and chunk[0] != SEPARATOR:
+                raise DataError(f"{self._path}: damaged: begins with token {chunk[0]}, expected a separator")
+            for at in (position + np.flatnonzero(chunk == SEPARATOR)).tolist():
+                if found:
+                    yield start, at
+                found, start = found + 1, at + 1
+        yield start, self.tokens
+        if found != self.documents:
+            raise DataError(f"{self._path}: damaged: {found} documents, expected {self.documents}")
+
+    def to_bytes(self, limit: int | None = None) -> bytes:
+        """The text, document after document with nothing between them: all, or the first `limit` bytes of it."""
+        decoder = self._tokenizer.stream_decoder()
+        limit = self.bytes if limit is None else limit
+        result = bytearray()
+        for position in range(0, self.tokens, CHUNK):
+            if len(result) >= limit:
+                break
+            result += decoder.feed(self.read(position, min(CHUNK, self.tokens - position)))
+        return bytes(result[:limit])
+
+
+class Corpus:
+    """A prepared directory, open for reading.
+
+    Attributes:
+        directory: where it is.
+        tokenizer: what made the tokens, and makes text of them again.
+        splits: the splits by name: "train", and "valid" where text is held out.
+        request: what `prepare` was asked for.
+        identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
+    """
+
+    def __init__(self, directory: Path, index: dict[str, Any]) -> None:
+        self.directory = directory
+        self.tokenizer = tokenizer_from_json(index["tokenizer"])
+        self.request: dict[str, Any] = index["request"]
+        if index["tokenizer_identity"] != identity(self.tokenizer):
+            raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
+        if index["dtype"] != self.tokenizer.dtype.name:
+            raise ValueError(f'"dtype" is {index["dtype"]}, expected {self.tokenizer.dtype.name}')
+        for name, split in index["splits"].items():
+            if sum(shard["tokens"] for shard in split["shards"]) != split["tokens"]:
+                raise ValueError(f'the shards of "{name}" do not add up to its {split["tokens"]} tokens')
+        self.splits = {name: Split(split, directory, self.tokenizer) for name, split in index["splits"].items()}
+        self.identity = _digest([index["tokenizer_identity"], index["splits"]])
+
+    @classmethod
+    def open(cls, directory: Path, verify: bool = False) -> "Corpus":
+        """Open a prepared directory, checking its index and the size of every shard.
+
+        Args:
+            directory: what `prepare` wrote.
+            verify: also read all of it and compare the checksums.
+
+        Raises:
+            DataError: it is missing, of another kind or damaged; the message names the file.
+        """
+        index = read_index(directory)
+        try:
+            corpus = cls(directory, index)
+            shards = [shard for split in index["splits"].values() for shard in split["shards"]]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{directory / 'index.json'}: damaged: {error}") from error
+        for shard in shards if verify else []:
+            path = directory / shard["file"]
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard["sha256"]:
+                raise DataError(f"{path}: damaged: its sha256 is {digest}, expected {shard['sha256']}")
+        return corpus
+
+    def split(self, name: str) -> Split:
+        """The split of that name, or DataError where the corpus has none."""
+        if name not in self.splits:
+            raise DataError(
+                f"{self.directory}: no split {name!r}, only {', '.join(self.splits)}"
+                + (": set data.valid or data.valid_bytes to hold text out" if name == "valid" else "")
+            )
+        return self.splits[name]
+
+
+class CorpusWriter:
+    """Writes a prepared directory, all of it or nothing: a context that `finish` has to end.
+
+    Args:
+        directory: what it will be called. One that is there already is replaced, when the new one is whole.
+        tokenizer: what makes the tokens.
+        shard_tokens: the most tokens in one file.
+    """
+
+    def __init__(self, directory: Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> None:
+        self._directory = directory
+        self._scratch = directory.parent / f".{directory.name}.partial-{os.getpid()}"
+        self._tokenizer = tokenizer
+        self._shard_tokens = shard_tokens
+        self._splits: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, IO[bytes]] = {}  # each split's last shard, open
+        self._hashes: dict[str, Any] = {}
+
+    def __enter__(self) -> "CorpusWriter":
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def write(self, split: str, text: bytes, new_document: bool) -> None:
+        """Add `text` to `split`, as the beginning of a document or as more of its last one."""
+        counts = self._splits.setdefault(split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": []})
+        tokens = self._tokenizer.encode(text)
+        if new_document:
+            tokens = np.concatenate([np.array([SEPARATOR], tokens.dtype), tokens])
+        counts["documents"] += new_document
+        counts["tokens"] += len(tokens)
+        counts["bytes"] += len(text)
+        shards = counts["shards"]
+        while len(tokens):
+            if not shards or shards[-1]["tokens"] == self._shard_tokens:
+                self._close_shard(split)
+                shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
+                self._files[split] = (self._scratch / shards[-1]["file"]).open("wb")
+                self._hashes[split] = hashlib.sha256()
+            run, tokens = np.split(tokens, [self._shard_tokens - shards[-1]["tokens"]])
+            shards[-1]["tokens"] += len(run)
+            self._files[split].write(run.data)
+            self._hashes[split].update(run.data)
+
+    def finish(self, request: dict[str, Any]) -> None:
+        """Write the index, with `request` (JSON) in it, and give the directory its name.
+
+        Every split must have been written to; a corpus has a "train" split at least.
+        """
+        for split in self._splits:
+            self._close_shard(split)
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dtype": self._tokenizer.dtype.name,
+            "tokenizer": self._tokenizer.to_json(),
+            "tokenizer_identity": identity(self._tokenizer),
+            "request": request,
+            "splits": self._splits,
+        }
+        with (self._scratch / "index.json").open("w") as file:
+            json.dump(index | {"checksum": _digest(index)}, file, indent=1)
+            file.write("\n")
+            _sync(file)
+        if self._directory.is_dir():
+            # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
+            old = self._scratch.with_name(f".{self._directory.name}.replaced-{os.getpid()}")
+            self._directory.rename(old)
+            self._scratch.rename(self._directory)
+            shutil.rmtree(old)
+        else:
+            self._scratch.rename(self._directory)
+
+    def _close_shard(self, split: str) -> None:
+        if split in self._files:
+            file = self._files.pop(split)
+            _sync(file)
+            file.close()
+            self._splits[split]["shards"][-1]["sha256"] = self._hashes.pop(split).hexdigest()
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """The index of a prepared directory, known to be as it was written. DataError otherwise."""
+    path = directory / "index.json"
+    try:
+        index = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Expected a prepared corpus") from error
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: not JSON: {error}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f'{path}: not the index of a prepared corpus: expected "format": "{FORMAT}"')
+    if index.get("version") != VERSION:
+        raise DataError(f"{path}: version {index.get('version')} of the format: expected {VERSION}")
+    if index.pop("checksum", None) != _digest(index):
+        raise DataError(f"{path}: damaged: its contents do not match its checksum")
+    return index
+
+
+def _digest(value: Any) -> str:
+    """The sha256, in hex, of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _map(directory: Path, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
+    """The tokens of a shard, mapped into memory: [tokens] of dtype."""
+    path = directory / shard["file"]
+    expected = shard["tokens"] * dtype.itemsize
+    try:
+        if path.stat().st_size != expected:
+            raise DataError(f"{path}: damaged: {path.stat().st_size} bytes, expected {expected}")
+        return np.asarray(np.memmap(path, dtype, "r"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _sync(file: IO[Any]) -> None:
+    """See that what was written is on the disk before the directory gets its name."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,63 @@
+"""The paper's integer optimizer: a weight moves by one where its vote passes a Z-test (arXiv 2511.16652, section 6).
+
+Under the hypothesis that fitness says nothing of a weight, its vote has mean 0 and standard deviation
+256 sqrt(rank * sum of squared fitness). A weight moves when the vote is beyond the two-sided quantile of level
+alpha, which decays from 1 as 1 / (1 + (2^alpha_log2 - 1) * update / horizon).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from intlm.arithmetic.fixed_point import MAX8, Array
+from intlm.arithmetic.tables import threshold_quantile
+from intlm.eggroll.perturbation import is_matrix
+from intlm.model.parameters import Parameters, Specification
+
+
+class ThresholdState(NamedTuple):
+    """Nothing is remembered between updates."""
+
+
+def init(parameters: Parameters) -> ThresholdState:
+    """The state before the first update."""
+    return ThresholdState()
+
+
+def quantile(update: int, alpha: int, alpha_decay_updates: int) -> int:
+    """256 times the quantile that a vote must pass at this update (0 for the first: then every vote moves)."""
+    return threshold_quantile(alpha_decay_updates, alpha_decay_updates + (2**alpha - 1) * update)
+
+
+def integer_sqrt(x: Array) -> Array:
+    """floor(sqrt(x)) of an int32 scalar >= 0, bit by bit."""
+    root = jnp.zeros_like(x)
+    for bit in range(15, -1, -1):
+        trial = root + (1 << bit)
+        # trial * trial may pass int32 only at 46341 and above, where uint32 still holds it.
+        fits = trial.astype(jnp.uint32) * trial.astype(jnp.uint32) <= x.astype(jnp.uint32)
+        root = jnp.where(fits, trial, root)
+    return root
+
+
+def update(
+    specifications: list[Specification],
+    parameters: Parameters,
+    votes: Parameters,
+    state: ThresholdState,
+    fitness: Array,
+    rank: int,
+    quantile: Array,
+) -> tuple[Parameters, ThresholdState]:
+    """Move each weight by the sign of its vote where the vote passes the test.
+
+    votes: int32, by parameter. fitness: int8 [pairs]. quantile: int32 scalar, 256 times the test's quantile.
+    """
+    energy = jnp.sum(jnp.square(fitness.astype(jnp.int32)))
+    after = {}
+    for specification in specifications:
+        deviation = integer_sqrt(energy * (rank if is_matrix(specification.kind) else 1))
+        vote, weight = votes[specification.name], parameters[specification.name].astype(jnp.int32)
+        move = jnp.where(jnp.abs(vote) >= quantile * deviation, jnp.sign(vote), 0)
+        after[specification.name] = jnp.clip(weight + move, -MAX8, MAX8).astype(jnp.int8)
+    return after, state

@@ -1,0 +1,22 @@
+"""The project's own error types: what the command line turns into one line and an exit code."""
+
+
+class IntlmError(Exception):
+    """A failure that the user can act on. The message names the file or key, its value and what was expected.
+
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(IntlmError):
+    """A configuration that does not validate: unknown key, wrong type, impossible value."""
+
+
+class DataError(IntlmError):
+    """A corpus, a shard or a tokenizer that is missing, damaged or of another kind than expected."""
+
+
+class RunError(IntlmError):
+    """A run directory that is missing, damaged, or does not match what is asked of it."""

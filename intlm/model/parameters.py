@@ -1,0 +1,88 @@
+"""The parameters of the model: their names, shapes, numbers and first values (docs/numerics.md, section 5).
+
+A parameter's number is its place in `specifications`; it is a word of the counter of the parameter's noise.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from intlm.arithmetic.fixed_point import ONE
+from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
+from intlm.arithmetic.tables import tables
+
+Parameters = dict[str, jax.Array]  # name to int8 array
+
+
+class Kind(Enum):
+    """How a parameter is used, hence how it is perturbed."""
+
+    EMBEDDING = "embedding"  # [vocabulary, hidden], a row looked up
+    MATRIX = "matrix"  # [fan-out, fan-in], multiplied
+    BIAS = "bias"  # [hidden], added; starts at 0
+    SCALE = "scale"  # [hidden], a norm's; starts at 1.0
+
+
+class Specification(NamedTuple):
+    """One parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+class Architecture(NamedTuple):
+    """What the parameters' shapes and the arithmetic depend on; hashable, so that it can be static under jit."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    feed_forward_size: int
+    nonlinearity: str  # "clip" or "table"
+
+
+def specifications(architecture: Architecture) -> list[Specification]:
+    """All parameters in the order of their numbers: embedding, layer by layer, output norm, head."""
+    vocab, hidden, layers, feed_forward, _ = architecture
+    square, vector = (hidden, hidden), (hidden,)
+    found = [Specification("embedding", (vocab, hidden), Kind.EMBEDDING)]
+    for i in range(layers):
+        found += [
+            Specification(f"layers.{i}.{name}", shape, kind)
+            for name, shape, kind in (
+                ("cell_norm", vector, Kind.SCALE),
+                ("gate_input", square, Kind.MATRIX),  # W_f
+                ("gate_state", square, Kind.MATRIX),  # U_f
+                ("gate_bias", vector, Kind.BIAS),  # b_f
+                ("candidate_input", square, Kind.MATRIX),  # W_h
+                ("candidate_state", square, Kind.MATRIX),  # U_h
+                ("candidate_bias", vector, Kind.BIAS),  # b_h
+                ("feed_forward_norm", vector, Kind.SCALE),
+                ("up", (feed_forward, hidden), Kind.MATRIX),
+                ("down", (hidden, feed_forward), Kind.MATRIX),
+            )
+        ]
+    found += [
+        Specification("output_norm", vector, Kind.SCALE),
+        Specification("head", (vocab, hidden), Kind.MATRIX),
+    ]
+    return found
+
+
+def initialise(architecture: Architecture, seed: int) -> Parameters:
+    """First values: matrices and embedding Gaussian with standard deviation 16 (1.0), biases 0, scales 16.
+
+    seed: 0 to 2^64 - 1. Element e (row-major) of parameter n is quantile[byte e of the counter (0, 0, n, ·)].
+    """
+    quantile = jnp.asarray(tables().quantile)
+    key = seed_key(seed, Domain.INITIALISATION)
+    parameters = {}
+    for number, (name, shape, kind) in enumerate(specifications(architecture)):
+        if kind in (Kind.MATRIX, Kind.EMBEDDING):
+            octets = random_bytes(key, (0, 0, number, 0), shape[0] * shape[1])
+            parameters[name] = quantile[octets].reshape(shape)
+        else:
+            parameters[name] = jnp.full(shape, ONE if kind is Kind.SCALE else 0, jnp.int8)
+    return parameters

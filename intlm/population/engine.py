@@ -1,0 +1,54 @@
+"""The seam between the method and whatever computes it: an engine evaluates a population and gathers its votes.
+
+Everything is indexed by the global number of the pair, so that chunks, devices and processes are only ways of
+walking through a population. All three calls are pure and can be traced by jax.jit.
+"""
+
+from typing import NamedTuple, Protocol
+
+from intlm.arithmetic.fixed_point import Array
+from intlm.eggroll.perturbation import Perturbation
+from intlm.model.parameters import Architecture, Parameters
+
+
+class Problem(NamedTuple):
+    """What an engine is built for; hashable."""
+
+    architecture: Architecture
+    perturbation: Perturbation
+    pairs: int
+    group_size: int  # pairs that share a text
+    fitness_maximum: int  # the largest |fitness| that `accumulate` will be given
+    chunk_size: int  # members evaluated at once; 0: chosen by the engine
+
+
+class Engine(Protocol):
+    """Held to the others bit for bit by tests/conformance."""
+
+    name: str
+
+    def evaluate(self, parameters: Parameters, tokens: Array, states: Array, update: Array) -> tuple[Array, Array]:
+        """Read a text with every member.
+
+        tokens: uint16 [texts, T + 1], texts = pairs / group_size; the first T are read, the last T predicted.
+        states: int8 [pairs, 2, layers, hidden]. update: uint32 scalar.
+        Returns losses, int32 [pairs, 2], summed over the T tokens (256 = one bit), and the next states.
+        """
+
+    def accumulate(self, fitness: Array, update: Array) -> Parameters:
+        """fitness: int8 [pairs]. Returns every parameter's votes, int32."""
+
+    def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
+        """Read texts with the shared weights.
+
+        tokens: int [batch, T]. states: int8 [batch, layers, hidden].
+        Returns logits, int16 [batch, T, vocabulary] (256 = one bit), and the next states.
+        """
+
+
+def make_engine(name: str, problem: Problem) -> Engine:
+    """The engine called `name` in a configuration; "auto" is the fastest that works here."""
+    from intlm.population.xla import XlaEngine
+
+    assert name in ("auto", "xla"), name
+    return XlaEngine(problem)

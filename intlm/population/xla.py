@@ -1,0 +1,113 @@
+"""The reference engine: the specification in plain JAX, compiled by XLA. Readable first; every other engine is held to it."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from intlm.arithmetic.fixed_point import Array
+from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise, votes
+from intlm.model.forward import PlainWeights, step
+from intlm.model.loss import loss
+from intlm.model.parameters import Parameters, specifications
+from intlm.population.engine import Problem
+
+# Members times the widest activation in one chunk: what keeps a token's working set in cache.
+_CHUNK_ELEMENTS = 1 << 19
+
+Tree = TypeVar("Tree")
+
+
+class XlaEngine:
+    """See `Engine`."""
+
+    name = "xla"
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        architecture = problem.architecture
+        widest = max(architecture.hidden_size, architecture.feed_forward_size, architecture.vocab_size)
+        members = problem.chunk_size or max(2, _CHUNK_ELEMENTS // widest)
+        self.chunk_pairs = min(problem.pairs, max(1, members // 2))
+
+    def _pairs(self) -> Array:
+        return jnp.arange(self.problem.pairs, dtype=jnp.uint32)
+
+    def evaluate(self, parameters: Parameters, tokens: Array, states: Array, update: Array) -> tuple[Array, Array]:
+        """See `Engine.evaluate`."""
+        problem = self.problem
+        epoch = problem.perturbation.epoch(update)
+
+        def evaluate_chunk(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+            pairs, states = chunk
+            weights = PerturbedWeights(
+                parameters,
+                noise(problem.architecture, problem.perturbation, epoch, pairs),
+                problem.perturbation,
+            )
+            texts = tokens[pairs // problem.group_size].astype(jnp.int32)  # [chunk, T + 1]
+            texts = jnp.broadcast_to(texts.T[:, :, None], (texts.shape[1], texts.shape[0], 2))
+
+            def read(carry: tuple[Array, Array], token: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+                states, total = carry
+                logits, states = step(weights, token[0], states, problem.architecture)
+                return (states, total + loss(logits, token[1])), None
+
+            start = (states, jnp.zeros(states.shape[:2], jnp.int32))
+            (states, total), _ = jax.lax.scan(read, start, (texts[:-1], texts[1:]))
+            return total, states
+
+        return map_in_chunks(evaluate_chunk, (self._pairs(), states), self.chunk_pairs)
+
+    def accumulate(self, fitness: Array, update: Array) -> Parameters:
+        """See `Engine.accumulate`."""
+        perturbation = self.problem.perturbation
+        epoch = perturbation.epoch(update)
+        gathered = {}
+        for number, specification in enumerate(specifications(self.problem.architecture)):
+
+            def add(total: Array, chunk: tuple[Array, Array], number=number, specification=specification) -> Array:
+                pairs, fitness = chunk
+                drawn = parameter_noise(specification, number, perturbation, epoch, pairs)
+                return total + votes(specification, drawn, fitness, self.problem.fitness_maximum)
+
+            zero = jnp.zeros(specification.shape, jnp.int32)
+            gathered[specification.name] = fold_in_chunks(add, zero, (self._pairs(), fitness), self.chunk_pairs)
+        return gathered
+
+    def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
+        """See `Engine.infer`."""
+        weights = PlainWeights(parameters)
+
+        def read(states: Array, token: Array) -> tuple[Array, Array]:
+            logits, states = step(weights, token, states, self.problem.architecture)
+            return states, logits.astype(jnp.int16)
+
+        states, logits = jax.lax.scan(read, states, tokens.astype(jnp.int32).T)
+        return logits.swapaxes(0, 1), states
+
+
+def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:
+    """Whole chunks, stacked on a new first axis, and what remains."""
+    count = jax.tree.leaves(tree)[0].shape[0]
+    whole = count // size * size
+    chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tree)
+    return chunks, jax.tree.map(lambda x: x[whole:], tree) if whole < count else None
+
+
+def map_in_chunks(function: Callable[[Tree], Tree], xs: Tree, size: int) -> Tree:
+    """function over the first axis of xs, `size` entries at a time, one chunk after another."""
+    chunks, rest = _split(xs, size)
+    done = jax.lax.map(function, chunks)
+    done = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done)
+    if rest is None:
+        return done
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done, function(rest))
+
+
+def fold_in_chunks(function: Callable[[Array, Tree], Array], start: Array, xs: Tree, size: int) -> Array:
+    """Fold function over the chunks of the first axis of xs."""
+    chunks, rest = _split(xs, size)
+    total, _ = jax.lax.scan(lambda total, chunk: (function(total, chunk), None), start, chunks)
+    return total if rest is None else function(total, rest)

@@ -1,0 +1,88 @@
+"""The metrics file of a run: JSON Lines, one object a line, each with an integer `update`.
+
+- A line is written whole and flushed before the next update: a run killed at any moment leaves at most its
+  last line torn.
+- Resuming from a checkpoint drops the lines past it (`truncate_after`); the others keep their bytes.
+"""
+
+import json
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from intlm.errors import RunError
+
+
+class MetricsWriter:
+    """Appends to the metrics file at `path`. Call `truncate_after` first where the file may exist already."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab")  # noqa: SIM115 (open for the length of a run)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append `line` and flush. Numbers may be NumPy or JAX scalars; NaN and infinity raise ValueError."""
+        text = json.dumps(line, allow_nan=False, default=operator.methodcaller("item"))
+        self._file.write(text.encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of the file, without a torn last one. Damage elsewhere: RunError names the file and line."""
+    return [record for _, record in _lines(path)]
+
+
+def truncate_after(path: Path, update: int) -> None:
+    """Drop the lines of updates later than `update`, and a torn last line. No file: nothing to do.
+
+    Atomic: the file is the old one or the new one at every moment. Raises RunError on other damage.
+    """
+    if not path.exists():
+        return
+    kept = b"".join(line + b"\n" for line, record in _lines(path) if record["update"] <= update)
+    if kept == path.read_bytes():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each whole line (bytes, no newline) with its object."""
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        record = _parsed(line)
+        if record is None:
+            raise RunError(f"{path}: line {number}: damaged: expected a JSON object with an integer update")
+        yield line, record
+    # Without its newline a line is torn, unless only that is missing: no part of an object is an object.
+    record = _parsed(last)
+    if record is not None:
+        yield last, record
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and type(record.get("update")) is int else None

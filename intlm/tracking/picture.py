@@ -1,0 +1,89 @@
+"""The picture of a learning curve: bits per byte over tokens evaluated, beside the ladder of references.
+
+Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
+backend or figure is touched.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intlm.tracking.table import human
+
+TRAIN, HELD_OUT, REFERENCE = "#a9c9e6", "#c1440e", "#5b6470"
+
+
+def learning_curve(
+    metrics: Sequence[Mapping[str, Any]], references: Mapping[str, float], path: Path, title: str
+) -> None:
+    """Draw the metrics lines of a run to the PNG `path`, 1200 x 750 pixels, replacing it atomically.
+
+    A line gives `tokens_evaluated` with `train_bits_per_byte`, `valid_bits_per_byte` or both. `references`
+    (name -> bits per byte on the same held-out text) are drawn as labelled horizontal lines.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    def points(name: str) -> tuple[list[float], list[float]]:
+        measured = [(line["tokens_evaluated"], line[name]) for line in metrics if line.get(name) is not None]
+        return [x for x, _ in measured], [y for _, y in measured]
+
+    train, valid = points("train_bits_per_byte"), points("valid_bits_per_byte")
+    figure = Figure(figsize=(12, 7.5), dpi=100)
+    axes = figure.add_axes((0.07, 0.09, 0.77, 0.81))
+    if train[0]:
+        axes.plot(*train, color=TRAIN, linewidth=0.8, label="training text, each update")
+    if valid[0]:
+        label = f"held-out text, last {valid[1][-1]:.3f}"
+        size = 4.5 if len(valid[0]) <= 60 else 2.0
+        axes.plot(*valid, color=HELD_OUT, linewidth=1.8, marker="o", markersize=size, label=label, zorder=4)
+
+    tokens = sorted({*train[0], *valid[0]})
+    if tokens and tokens[0] > 0 and math.log10(tokens[-1] / tokens[0]) > 1.5:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: human(x)))
+    axes.margins(x=0.01)
+    heights = [*train[1], *valid[1], *references.values()] or [0.0, 8.0]
+    margin = 0.04 * (max(heights) - min(heights)) or 0.1
+    low, high = min(heights) - margin, max(heights) + margin
+    axes.set_ylim(low, high)
+
+    # A reference's label stands in the right margin at its line's height, or as near as the others allow.
+    names = sorted(references, key=lambda name: references[name])
+    wanted = [(references[name] - low) / (high - low) for name in names]
+    edge: dict[str, Any] = {"transform": axes.transAxes, "color": REFERENCE}
+    for name, height, beside in zip(names, wanted, _spread(wanted, gap=0.034), strict=True):
+        axes.axhline(references[name], color=REFERENCE, linewidth=1.0, linestyle=(0, (5, 4)), zorder=3)
+        axes.plot([1.0, 1.022], [height, beside], clip_on=False, linewidth=0.8, **edge)
+        text = f"{name}  {references[name]:.3f}"
+        axes.text(1.028, beside, text, va="center", fontsize=11, parse_math=False, **edge)
+
+    axes.set_title(title, fontsize=14, loc="left", pad=34, parse_math=False)
+    axes.set_xlabel("tokens evaluated", fontsize=12)
+    axes.set_ylabel("bits per byte", fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if train[0] or valid[0]:
+        # Above the axes: inside, it would cover the curve of a run that does not learn.
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=11, frameon=False)
+
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights in 0..1, moved as little as a sweep up and one down need to be `gap` apart."""
+    placed: list[float] = []
+    for height in wanted:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed

@@ -1,0 +1,103 @@
+"""The live progress line of training.
+
+- On a terminal it is a tqdm bar on stderr; elsewhere (a log file, CI) plain lines, one every ten seconds.
+- Text that appears while training goes through `Progress.write`, to stdout, above the bar.
+"""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from intlm.tracking.table import human
+
+PLAIN_SECONDS = 10  # between plain lines
+# A sample may hold any character: those that move the cursor are shown by their Unicode pictures instead.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+class Progress:
+    """Shows a run of `total` updates, of which `initial` were done before it started. A context manager."""
+
+    def __init__(self, total: int, initial: int = 0) -> None:
+        self._total = total
+        self._initial = initial
+        self._update = initial
+        self._latest: dict[str, Any] = {}
+        self._start = time.monotonic()
+        self._printed_at = -float("inf")
+        self._pending = False
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                miniters=1,
+                bar_format="{n_fmt}/{total_fmt} {bar} {remaining} left{postfix}",
+            )
+
+    def update(self, update: int, **fields: Any) -> None:
+        """`update` updates are done. `fields` are those of a metrics line; each shows until its next value.
+
+        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, changed (a share, 0 to 1).
+        """
+        self._latest.update((name, value) for name, value in fields.items() if value is not None)
+        advance, self._update = update - self._update, update
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._state(), refresh=False)
+            self._bar.update(advance)
+            return
+        self._pending = True
+        if time.monotonic() - self._printed_at >= PLAIN_SECONDS:
+            self._print()
+
+    def write(self, text: str) -> None:
+        """Print `text` to stdout, above the bar; control characters but newline and tab are made visible."""
+        encoding = sys.stdout.encoding or "utf-8"
+        text = text.translate(_VISIBLE).encode(encoding, "replace").decode(encoding)
+        tqdm.write(text)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Show the last state and leave it on its line. A second call does nothing."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+        elif self._pending:
+            self._print()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _state(self) -> str:
+        """The measured values, the most wanted first: a narrow terminal cuts the last."""
+        values = self._latest
+        parts = []
+        if "train_bits_per_byte" in values:
+            parts.append(f"{values['train_bits_per_byte']:.3f} bits/byte")
+        if "valid_bits_per_byte" in values:
+            parts.append(f"held-out {values['valid_bits_per_byte']:.3f}")
+        if "tokens_per_second" in values:
+            parts.append(f"{human(values['tokens_per_second'])} tokens/s")
+        if "changed" in values:
+            parts.append(f"{100 * values['changed']:.2f}% changed")
+        return ", ".join(parts)
+
+    def _print(self) -> None:
+        self._printed_at, self._pending = time.monotonic(), False
+        done, elapsed = self._update - self._initial, self._printed_at - self._start
+        left = tqdm.format_interval(elapsed / done * (self._total - self._update)) if done else "?"
+        state = self._state()
+        line = f"update {self._update}/{self._total}, {left} left" + (f", {state}" if state else "")
+        print(line, file=sys.stderr, flush=True)
