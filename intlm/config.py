@@ -64,7 +64,7 @@ class ModelConfig:
         "channels inside each feed-forward", 256, low=8, high=65536, multiple=8, why=_GROUPS_OF_8
     )
     nonlinearity: str = _key(
-        "of the recurrent cell: saturation alone, or sigmoid and tanh by table",
+        "the recurrent cell's: saturation alone, or sigmoid and tanh by tables",
         "clip", choices=("clip", "table"),
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ class DataConfig:
 
     train: str = _key("a text file, a directory of them, or a .py recipe", path=True)
     valid: str = _key("held-out text of its own, as for train", "", path=True)
-    valid_bytes: int = _key("bytes of train to hold out", 0, low=0, high=2**63 - 1)
+    valid_bytes: int = _key("bytes of train to hold out", 0, low=0)
     tokenizer: str = _key(
         "all 256 bytes, or those that occur in the training text and an escape",
         "bytes", choices=("bytes", "alphabet"),
@@ -134,7 +134,7 @@ class DataConfig:
 class Config:
     """The run as a whole."""
 
-    seed: int = _key("of all random bits", 0, low=0, high=2**64 - 1)
+    seed: int = _key("seed of all random bits", 0, low=0, high=2**64 - 1)
     engine: str = _key("what evaluates the population", "auto", choices=("auto", "xla"))
     model: ModelConfig = ModelConfig()
     eggroll: EggrollConfig = EggrollConfig()
@@ -242,7 +242,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag a key, `--section.key VALUE`, grouped by section. Values stay text: `load` parses them."""
     for section, cls in _SECTIONS.items():
         title = f"configuration keys of [{section}]" if section else "configuration keys"
-        group = parser.add_argument_group(title, cls.__doc__)
+        about = cls.__doc__ if section else "A flag overrides the file; a default is for a key in neither."
+        group = parser.add_argument_group(title, about)
         for name, key in KEYS.items():
             if name.rpartition(".")[0] != section:
                 continue
@@ -353,7 +354,8 @@ def _expected(key: dataclasses.Field[Any]) -> str:
         return "path"
     if key.type is str:
         return "string"
-    span = f" {limits['low']} to {limits['high']}" if limits["high"] is not None else f" from {limits['low']}"
+    open_ended = limits["high"] in (None, INT32_MAX)
+    span = f" from {limits['low']}" if open_ended else f" {limits['low']} to {limits['high']}"
     multiple = {1: "", 2: ", even"}.get(limits["multiple"], f", a multiple of {limits['multiple']}")
     return f"integer{span}{multiple}"
 

@@ -15,7 +15,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -59,9 +59,9 @@ def prepare(
         raise DataError(f"data.tokenizer = {tokenizer_name!r}: expected one of {', '.join(NAMES)}")
     if valid_bytes < 0:
         raise DataError(f"data.valid_bytes = {valid_bytes}: expected 0 or more")
-    for path in filter(None, (source, valid)):
-        if directory.resolve().is_relative_to(path.resolve()):
-            raise DataError(f"{directory}: lies within the text to prepare, {path}: expected it elsewhere")
+    for text_path in filter(None, (source, valid)):
+        if directory.resolve().is_relative_to(text_path.resolve()):
+            raise DataError(f"{directory}: lies within the text, {text_path}: expected it elsewhere")
     request = {
         "train": _fingerprint(source),
         "valid": _fingerprint(valid) if valid else None,
@@ -93,7 +93,7 @@ def prepare(
         with CorpusWriter(directory, tokenizer) as writer:
             pieces = _pieces(read("preparing"), cuts)
             if valid:
-                held_out = _reader(valid, document_separator, None)("preparing what is held out")
+                held_out = _watch(sources.documents(valid, document_separator), "preparing valid", None)
                 pieces = itertools.chain(pieces, _pieces(held_out, itertools.repeat(0)))
             for split, is_new, text in pieces:
                 writer.write(split, text, is_new)
@@ -149,7 +149,8 @@ def _watch(documents: Documents, purpose: str, total: int | None) -> Iterator[It
             yield chunk
             bar.update(len(chunk))
 
-    with tqdm(desc=purpose, total=total, unit="B", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+    form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    with tqdm(desc=purpose, total=total, disable=None, **form) as bar:  # None: unless stderr is a terminal
         for document in documents:
             yield count(document)
 
@@ -158,7 +159,7 @@ def _cuts(sizes: np.ndarray, valid_bytes: int, source: Path) -> np.ndarray:
     """How many bytes of each document are for training, the rest being held out: [documents] int64."""
     if sizes.sum() <= valid_bytes:
         raise DataError(
-            f"data.valid_bytes = {valid_bytes}: expected less than the {sizes.sum()} bytes of text in {source}"
+            f"data.valid_bytes = {valid_bytes}: expected less than the {sizes.sum()} bytes of {source}"
         )
     cuts = sizes.copy()
     if len(sizes) == 1:
@@ -187,10 +188,10 @@ def _pieces(documents: Documents, cuts: Iterable[int]) -> Iterator[tuple[str, bo
 
     The first `cut` bytes of a document are for training and the rest are held out, a document there.
     """
-    for document, cut in zip(documents, cuts, strict=False):
+    for document, cut in zip(documents, map(int, cuts), strict=False):
         position = 0
         for chunk in document:
-            here = min(max(int(cut) - position, 0), len(chunk))
+            here = min(max(cut - position, 0), len(chunk))
             if here:
                 yield "train", position == 0, chunk[:here]
             if here < len(chunk):

@@ -52,7 +52,7 @@ class Split:
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens at `positions`, integers in 0..tokens-1 of any shape: the same shape, uint8 or uint16."""
+        """The tokens at `positions`, int64 in 0..tokens-1 of any shape: that shape, uint8 or uint16."""
         if len(self._shards) == 1:
             return self._shards[0][positions]
         result = np.empty(positions.shape, self._tokenizer.dtype)
@@ -64,7 +64,7 @@ class Split:
         return result
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` tokens from `start` (any integer) on, the split taken as a ring: [count] uint8 or uint16."""
+        """`count` tokens from `start` (any integer) on, as from a ring: [count] uint8 or uint16."""
         result = np.empty(count, self._tokenizer.dtype)
         done = 0
         while done < count:
@@ -77,7 +77,7 @@ class Split:
         return result
 
     def document_spans(self) -> Iterator[tuple[int, int]]:
-        """Each document's (start, end) in tokens, its separator left out. DataError if they are not as counted."""
+        """Each document's (start, end) in tokens, its separator left out. DataError if not as counted."""
         found, start = 0, 0
         for position in range(0, self.tokens, CHUNK):
             chunk = self.read(position, min(CHUNK, self.tokens - position))
@@ -92,7 +92,7 @@ class Split:
             raise DataError(f"{self._path}: damaged: {found} documents, expected {self.documents}")
 
     def to_bytes(self, limit: int | None = None) -> bytes:
-        """The text, document after document with nothing between them: all, or the first `limit` bytes of it."""
+        """The text, nothing between its documents: all of it, or its first `limit` bytes."""
         decoder = self._tokenizer.stream_decoder()
         limit = self.bytes if limit is None else limit
         result = bytearray()
@@ -116,7 +116,10 @@ class Corpus:
 
     def __init__(self, directory: Path, index: dict[str, Any]) -> None:
         self.directory = directory
-        self.tokenizer = tokenizer_from_json(index["tokenizer"])
+        try:
+            self.tokenizer = tokenizer_from_json(index["tokenizer"])
+        except DataError as error:  # which does not know the file
+            raise ValueError(error) from error
         self.request: dict[str, Any] = index["request"]
         if index["tokenizer_identity"] != identity(self.tokenizer):
             raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
@@ -125,7 +128,8 @@ class Corpus:
         for name, split in index["splits"].items():
             if sum(shard["tokens"] for shard in split["shards"]) != split["tokens"]:
                 raise ValueError(f'the shards of "{name}" do not add up to its {split["tokens"]} tokens')
-        self.splits = {name: Split(split, directory, self.tokenizer) for name, split in index["splits"].items()}
+        splits: dict[str, Any] = index["splits"]
+        self.splits = {name: Split(split, directory, self.tokenizer) for name, split in splits.items()}
         self.identity = _digest([index["tokenizer_identity"], index["splits"]])
 
     @classmethod

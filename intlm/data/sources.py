@@ -56,7 +56,8 @@ def documents(source: Path, separator: str | None) -> Iterator[Iterator[bytes]]:
             (`data.document_separator`); None to leave each file, or object of a recipe, whole.
 
     Raises:
-        DataError: nothing there, a file that cannot be read, or a recipe that fails; all name the file.
+        DataError: nothing there, no text in it, a file that cannot be read, or a recipe that fails; the
+            message names the file.
     """
     if separator == "":
         raise DataError('data.document_separator = "": expected at least one character, or none to be set')
@@ -65,6 +66,7 @@ def documents(source: Path, separator: str | None) -> Iterator[Iterator[bytes]]:
         texts = ((document,) for document in _run_recipe(source))
     else:
         texts = map(_read_chunks, files(source))
+    is_empty = True
     for chunks in texts:
         pieces = _split(chunks, separator.encode()) if separator else chunks
         # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
@@ -72,7 +74,10 @@ def documents(source: Path, separator: str | None) -> Iterator[Iterator[bytes]]:
         present = (piece for piece in pieces if piece is None or piece)
         for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
             if not is_boundary:
+                is_empty = False
                 yield (piece for piece in document if piece is not None)
+    if is_empty:
+        raise DataError(f"{source}: no text in it, expected at least one byte")
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:

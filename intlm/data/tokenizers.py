@@ -31,7 +31,7 @@ NAMES = ("bytes", "alphabet")
 
 
 class Tokenizer(ABC):
-    """What all tokenizers share. A subclass says which tokens stand for which byte, and which is the escape."""
+    """What all tokenizers share. A subclass says which tokens stand for which byte."""
 
     name: str
 
@@ -80,7 +80,7 @@ class Tokenizer(ABC):
         return result
 
     def decode(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes that `tokens` (0..vocab_size-1, or DataError) stand for. An escape cut off gives nothing."""
+        """What `tokens` (0..vocab_size-1, else DataError) stand for. An escape cut off gives nothing."""
         return self.stream_decoder().feed(tokens)
 
     def stream_decoder(self) -> "StreamDecoder":
@@ -97,7 +97,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def _decoding(self) -> tuple[np.ndarray, dict[tuple[int, ...], bytes]]:
-        """Each plain token's byte, [vocab_size] uint8, and the byte of each sequence that may follow an escape."""
+        """Each plain token's byte, [vocab_size] uint8, and the byte of each sequence after an escape."""
         plain = np.zeros(self.vocab_size, np.uint8)
         escaped = {}
         for byte, code in enumerate(self.codes):
@@ -122,10 +122,11 @@ class StreamDecoder:
         return self.feed((token,))
 
     def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """What `tokens` (0..vocab_size-1, or DataError) add to the text decoded so far."""
+        """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
         array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.int64)
-        if len(array) and not (0 <= array.min() and array.max() < len(self._plain)):
-            raise DataError(f"tokens from {array.min()} to {array.max()}: expected 0 to {len(self._plain) - 1}")
+        low, high = (array.min(), array.max()) if len(array) else (0, 0)
+        if low < 0 or high >= len(self._plain):
+            raise DataError(f"tokens from {low} to {high}: expected 0 to {len(self._plain) - 1}")
         result = bytearray()
         position = 0
         escapes = iter([*np.flatnonzero(array == self._escape).tolist(), len(array)])

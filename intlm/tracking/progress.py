@@ -1,9 +1,12 @@
 """The live progress line of training.
 
+- It gives bits per byte ("bpb") and fits 80 columns.
 - On a terminal it is a tqdm bar on stderr; elsewhere (a log file, CI) plain lines, one every ten seconds.
 - Text that appears while training goes through `Progress.write`, to stdout, above the bar.
 """
 
+import os
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -32,11 +35,18 @@ class Progress:
         self._pending = False
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
+            try:
+                measured = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            except OSError:
+                measured = False
+            size = (None, None) if measured else shutil.get_terminal_size()  # tqdm would make it 0 x 0
             self._bar = tqdm(
                 total=total,
                 initial=initial,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                dynamic_ncols=measured,
+                ncols=size[0],
+                nrows=size[1],
                 miniters=1,
                 bar_format="{n_fmt}/{total_fmt} {bar} {remaining} left{postfix}",
             )
@@ -85,13 +95,13 @@ class Progress:
         values = self._latest
         parts = []
         if "train_bits_per_byte" in values:
-            parts.append(f"{values['train_bits_per_byte']:.3f} bits/byte")
+            parts.append(f"{values['train_bits_per_byte']:.3f} bpb")
         if "valid_bits_per_byte" in values:
             parts.append(f"held-out {values['valid_bits_per_byte']:.3f}")
         if "tokens_per_second" in values:
-            parts.append(f"{human(values['tokens_per_second'])} tokens/s")
+            parts.append(f"{human(values['tokens_per_second'])} tok/s")
         if "changed" in values:
-            parts.append(f"{100 * values['changed']:.2f}% changed")
+            parts.append(f"{100 * values['changed']:.3g}% changed")
         return ", ".join(parts)
 
     def _print(self) -> None:

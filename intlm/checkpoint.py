@@ -1,0 +1,93 @@
+"""Checkpoints with orbax: everything needed to go on with the same bits, written atomically, the last few kept.
+
+A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
+has a state), `members` (recurrent states) and `meta` (JSON: numerics version and whatever the caller adds). The
+position in the data and in the noise is a function of the update alone.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from intlm.errors import RunError
+from intlm.model.parameters import Architecture, Parameters, specifications
+from intlm.version import NUMERICS_VERSION
+
+KEPT = 3
+
+
+class Checkpoints:
+    """The checkpoints in one directory."""
+
+    def __init__(self, directory: Path, read_only: bool = False) -> None:
+        import orbax.checkpoint as ocp  # slow to import
+
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
+        self._ocp = ocp
+        self._directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else KEPT,
+            read_only=read_only,
+            enable_async_checkpointing=False,
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def updates(self) -> list[int]:
+        """The updates that have a whole checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, update: int, parameters: Parameters, optimizer: Any, members: jax.Array, meta: Mapping[str, Any]):
+        """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already."""
+        if update in self._manager.all_steps():
+            return
+        standard, ocp = self._ocp.args.StandardSave, self._ocp
+        items = {
+            "parameters": standard(parameters),
+            "members": standard({"states": members}),
+            "meta": ocp.args.JsonSave({**meta, "update": update, "numerics_version": NUMERICS_VERSION}),
+        }
+        if jax.tree.leaves(optimizer):
+            items["optimizer"] = standard(optimizer)
+        try:
+            self._manager.save(update, args=ocp.args.Composite(**items))
+        except OSError as error:
+            raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {error}") from None
+
+    def meta(self, update: int) -> dict[str, Any]:
+        """The meta item, its numerics version checked."""
+        meta = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
+        if (found := meta.get("numerics_version")) != NUMERICS_VERSION:
+            raise RunError(
+                f"{self._directory}/{update}: computed by numerics version {found}; this intlm computes version "
+                f"{NUMERICS_VERSION}, whose bits differ"
+            )
+        return meta
+
+    def parameters(self, update: int, architecture: Architecture) -> Parameters:
+        """The parameters, int8, their names and shapes checked against the architecture."""
+        expected = {s.name: jax.ShapeDtypeStruct(s.shape, "int8") for s in specifications(architecture)}
+        return self._restore(update, {"parameters": self._standard(expected)})["parameters"]
+
+    def restore(self, update: int, like: tuple[Parameters, Any, jax.Array]) -> tuple[Parameters, Any, jax.Array]:
+        """Parameters, optimizer state and member states, of the shapes and dtypes of `like`."""
+        parameters, optimizer, members = like
+        items = {"parameters": self._standard(parameters), "members": self._standard({"states": members})}
+        if jax.tree.leaves(optimizer):
+            items["optimizer"] = self._standard(optimizer)
+        found = self._restore(update, items)
+        return found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]
+
+    def _standard(self, tree: Any) -> Any:
+        local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=local), tree)
+        return self._ocp.args.StandardRestore(shapes)
+
+    def _restore(self, update: int, items: dict[str, Any]) -> Any:
+        try:
+            return self._manager.restore(update, args=self._ocp.args.Composite(**items))
+        except Exception as error:  # orbax raises many kinds for a damaged checkpoint
+            reason = str(error).strip().split("\n")[0][:300]
+            raise RunError(f"{self._directory}/{update}: the checkpoint cannot be read: {reason}") from None

@@ -1,0 +1,169 @@
+"""The command line: arguments in, one call of a recipe, its result printed. Holds no logic of its own."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from intlm import config as configuration
+from intlm.errors import ConfigError, IntlmError
+from intlm.version import NUMERICS_VERSION, __version__
+
+INTERRUPTED = 130
+
+
+def _train(args: argparse.Namespace) -> int:
+    from intlm.training import train
+
+    config = configuration.load(args.config, configuration.overrides_from(args))
+    directory = args.run_dir or Path("runs") / args.config.stem
+    if train(config, directory, args.resume):
+        print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
+        return 0
+    print(f"stopped and saved; resume with: intlm train {args.config} --run-dir {directory} --resume")
+    return INTERRUPTED
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from intlm.tracking.table import format_table
+    from intlm.training import prepare_corpus
+
+    config = configuration.load(args.config, configuration.overrides_from(args))
+    corpus = prepare_corpus(config)
+    splits = [(name, corpus.split(name)) for name in ("train", "valid")]
+    rows = [(name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}") for name, s in splits]
+    print(format_table(["split", "documents", "tokens", "bytes"], rows))
+    print(f"{config.data.prepared}: {corpus.tokenizer.vocab_size} tokens in the vocabulary ({corpus.tokenizer.name})")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from intlm.evaluation import evaluate, file_documents, split_documents
+    from intlm.run import load, open_corpus, open_run
+    from intlm.tracking.table import format_table
+
+    config, tokenizer = open_run(args.run)
+    if args.text:
+        texts, what = file_documents(args.text, config.data.document_separator, tokenizer), str(args.text)
+    else:
+        split = open_corpus(config, tokenizer).split(args.split)
+        texts, what = split_documents(split), f"{args.split} split"
+    found = evaluate(load(args.run), texts, args.batch)
+    if not found.bytes:
+        raise ConfigError(f"{what}: nothing to evaluate: it holds no text")
+    summary = found.summary()
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        rows = [(name.replace("_", " "), f"{v:,}" if isinstance(v, int) else f"{v:.4f}") for name, v in summary.items()]
+        print(format_table([what, ""], rows))
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    import codecs
+
+    from intlm.generation import generate
+    from intlm.run import load
+
+    prompt = args.prompt_file.read_bytes() if args.prompt_file else os.fsencode(args.prompt)
+    model = load(args.run)
+    # UTF-8 whatever the terminal's locale, a character when its last byte is there.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    print(decoder.decode(prompt), end="", flush=True)
+    for some in generate(model, prompt, args.tokens, args.temperature, args.top_k, args.sample_seed):
+        print(decoder.decode(some), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from intlm.inspection import inspect
+
+    print(inspect(args.run))
+    return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    top = argparse.ArgumentParser(prog="intlm", description="Pretrain language models in integers.", allow_abbrev=False)
+    version = f"intlm {__version__}, numerics version {NUMERICS_VERSION}"
+    top.add_argument("--version", action="version", version=version)
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, call: object, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        made.set_defaults(call=call)
+        return made
+
+    made = command("prepare", _prepare, "Turn a config's text into token shards.")
+    made.add_argument("config", type=Path, metavar="CONFIG")
+    configuration.add_arguments(made)
+
+    made = command("train", _train, "Pretrain the model of a config (prepares its text first).")
+    made.add_argument("config", type=Path, metavar="CONFIG")
+    made.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/CONFIG's name)")
+    made.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    configuration.add_arguments(made)
+
+    made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
+    made.add_argument("run", type=Path, metavar="RUN")
+    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)")
+    made.add_argument("--batch", type=_count, default=None, metavar="N", help="segments read at once; changes no digit")
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+
+    made = command("generate", _generate, "Let a run's model write.")
+    made.add_argument("run", type=Path, metavar="RUN")
+    prompt = made.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="what it goes on from (default: a document's start)")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, any bytes")
+    made.add_argument("--tokens", type=_count, default=500, metavar="N", help="how many to draw (default: 500)")
+    made.add_argument("--temperature", default="0.8", metavar="T", help="1/128 to 256; 0: always the likeliest (default: 0.8)")
+    made.add_argument("--top-k", type=_count, default=0, metavar="K", help="draw from the K likeliest; 0: all (default: 0)")
+    made.add_argument("--seed", type=_count, default=0, dest="sample_seed", metavar="N", help="same seed, same text (default: 0)")
+
+    made = command("inspect", _inspect, "Tables of a run's weights and activations.")
+    made.add_argument("run", type=Path, metavar="RUN")
+    return top
+
+
+def _configure_jax() -> None:
+    """Keep compiled programs between commands, so that the first update comes soon."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "intlm" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+    args = parser().parse_args(arguments)
+    try:
+        _configure_jax()
+        return args.call(args)
+    except IntlmError as error:
+        print(f"intlm: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"intlm: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        return IntlmError.exit_code
+    except KeyboardInterrupt:
+        print("intlm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

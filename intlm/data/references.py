@@ -1,0 +1,75 @@
+"""What simple models reach on the same held-out bytes: the ladder to read bits per byte against.
+
+n-grams are over bytes, with Witten-Bell interpolation (Bell, Witten and Cleary, Text Compression, 1990):
+
+    P(w | h) = (c(hw) + n(h) · P(w | h')) / (c(h) + n(h))
+
+where h' is the context h without its first byte, c(hw) counts w after h in the training text, c(h) all bytes
+after h and n(h) the different ones; below the empty context is the uniform distribution over 256 bytes. The
+held-out text begins with no context. `gzip -9` is given the held-out text alone.
+
+Floats are used freely here: these figures are for people to read.
+"""
+
+import gzip
+
+import numpy as np
+
+from intlm.errors import DataError
+
+TRAIN_LIMIT = 64 << 20
+"""Only so many bytes of the training text, the first ones, are counted."""
+
+
+def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str, float]:
+    """Bits per byte on `valid` of models of `train`, by name, the weakest n-gram first.
+
+    Args:
+        train: training text: bytes, or [bytes] uint8. Of more than TRAIN_LIMIT, the first.
+        valid: held-out text, likewise, at least one byte; DataError if it has none.
+
+    Returns:
+        "unigram", "bigram", "trigram" and "gzip -9", in bits per byte.
+    """
+    seen, text = _bytes(train)[:TRAIN_LIMIT], _bytes(valid)
+    if not len(text):
+        raise DataError("references: the held-out text is empty: expected at least one byte")
+    names = ("unigram", "bigram", "trigram")
+    result = {}
+    probability = np.full(len(text), 1 / 256)  # of each byte of the text, by the model so far
+    for order, name in enumerate(names):
+        counts = _counts(seen, order + 1)  # [contexts, 256]
+        total = counts.sum(1)  # [contexts]
+        different = np.count_nonzero(counts, axis=1)
+        grams = _grams(text, order + 1)
+        contexts = grams >> 8
+        lower = probability[order:]  # the first `order` bytes have no context of this length
+        # A context never seen has nothing to say: the formula would be 0/0 and the shorter one stands.
+        weight = np.maximum(total + different, 1)[contexts]
+        backed_off = np.where(total[contexts] > 0, different[contexts], 1) * lower
+        probability[order:] = (counts.reshape(-1)[grams] + backed_off) / weight
+        result[name] = float(-np.log2(probability).mean())
+    result["gzip -9"] = len(gzip.compress(text.tobytes(), 9, mtime=0)) * 8 / len(text)
+    return result
+
+
+def _bytes(text: bytes | np.ndarray) -> np.ndarray:
+    return text if isinstance(text, np.ndarray) else np.frombuffer(text, np.uint8)
+
+
+def _grams(text: np.ndarray, length: int) -> np.ndarray:
+    """Every run of `length` bytes (1 to 3) as a number, first byte highest: [bytes - length + 1] int32."""
+    starts = max(0, len(text) - length + 1)
+    grams = np.zeros(starts, np.int32)
+    for place in range(length):
+        grams = grams << 8 | text[place : place + starts]
+    return grams
+
+
+def _counts(text: np.ndarray, length: int) -> np.ndarray:
+    """How often each run of `length` bytes occurs: [256**(length - 1), 256] int32."""
+    counts = np.zeros(256**length, np.int32)
+    chunk = 1 << 22  # what bincount makes of a chunk, int64 for each byte, is what takes memory
+    for start in range(0, len(text), chunk):
+        counts += np.bincount(_grams(text[start : start + chunk + length - 1], length), minlength=len(counts))
+    return counts.reshape(-1, 256)

@@ -1,0 +1,118 @@
+"""Bits per byte of a text (README, "How a model is measured").
+
+The protocol: every document is read alone, from a zero state, its first token predicted from the separator that
+begins it. Separators are not predicted and not counted. A document longer than SEGMENT tokens is cut into
+segments that are read side by side; each first reads, uncounted, the WARM_UP tokens before it as if they began
+the document. No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes are those of
+the text.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from intlm.data.shards import Split
+from intlm.data.sources import documents
+from intlm.data.tokenizers import Tokenizer
+from intlm.model import SEPARATOR
+from intlm.run import BLOCK, LanguageModel
+
+SEGMENT = 1024
+WARM_UP = 256
+_BATCH_LOGITS = 1 << 24  # logits held at once
+
+
+class Evaluation(NamedTuple):
+    """What a model makes of a text."""
+
+    tokens: int
+    bytes: int
+    bits: float  # from the exact float64 log-softmax of the logits
+    integer_loss: int  # the integer losses' sum, 256 = one bit
+
+    def summary(self) -> dict[str, float | int]:
+        """The figures under the names that scripts rely on."""
+        per_token, per_byte = self.bits / self.tokens, self.bits / self.bytes
+        return {
+            "bits_per_byte": per_byte,
+            "bits_per_byte_integer": self.integer_loss / 256 / self.bytes,
+            "bits_per_token": per_token,
+            "bits_per_token_integer": self.integer_loss / 256 / self.tokens,
+            "perplexity_per_token": 2**per_token,
+            "perplexity_per_byte": 2**per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+
+class _Segment(NamedTuple):
+    inputs: np.ndarray  # what is read, warm-up first
+    targets: np.ndarray  # what the last len(targets) inputs predict
+
+
+def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarray]:
+    """The tokens of each document of a split, without separators; at most `limit` tokens in all."""
+    left = math.inf if limit is None else limit
+    for start, end in split.document_spans():
+        if left <= 0:
+            return
+        count = int(min(end - start, left))
+        left -= count
+        yield split.read(start, count)
+
+
+def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The tokens of each document of a text file (or directory)."""
+    for chunks in documents(path, separator or None):
+        yield tokenizer.encode(b"".join(chunks))
+
+
+def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | None = None) -> Evaluation:
+    """Measure a model on documents, each an array of tokens. `batch`: segments read side by side."""
+    batch = batch or max(1, min(256, _BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
+    size = {"tokens": 0, "bytes": 0}
+
+    def segments() -> Iterator[_Segment]:
+        for text in texts:
+            size["tokens"] += len(text)
+            size["bytes"] += len(model.tokenizer.decode(text))
+            for first in range(0, len(text), SEGMENT):
+                last = min(first + SEGMENT, len(text))
+                before = text[max(0, first - WARM_UP) : last - 1]
+                yield _Segment(np.concatenate([[SEPARATOR], before]), text[first:last])
+
+    bits: list[float] = []
+    integer = 0
+    queue = segments()
+    while chosen := list(islice(queue, batch)):
+        width = -(-max(len(s.inputs) for s in chosen) // BLOCK) * BLOCK
+        # Aligned at the end, a segment's targets are the row's last. What pads the front is separators: the
+        # segment's own separator sets the state to zero after them.
+        inputs = np.full((batch, width), SEPARATOR, np.int32)
+        targets = np.full((batch, width), -1, np.int32)
+        for row, segment in enumerate(chosen):
+            inputs[row, width - len(segment.inputs) :] = segment.inputs
+            targets[row, width - len(segment.targets) :] = segment.targets
+        states = model.start(batch)
+        for first in range(0, width, BLOCK):
+            logits, states = model.read(inputs[:, first : first + BLOCK], states)
+            block = targets[:, first : first + BLOCK]
+            counted = block >= 0
+            if counted.any():
+                integer += int(model.integer_losses(logits, np.maximum(block, 0))[counted].sum(dtype=np.int64))
+                bits.append(math.fsum(exact_losses(logits[counted], block[counted])))
+    return Evaluation(size["tokens"], size["bytes"], math.fsum(bits), integer)
+
+
+def exact_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Base-2 cross-entropy in float64. logits: int16 [n, vocabulary], 256 = one bit; targets: [n]."""
+    below = logits.max(axis=-1, keepdims=True).astype(np.int32) - logits
+    chosen = np.take_along_axis(below, targets[:, None], axis=-1)[:, 0]
+    return np.log2(_EXP2[below].sum(axis=-1)) + chosen / 256
+
+
+_EXP2 = np.exp2(-np.arange(1 << 16) / 256)

@@ -1,0 +1,115 @@
+"""What the weights and activations of a run look like: the thing to read when a run does not learn."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from intlm.arithmetic.fixed_point import MAX8, Array
+from intlm.checkpoint import Checkpoints
+from intlm.errors import DataError
+from intlm.model.forward import PlainWeights, step, zero_states
+from intlm.model.parameters import Parameters, initialise, specifications
+from intlm.run import LanguageModel, load, open_corpus, open_run, run_checkpoints
+from intlm.tracking.table import format_table
+
+STREAMS, TOKENS = 32, 128
+_READS = {
+    "gate_input": "normed input of the cell",
+    "gate_state": "recurrent state",
+    "candidate_state": "gated state",
+    "up": "normed input of the feed-forward",
+    "down": "feed-forward, inside",
+}
+
+
+class _Recorder(PlainWeights):
+    """The plain weights, which keep what each matrix multiplies."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__(parameters)
+        self.inputs: dict[str, Array] = {}
+
+    def embed(self, tokens: Array) -> Array:
+        self.inputs["embedding"] = super().embed(tokens)
+        return self.inputs["embedding"]
+
+    def multiply(self, name: str, x: Array) -> Array:
+        self.inputs[name] = x
+        return super().multiply(name, x)
+
+
+def statistics(values: np.ndarray) -> tuple[str, ...]:
+    """Range, mean magnitude, entropy in bits, share saturated, of int8 values."""
+    _, counts = np.unique(values, return_counts=True)
+    shares = counts / counts.sum()
+    return (
+        f"{values.min()} … {values.max()}",
+        f"{np.abs(values.astype(np.int32)).mean():.1f}",
+        f"{-(shares * np.log2(shares)).sum() + 0.0:.2f}",
+        f"{(np.abs(values.astype(np.int32)) == MAX8).mean():.2%}",
+    )
+
+
+def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Every int8 activation for the tokens of some streams, and the logits; tokens: integers [streams, T]."""
+
+    @jax.jit
+    def read(states: Array, token: Array) -> tuple[Array, dict[str, Array]]:
+        weights = _Recorder(model.parameters)
+        logits, states = step(weights, token, states, model.architecture)
+        return states, {**weights.inputs, "logits": logits}
+
+    states = zero_states((len(tokens),), model.architecture)
+    found: dict[str, list[np.ndarray]] = {}
+    for token in tokens.astype(np.int32).T:
+        states, seen = read(states, token)
+        for name, values in seen.items():
+            found.setdefault(name, []).append(np.asarray(values))
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def inspect(directory: Path) -> str:
+    """Tables of the last checkpoint's weights, and of the activations on held-out text."""
+    config, tokenizer = open_run(directory)
+    model = load(directory)
+    checkpoints = run_checkpoints(directory)
+    updates = checkpoints.updates()
+    described = specifications(model.architecture)
+    older = _older(checkpoints, model)
+    first = initialise(model.architecture, config.seed)
+    rows = []
+    for name, shape, _ in described:
+        values = np.asarray(model.parameters[name])
+        changed = "" if older is None else f"{(values != np.asarray(older[name])).mean():.2%}"
+        since_start = f"{(values != np.asarray(first[name])).mean():.2%}"
+        rows.append((name, "×".join(map(str, shape)), *statistics(values), changed, since_start))
+    since = f"changed since {updates[-2]}" if older is not None else "changed"
+    headers = ["weights", "shape", "range", "mean |w|", "bits", "saturated", since, "since 0"]
+    report = [f"{directory}, update {updates[-1]}", "", format_table(headers, rows)]
+
+    try:
+        corpus = open_corpus(config, tokenizer)
+        split = corpus.split("valid" if corpus.split("valid").tokens else "train")
+    except DataError as error:
+        return "\n".join([*report, "", f"no activations: {error}"])
+    starts = np.arange(STREAMS) * (split.tokens // STREAMS)
+    tokens = np.stack([split.read(int(start), TOKENS) for start in starts])
+    seen = activations(model, tokens)
+    logits = seen.pop("logits")
+    rows = [("embedding", *statistics(seen["embedding"]))]
+    for i in range(model.architecture.num_layers):
+        rows += [(f"layers.{i}: {what}", *statistics(seen[f"layers.{i}.{name}"])) for name, what in _READS.items()]
+    rows.append(("normed output", *statistics(seen["head"])))
+    headers = ["activations on held-out text", "range", "mean |x|", "bits", "saturated"]
+    width = logits.max(axis=-1).astype(np.int32) - logits.min(axis=-1)
+    report += ["", format_table(headers, rows), "", (
+        f"logits: {logits.min() / 256:.2f} … {logits.max() / 256:.2f} bits, "
+        f"{width.mean() / 256:.2f} between the likeliest token and the least likely"
+    )]  # fmt: skip
+    return "\n".join(report)
+
+
+def _older(checkpoints: Checkpoints, model: LanguageModel) -> Parameters | None:
+    updates = checkpoints.updates()
+    return checkpoints.parameters(updates[-2], model.architecture) if len(updates) > 1 else None

@@ -1,0 +1,152 @@
+"""A run's directory: what is in it, and the model that its last checkpoint holds.
+
+    config.toml          the resolved configuration
+    tokenizer.json       the tokenizer that the model was trained with
+    references.json      the ladder on the held-out text: unigram, bigram, trigram, gzip -9
+    checkpoints/         the last few (intlm.checkpoint)
+    metrics.jsonl        one line an update, with what the model wrote now and then
+    learning_curve.png
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from intlm import config as configuration
+from intlm.arithmetic.fixed_point import Array
+from intlm.checkpoint import Checkpoints
+from intlm.config import Config
+from intlm.data.shards import Corpus
+from intlm.data.tokenizers import Tokenizer, tokenizer_from_json
+from intlm.eggroll.fitness import fitness_maximum
+from intlm.eggroll.perturbation import Perturbation
+from intlm.errors import DataError, RunError
+from intlm.model import SEPARATOR
+from intlm.model.forward import zero_states
+from intlm.model.loss import loss
+from intlm.model.parameters import Architecture, Parameters
+from intlm.population.engine import Engine, Problem, make_engine
+
+BLOCK = 64  # tokens that one compiled call of inference reads
+
+
+def architecture_of(config: Config, vocab_size: int) -> Architecture:
+    """The architecture that a configuration asks for."""
+    model = config.model
+    return Architecture(
+        vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity
+    )
+
+
+def problem_of(config: Config, vocab_size: int) -> Problem:
+    """What the engine is built for."""
+    eggroll = config.eggroll
+    return Problem(
+        architecture_of(config, vocab_size),
+        Perturbation(config.seed, eggroll.rank, eggroll.sigma_shift, eggroll.noise_reuse),
+        config.pairs,
+        eggroll.group_size,
+        1 if eggroll.fitness == "sign" else fitness_maximum(config.pairs, eggroll.rank),
+        eggroll.chunk_size,
+    )
+
+
+class LanguageModel:
+    """Shared weights with their tokenizer: logits, losses and text (`intlm.generation`) from bytes."""
+
+    def __init__(self, architecture: Architecture, parameters: Parameters, tokenizer: Tokenizer, engine: Engine):
+        self.architecture = architecture
+        self.parameters = parameters
+        self.tokenizer = tokenizer
+        self._infer = jax.jit(engine.infer)
+        self._losses = jax.jit(lambda logits, targets: loss(logits.astype(jnp.int32), targets))
+
+    def start(self, batch: int) -> Array:
+        """States before any token: int8 [batch, layers, hidden]."""
+        return zero_states((batch,), self.architecture)
+
+    def read(self, tokens: np.ndarray, states: Array) -> tuple[np.ndarray, Array]:
+        """Read T tokens with each of some streams.
+
+        tokens: integers [batch, T]. Returns logits, int16 [batch, T, vocabulary] (256 = one bit; entry t
+        predicts token t + 1), and the states after the last token.
+        """
+        found = []
+        whole = tokens.shape[1] // BLOCK * BLOCK
+        for first in (*range(0, whole, BLOCK), *range(whole, tokens.shape[1])):
+            block = tokens[:, first : first + (BLOCK if first < whole else 1)]
+            logits, states = self._infer(self.parameters, jnp.asarray(block, jnp.uint16), states)
+            found.append(np.asarray(logits))
+        empty = np.empty((tokens.shape[0], 0, self.architecture.vocab_size), np.int16)
+        return np.concatenate([empty, *found], axis=1), states
+
+    def integer_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The integer cross-entropy, int32, 256 = one bit. logits: int16 S + [vocabulary]; targets: S."""
+        return np.asarray(self._losses(logits, np.asarray(targets, np.int32)))
+
+    def tokens(self, text: bytes | str) -> np.ndarray:
+        """A text's tokens, int32 [tokens], with no separator."""
+        return self.tokenizer.encode(text.encode() if isinstance(text, str) else text).astype(np.int32)
+
+    def logits(self, text: bytes | str) -> np.ndarray:
+        """What predicts each token of a document: int16 [tokens, vocabulary], 256 = one bit."""
+        tokens = self.tokens(text)
+        return self.read(np.concatenate([[SEPARATOR], tokens[:-1]])[None, : len(tokens)], self.start(1))[0][0]
+
+    def losses(self, text: bytes | str) -> np.ndarray:
+        """The integer cross-entropy of each token of a document: int32 [tokens], 256 = one bit."""
+        return self.integer_losses(self.logits(text), self.tokens(text))
+
+
+def open_run(directory: Path) -> tuple[Config, Tokenizer]:
+    """The configuration and the tokenizer of a run. Raises RunError where `directory` is not a run."""
+    path = directory / "config.toml"
+    if not path.is_file():
+        raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
+    config = configuration.load(path)
+    path = directory / "tokenizer.json"
+    try:
+        return config, tokenizer_from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
+    """The token shards of a run's configuration. Raises DataError where another tokenizer made them."""
+    corpus = Corpus.open(Path(config.data.prepared))
+    if corpus.tokenizer != tokenizer:
+        raise DataError(f"{config.data.prepared}: its tokenizer is not the one that the run was trained with")
+    return corpus
+
+
+def load(directory: str | Path) -> LanguageModel:
+    """The model of a run's last checkpoint. Raises RunError where there is none."""
+    directory = Path(directory)
+    config, tokenizer = open_run(directory)
+    checkpoints = run_checkpoints(directory)
+    updates = checkpoints.updates()
+    if not updates:
+        raise RunError(f"{directory}: has no checkpoint yet")
+    checkpoints.meta(updates[-1])
+    problem = problem_of(config, tokenizer.vocab_size)
+    parameters = checkpoints.parameters(updates[-1], problem.architecture)
+    return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(config.engine, problem))
+
+
+def run_checkpoints(directory: Path) -> Checkpoints:
+    """A run's checkpoints, to read."""
+    path = directory / "checkpoints"
+    if not path.is_dir():
+        raise RunError(f"{directory}: has no checkpoint yet")
+    return Checkpoints(path, read_only=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once, so that it is never seen half written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,327 @@
+"""Pretraining: one update after another, each a pure function of the state before it and of its number.
+
+What is written on the way (metrics, samples, checkpoints) depends on time only in its timings, so a run that is
+stopped anywhere and resumed ends with the same weights and the same metrics as one that never was.
+"""
+
+import fcntl
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from intlm import config as configuration
+from intlm.arithmetic.fixed_point import Array
+from intlm.checkpoint import Checkpoints
+from intlm.config import KEYS, Config
+from intlm.data.prepare import prepare
+from intlm.data.references import references
+from intlm.data.shards import Corpus
+from intlm.data.streams import TokenStreams
+from intlm.eggroll import fitness, threshold
+from intlm.errors import RunError
+from intlm.evaluation import Evaluation, evaluate, split_documents
+from intlm.generation import generate
+from intlm.model.forward import zero_states
+from intlm.model.parameters import Parameters, initialise, specifications
+from intlm.population.engine import Engine, Problem, make_engine
+from intlm.run import LanguageModel, open_corpus, open_run, problem_of, write_whole
+from intlm.tracking import metrics, picture
+from intlm.tracking.progress import Progress
+from intlm.tracking.table import format_table, human
+
+PROGRESS_TOKENS = 1 << 18  # held-out tokens measured during training; the last measurement takes them all
+REFERENCE_BYTES = 1 << 26  # training and held-out text that the ladder of references reads
+SAMPLE_TOKENS = 300
+# What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
+FREE_ON_RESUME = {
+    "engine", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
+    "train.checkpoint_seconds", "data.prepared",
+}  # fmt: skip
+
+
+class TrainState(NamedTuple):
+    """What one update hands to the next."""
+
+    parameters: Parameters
+    optimizer: Any
+    members: Array  # int8 [pairs, 2, layers, hidden], recurrent states
+
+
+class UpdateReport(NamedTuple):
+    """What an update says of itself."""
+
+    losses: Array  # int32 [pairs, 2], 256 = one bit
+    changed: Array  # int32 scalar, weights that moved
+
+
+UpdateStep = Callable[[TrainState, Array, Array, Array], tuple[TrainState, UpdateReport]]
+
+
+def initial_state(problem: Problem, seed: int) -> TrainState:
+    """The state before the first update."""
+    parameters = initialise(problem.architecture, seed)
+    return TrainState(parameters, threshold.init(parameters), zero_states((problem.pairs, 2), problem.architecture))
+
+
+def make_update_step(problem: Problem, engine: Engine, fitness_name: str) -> UpdateStep:
+    """The whole update as one pure function: evaluate, fitness, accumulate, optimizer.
+
+    Its arguments: the state; tokens, uint16 [texts, T + 1]; the update's number, uint32; the optimizer's
+    quantile, int32.
+    """
+    described = specifications(problem.architecture)
+    rank = problem.perturbation.rank
+
+    def update_step(state: TrainState, tokens: Array, update: Array, quantile: Array) -> tuple[TrainState, UpdateReport]:
+        losses, members = engine.evaluate(state.parameters, tokens, state.members, update)
+        shaped = fitness.shape(fitness_name, losses, rank)
+        votes = engine.accumulate(shaped, update)
+        parameters, optimizer = threshold.update(
+            described, state.parameters, votes, state.optimizer, shaped, rank, quantile
+        )
+        moved = [jnp.sum(parameters[s.name] != state.parameters[s.name], dtype=jnp.int32) for s in described]
+        return TrainState(parameters, optimizer, members), UpdateReport(losses, sum(moved, jnp.int32(0)))
+
+    return update_step
+
+
+def prepare_corpus(config: Config) -> Corpus:
+    """The token shards that a configuration asks for, made now if they are not there."""
+    data = config.data
+    return prepare(
+        Path(data.train),
+        Path(data.valid) if data.valid else None,
+        data.valid_bytes,
+        data.tokenizer,
+        data.document_separator or None,
+        Path(data.prepared),
+    )
+
+
+@dataclass
+class Trainer:
+    """One run, from its configuration to its summary."""
+
+    config: Config
+    directory: Path
+    corpus: Corpus
+
+    def __post_init__(self) -> None:
+        config, tokenizer = self.config, self.corpus.tokenizer
+        configuration.check_limits(config, tokenizer.vocab_size)
+        self.split = self.corpus.split("train")
+        self.problem = problem_of(config, tokenizer.vocab_size)
+        self.texts = config.pairs // config.eggroll.group_size
+        self.streams = TokenStreams(self.split, self.texts, config.train.tokens_per_update)
+        self.engine = make_engine(config.engine, self.problem)
+        step = make_update_step(self.problem, self.engine, config.eggroll.fitness)
+        self.step = jax.jit(step, donate_argnums=0)
+        self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
+        self.state = initial_state(self.problem, config.seed)
+        self.model = LanguageModel(self.problem.architecture, self.state.parameters, tokenizer, self.engine)
+        self.update = 0  # updates done
+        self.seconds = 0.0  # of training, earlier parts of the run included
+        self.ladder: dict[str, float] = {}
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go back to the last checkpoint, if there is one, and drop the metrics past it."""
+        updates = checkpoints.updates()
+        if updates:
+            checkpoints.meta(updates[-1])
+            self.state = TrainState(*checkpoints.restore(updates[-1], self.state))
+            self.update = updates[-1]
+        log = self.directory / "metrics.jsonl"
+        if log.exists():
+            metrics.truncate_after(log, self.update)
+            lines = metrics.read(log)
+            self.seconds = lines[-1]["seconds"] if lines else 0.0
+
+    def references(self) -> None:
+        """Measure the ladder on the held-out text, once a run."""
+        path = self.directory / "references.json"
+        if path.exists():
+            self.ladder = json.loads(path.read_text())
+        elif self.corpus.split("valid").tokens:
+            train, valid = (self.corpus.split(name).to_bytes(REFERENCE_BYTES) for name in ("train", "valid"))
+            self.ladder = references(train, valid)
+            write_whole(path, json.dumps(self.ladder))
+
+    def evaluate(self, limit: int | None) -> Evaluation | None:
+        """The shared weights on the held-out text."""
+        valid = self.corpus.split("valid")
+        self.model.parameters = self.state.parameters
+        return evaluate(self.model, split_documents(valid, limit)) if valid.bytes else None
+
+    def sample(self) -> str:
+        """What the shared weights write after nothing, as text to show."""
+        self.model.parameters = self.state.parameters
+        written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
+        return written.decode(errors="replace")
+
+    def run(self, checkpoints: Checkpoints, stopped: Callable[[], bool]) -> bool:
+        """Train to the configured update. Returns whether it was reached; either way the state is saved."""
+        settings, pairs = self.config.train, self.config.pairs
+        members = 2 * pairs
+        per_update = members * settings.tokens_per_update
+        tokens_per_byte = self.split.tokens / self.split.bytes
+        saved = time.monotonic()
+        valid = None
+        with (
+            Progress(settings.updates, self.update) as progress,
+            metrics.MetricsWriter(self.directory / "metrics.jsonl") as log,
+        ):
+            batch = self.streams.batch(self.update)
+            while self.update < settings.updates and not stopped():
+                began = time.monotonic()
+                quantile = threshold.quantile(
+                    self.update, self.config.eggroll.alpha, self.config.eggroll.alpha_decay_updates
+                )
+                self.state, report = self.step(
+                    self.state, jnp.asarray(batch, jnp.uint16), jnp.uint32(self.update), jnp.int32(quantile)
+                )
+                if self.update + 1 < settings.updates:
+                    batch = self.streams.batch(self.update + 1)  # while the update is computed
+                loss = int(np.asarray(report.losses).sum(dtype=np.int64))
+                took = time.monotonic() - began
+                self.update += 1
+                self.seconds += took
+                line: dict[str, Any] = {
+                    "update": self.update,
+                    "tokens_evaluated": self.update * per_update,
+                    "tokens_read": self.update * self.texts * settings.tokens_per_update,
+                    "seconds": round(self.seconds, 3),
+                    "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
+                    "changed": int(report.changed) / self.weights,
+                    "tokens_per_second": round(per_update / took, 1),
+                }
+                last = self.update == settings.updates
+                if last or (settings.evaluate_every and self.update % settings.evaluate_every == 0):
+                    valid = self.evaluate(None if last else PROGRESS_TOKENS)
+                    if valid:
+                        line["valid_bits_per_byte"] = valid.summary()["bits_per_byte"]
+                if settings.sample_every and (last or self.update % settings.sample_every == 0):
+                    line["sample"] = self.sample()
+                    progress.write(f"--- after {self.update} updates it writes:\n{line['sample']}\n---")
+                log.write(line)
+                progress.update(**line)
+                if last or time.monotonic() - saved >= settings.checkpoint_seconds:
+                    self.save(checkpoints)
+                    saved = time.monotonic()
+            self.save(checkpoints)
+        return self.update >= settings.updates
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint of now."""
+        meta = {"tokenizer": self.corpus.tokenizer.to_json()}
+        checkpoints.save(self.update, self.state.parameters, self.state.optimizer, self.state.members, meta)
+
+    def summary(self) -> str:
+        """The ladder with the model in it, as a table; also draws the learning curve."""
+        lines = metrics.read(self.directory / "metrics.jsonl")
+        picture.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
+        rungs = list(self.ladder.items())
+        measured = [line["valid_bits_per_byte"] for line in lines if "valid_bits_per_byte" in line]
+        if measured:
+            rungs.append((f"this model ({human(self.weights)} parameters)", measured[-1]))
+        rungs.sort(key=lambda rung: -rung[1])
+        table = format_table(["held-out text", "bits per byte"], [(name, f"{bits:.3f}") for name, bits in rungs])
+        evaluated, seconds = lines[-1]["tokens_evaluated"], lines[-1]["seconds"]
+        return (
+            f"{table}\n{self.update} updates, {human(evaluated)} evaluated tokens in {seconds:.0f} s "
+            f"({human(evaluated / max(seconds, 1e-9))}/s), engine {self.engine.name}"
+        )
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a run's directory against a second trainer. Raises RunError if one has it."""
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{directory}: another `intlm train` is running in it") from None
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once."""
+    requested = []
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(number)
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def open_directory(config: Config, directory: Path, resume: bool) -> None:
+    """Make a new run's directory, or check that an old one can be resumed with this configuration.
+
+    Raises RunError, before anything is written, where the directory holds something else or another run.
+    """
+    saved = directory / "config.toml"
+    if not resume:
+        if directory.exists() and any(directory.iterdir()):
+            what = "holds a run already: add --resume to go on with it, or" if saved.exists() else "is not empty:"
+            raise RunError(f"{directory}: {what} choose another --run-dir")
+        directory.mkdir(parents=True, exist_ok=True)
+    elif not saved.exists():
+        raise RunError(f"{directory}: nothing to resume: expected a run with config.toml in it")
+    else:
+        old = configuration.load(saved)
+        for key in KEYS:
+            was, now = value(old, key), value(config, key)
+            if was != now and key not in FREE_ON_RESUME:
+                raise RunError(
+                    f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
+                    "run any more; resume with the value it had, or start another in a new --run-dir"
+                )
+    write_whole(saved, configuration.dumps(config))
+
+
+def value(config: Config, key: str) -> Any:
+    """A configuration's value under its dotted name."""
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def train(config: Config, directory: Path, resume: bool = False) -> bool:
+    """Run a configuration in a directory. Returns whether it reached its end (False: stopped by Ctrl-C).
+
+    Raises ConfigError, DataError or RunError for what the user can mend.
+    """
+    corpus = prepare_corpus(config)
+    open_directory(config, directory, resume)
+    with exclusive(directory), interruptible() as stopped:
+        tokenizer = directory / "tokenizer.json"
+        if resume and tokenizer.exists():
+            open_corpus(config, open_run(directory)[1])
+        write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
+        trainer = Trainer(config, directory, corpus)
+        checkpoints = Checkpoints(directory / "checkpoints")
+        if resume:
+            trainer.resume(checkpoints)
+        trainer.references()
+        done = trainer.run(checkpoints, stopped)
+        if done:
+            print(trainer.summary())
+        return done

@@ -1,0 +1,316 @@
+"""intlm.config: every kind of mistake is named; what is loaded is resolved, and survives being saved."""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intlm import config as config_module
+from intlm.config import (
+    KEYS,
+    Config,
+    DataConfig,
+    EggrollConfig,
+    ModelConfig,
+    TrainConfig,
+    add_arguments,
+    check_limits,
+    dumps,
+    from_toml,
+    load,
+    overrides_from,
+)
+from intlm.errors import ConfigError
+
+FILE = Path("configs/a.toml")
+DATA = '[data]\ntrain = "x.txt"\n'
+
+
+def parse(text: str = "", overrides: dict[str, str] | None = None) -> Config:
+    return from_toml(text if "[data]" in text else text + "\n" + DATA, FILE, overrides)
+
+
+def message(text: str = "", overrides: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, overrides)
+    return str(caught.value)
+
+
+def flags(*words: str) -> dict[str, str]:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("config")
+    add_arguments(parser)
+    return overrides_from(parser.parse_args(["a.toml", *words]))
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    config = parse()
+    assert config == Config(data=config.data)
+    assert (config.seed, config.engine) == (0, "auto")
+    assert config.model == ModelConfig(
+        hidden_size=64, num_layers=2, feed_forward_size=256, nonlinearity="clip"
+    )
+    assert config.eggroll == EggrollConfig(
+        population=4096, rank=1, sigma_shift=4, noise_reuse=1, group_size=1, fitness="sign",
+        optimizer="threshold", alpha=4, alpha_decay_updates=1000, chunk_size=0,
+    )  # fmt: skip
+    assert config.train == TrainConfig(
+        tokens_per_update=32, updates=1000, evaluate_every=50, sample_every=200, checkpoint_seconds=60
+    )
+    assert config.data == DataConfig(
+        train=config.data.train, valid="", valid_bytes=0, tokenizer="bytes", document_separator="",
+        prepared=config.data.prepared,
+    )  # fmt: skip
+    assert config.pairs == 2048
+
+
+def test_keys_are_read_from_their_sections() -> None:
+    config = parse('seed = 7\n[model]\nhidden_size = 1_024\nnonlinearity = "table"\n[eggroll]\nrank = 3')
+    assert config.seed == 7
+    assert config.model == ModelConfig(hidden_size=1024, nonlinearity="table")
+    assert config.eggroll.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[model]\nhiden_size = 8", "model.hiden_size: unknown key; did you mean model.hidden_size?"),
+        ("[modle]\nhidden_size = 8", "modle: unknown key; did you mean model?"),
+        ("[eggroll]\nvalid_bytes = 8", "eggroll.valid_bytes: unknown key; did you mean data.valid_bytes?"),
+        ("[data]\ntrain = 'x'\nseed = 3", "data.seed: unknown key; did you mean seed?"),
+        ("popluation = 8", "popluation: unknown key; did you mean eggroll.population?"),
+        ("qqqqqqqqqqqq = 8", "qqqqqqqqqqqq: unknown key"),
+        ("model = 3", "model = 3: expected a section, [model]"),
+        ("[[model]]\nnum_layers = 1", "model = [{'num_layers': 1}]: expected a section, [model]"),
+        ('[model]\nhidden_size = "x"', 'model.hidden_size = "x": expected an integer'),
+        ("[model]\nhidden_size = 64.0", "model.hidden_size = 64.0: expected an integer"),
+        ("[train]\nupdates = true", "train.updates = true: expected an integer"),
+        ("[seed]", "seed = {}: expected an integer"),
+        ("engine = 1", "engine = 1: expected a string"),
+        ("[model]\nhidden_size = 60", "model.hidden_size = 60: must be a multiple of 8 (the kernels and the "
+         "exported model work on whole groups of 8 channels)"),
+        ("[model]\nhidden_size = 0", "model.hidden_size = 0: must be at least 8"),
+        ("[model]\nhidden_size = 65544", "model.hidden_size = 65544: must be at most 65536"),
+        ("[model]\nfeed_forward_size = 12", "model.feed_forward_size = 12: must be a multiple of 8 (the "
+         "kernels and the exported model work on whole groups of 8 channels)"),
+        ("[eggroll]\npopulation = 7", "eggroll.population = 7: must be even (members come in antithetic "
+         "pairs)"),
+        ("[eggroll]\npopulation = 0", "eggroll.population = 0: must be at least 2"),
+        ("[eggroll]\nrank = 257", "eggroll.rank = 257: must be at most 256"),
+        ("[eggroll]\nchunk_size = 3", "eggroll.chunk_size = 3: must be even (members come in antithetic "
+         "pairs)"),
+        ("[eggroll]\ngroup_size = 3", "eggroll.group_size = 3: must divide the number of pairs, "
+         "eggroll.population / 2 = 2048"),
+        ("seed = -1", "seed = -1: must be at least 0"),
+        ("seed = 18446744073709551616", "seed = 18446744073709551616: must be at most 18446744073709551615"),
+        ("[model]\nnonlinearity = 'cilp'", 'model.nonlinearity = "cilp": expected "clip" or "table"; '
+         'did you mean "clip"?'),
+        ("[eggroll]\noptimizer = 'adam'", 'eggroll.optimizer = "adam": expected "threshold"'),
+        ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
+         "data.valid names the held-out text"),
+        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, or a "
+         ".py recipe"),
+        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, or a .py "
+         "recipe"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_file_key_value_and_what_was_expected(text: str, expected: str) -> None:
+    assert message(text) == f"configs/a.toml: {expected}"
+
+
+def test_an_override_wins_and_is_parsed_by_the_keys_type() -> None:
+    text = "[model]\nhidden_size = 64\nnum_layers = 3"
+    config = parse(
+        text, {"model.hidden_size": "1_024", "seed": "0xff", "engine": "xla", "data.document_separator": "12"}
+    )
+    assert config.model == ModelConfig(hidden_size=1024, num_layers=3)
+    assert (config.seed, config.engine, config.data.document_separator) == (255, "xla", "12")
+
+
+def test_a_mistake_in_an_override_names_the_command_line() -> None:
+    size = "model.hidden_size"
+    assert message(overrides={size: "x"}) == 'command line: model.hidden_size = "x": expected an integer'
+    assert message(overrides={size: "6.4"}) == 'command line: model.hidden_size = "6.4": expected an integer'
+    assert message(overrides={size: "60"}).startswith('command line: model.hidden_size = "60": must be a ')
+    assert message(overrides={"sede": "1"}) == "command line: sede: unknown key; did you mean seed?"
+    # A conflict between keys names wherever they came from.
+    assert message(overrides={"eggroll.group_size": "3"}).startswith("command line: eggroll.group_size = 3: ")
+    both = message("[eggroll]\npopulation = 8", {"eggroll.group_size": "3"})
+    assert both.startswith("command line, configs/a.toml: eggroll.group_size = 3: ")
+
+
+def test_a_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    with pytest.raises(ConfigError, match=r"a\.toml: cannot be read: No such file"):
+        load(path)
+    with pytest.raises(ConfigError, match=r"cannot be read: "):
+        load(tmp_path)
+    path.write_text("seed = 1\n[model\nhidden_size = 8\n")
+    with pytest.raises(ConfigError, match=r"a\.toml: not TOML: .*line 2"):
+        load(path)
+    path.write_text('seed = 1\nengine = """\nauto')
+    with pytest.raises(ConfigError, match=r"a\.toml: not TOML: .*line 3"):
+        load(path)
+    path.write_bytes(b"seed = 1 # \xff")
+    with pytest.raises(ConfigError, match=r"a\.toml: not UTF-8 text \(byte 11\)"):
+        load(path)
+
+
+def test_paths_are_resolved_against_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, configs = tmp_path / "work", tmp_path / "configs"
+    work.mkdir()
+    configs.mkdir()
+    monkeypatch.chdir(work)
+    (configs / "a.toml").write_text(
+        '[data]\ntrain = "../texts/x.txt"\nvalid = "/abs/y.txt"\nprepared = "shards"'
+    )
+
+    def paths(overrides: dict[str, str]) -> tuple[str, ...]:
+        data = load(Path("../configs/a.toml"), overrides).data
+        return data.train, data.valid, data.prepared
+
+    texts = tmp_path / "texts"
+    assert paths({}) == (str(texts / "x.txt"), "/abs/y.txt", str(configs / "shards"))
+    assert paths({"data.train": "z.txt", "data.valid": "", "data.prepared": "p"}) == (
+        str(work / "z.txt"), "", str(work / "p"),
+    )  # fmt: skip
+
+
+def test_the_directory_of_shards_is_named_by_config_and_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = Path(parse().data.prepared)
+    assert first.parent == tmp_path / "prepared"
+    stem, digest = first.name.split("-")
+    assert stem == "a" and len(digest) == 8 and int(digest, 16) >= 0
+    # The data alone names it: another model shares the shards, another tokenizer does not.
+    assert parse(overrides={"model.hidden_size": "8"}).data.prepared == str(first)
+    assert parse(overrides={"data.tokenizer": "alphabet"}).data.prepared != str(first)
+    assert parse(overrides={"data.train": "other.txt"}).data.prepared != str(first)
+
+
+def test_text_that_utf8_cannot_write_is_refused() -> None:
+    assert "UTF-8" in message(overrides={"data.train": "caf\udce9.txt"})  # as argv holds a non-UTF-8 name
+
+
+def values_of(name: str) -> st.SearchStrategy[int | str]:
+    key, limits = KEYS[name], KEYS[name].metadata
+    if limits["choices"]:
+        return st.sampled_from(limits["choices"])
+    if limits["path"]:
+        text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+        return text.map(lambda tail: "/" + tail.replace("/", "").replace(".", "") + "x")
+    if key.type is str:
+        return st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    # 4096 keeps the cross-key limits out of the way; they are tested on their own.
+    step, high = limits["multiple"], 4096 if limits["high"] is None else limits["high"]
+    return st.integers(-(-limits["low"] // step), high // step).map(lambda n: n * step)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({name: values_of(name) for name in KEYS}))
+def test_what_is_dumped_loads_as_the_same_config(values: dict[str, int | str]) -> None:
+    values |= {"eggroll.group_size": 1, "data.valid_bytes": 0}
+    overrides = {name: str(value) for name, value in values.items()}
+    config = from_toml("", Path("b.toml"), overrides)
+    assert from_toml(dumps(config), Path("/elsewhere/config.toml")) == config
+    # Every key is written out, with the value given.
+    tables = tomllib.loads(dumps(config))
+    written = dict.fromkeys(KEYS, tables)
+    for name in KEYS:
+        for part in name.split("."):
+            written[name] = written[name][part]
+    assert written == values
+
+
+def test_flags_exist_for_every_key_and_carry_text_through(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags() == {}
+    assert flags("--model.hidden_size", "60", "--seed=3", "--data.valid", "") == {
+        "seed": "3", "model.hidden_size": "60", "data.valid": "",
+    }  # fmt: skip
+    everything = dict.fromkeys(KEYS, "1")
+    assert flags(*(word for name in KEYS for word in (f"--{name}", "1"))) == everything
+    with pytest.raises(SystemExit):
+        flags("--help")
+    shown = "".join(capsys.readouterr().out.split())  # without the breaks of lines
+    for name, key in KEYS.items():
+        assert f"--{name}" in shown
+        assert key.metadata["help"].replace(" ", "") in shown
+    for words in (
+        "(integer 8 to 65536, a multiple of 8; default 64)", "(integer from 2, even; default 4096)",
+        '("clip" or "table"; default "clip")', "(path; required)",
+    ):  # fmt: skip
+        assert words.replace(" ", "") in shown
+
+
+def with_population(population: int, rank: int = 1) -> Config:
+    return Config(
+        eggroll=EggrollConfig(population=population, rank=rank), data=DataConfig(train="/x", prepared="/p")
+    )
+
+
+def test_votes_must_fit_int32() -> None:
+    for rank in (2, 3, 64, 256):
+        pairs = (2**31 - 1) // (2116 * rank)
+        check_limits(with_population(2 * pairs, rank), None)
+        with pytest.raises(ConfigError) as caught:
+            check_limits(with_population(2 * pairs + 2, rank), None)
+        assert str(caught.value) == (
+            f"eggroll.population = {2 * pairs + 2}, eggroll.rank = {rank}: votes would overflow int32: "
+            f"population/2 * rank * 46^2 = {(pairs + 1) * rank * 46**2} exceeds 2147483647; "
+            "lower eggroll.population or eggroll.rank"
+        )
+
+
+def test_pairs_are_bounded_by_the_mean_absolute_difference() -> None:
+    check_limits(with_population(2**20), None)
+    with pytest.raises(ConfigError, match=r"population = 1048578: must be at most 1048576 .* two int32"):
+        check_limits(with_population(2**20 + 2), None)
+
+
+def test_a_texts_loss_must_fit_int32() -> None:
+    assert parse("[train]\ntokens_per_update = 65535").train.tokens_per_update == 65535
+    assert message("[train]\ntokens_per_update = 65536") == (
+        "configs/a.toml: train.tokens_per_update = 65536: must be at most 65535 "
+        "(a text's loss is summed in int32)"
+    )
+
+
+@pytest.mark.parametrize(("vocab_size", "fits"), [(1, False), (2, True), (65536, True), (65537, False)])
+def test_the_vocabulary_is_bounded(vocab_size: int, fits: bool) -> None:
+    config = parse()
+    if fits:
+        check_limits(config, vocab_size)
+    else:
+        with pytest.raises(ConfigError, match=f"vocabulary of {vocab_size} tokens; must be 2 to 65536"):
+            check_limits(config, vocab_size)
+
+
+def test_load_checks_the_limits_and_names_the_source() -> None:
+    wide = message("[eggroll]\npopulation = 2097152")
+    assert wide.startswith("configs/a.toml: eggroll.population = 2097152, eggroll.rank = 1: votes would")
+    deep = message("[eggroll]\nrank = 256", {"eggroll.population": "8192"})
+    assert deep.startswith("command line, configs/a.toml: eggroll.population = 8192, eggroll.rank = 256: ")
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse().model.hidden_size = 8  # type: ignore[misc]
+
+
+def test_configuration_imports_nothing_heavy() -> None:
+    code = textwrap.dedent("""
+        import sys
+        import intlm.config, intlm.tracking.picture, intlm.tracking.metrics
+        assert not {"jax", "numpy", "matplotlib"} & set(sys.modules), "imported too much"
+    """)
+    root = Path(config_module.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -1,0 +1,116 @@
+"""intlm.tracking.picture: a PNG of the stated size, replaced atomically, with labels that can be read."""
+
+import itertools
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from intlm.tracking.picture import _spread, learning_curve
+
+REFERENCES = {"unigram": 4.52, "bigram": 3.71, "trigram": 3.08, "gzip -9": 3.11}
+
+
+def run(updates: int, every: int = 50, first: int = 1) -> list[dict[str, Any]]:
+    lines = [
+        {"update": n, "tokens_evaluated": n * 131072, "train_bits_per_byte": 3.7 + 4.3 / (1 + n / 8)}
+        for n in range(first, updates + 1)
+    ]
+    for line in lines:
+        if line["update"] % every == 0:
+            line["valid_bits_per_byte"] = line["train_bits_per_byte"] + 0.05
+    return lines
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures saved in the test, as they were drawn."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
+        saved.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def test_the_picture_is_a_png_of_1200_by_750(tmp_path: Path) -> None:
+    path = tmp_path / "learning_curve.png"
+    learning_curve(run(100), REFERENCES, path, "a run that cost $5 and $6")
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", content[16:24]) == (1200, 750)
+    assert os.listdir(tmp_path) == ["learning_curve.png"]
+
+
+def test_it_draws_both_curves_and_every_reference(tmp_path: Path, figures: list[Figure]) -> None:
+    lines = run(1000)
+    learning_curve(lines, REFERENCES, tmp_path / "a.png", "title")
+    axes = figures[0].axes[0]
+    curves = {str(line.get_label()).split(",")[0]: line for line in axes.lines}
+    assert list(curves["training text"].get_ydata()) == [line["train_bits_per_byte"] for line in lines]
+    valid = [line for line in lines if "valid_bits_per_byte" in line]
+    assert list(curves["held-out text"].get_ydata()) == [line["valid_bits_per_byte"] for line in valid]
+    assert list(curves["held-out text"].get_xdata()) == [line["tokens_evaluated"] for line in valid]
+    labels = {text.get_text() for text in axes.texts}
+    assert labels == {"unigram  4.520", "bigram  3.710", "trigram  3.080", "gzip -9  3.110"}
+
+
+@pytest.mark.parametrize(
+    ("updates", "first", "scale"), [(20, 1, "linear"), (31, 1, "linear"), (32, 1, "log"), (1000, 0, "linear")]
+)
+def test_tokens_are_on_a_log_scale_beyond_one_and_a_half_decades(
+    updates: int, first: int, scale: str, tmp_path: Path, figures: list[Figure]
+) -> None:
+    learning_curve(run(updates, first=first), REFERENCES, tmp_path / "a.png", "title")
+    assert figures[0].axes[0].get_xscale() == scale
+
+
+def test_labels_do_not_overlap(tmp_path: Path, figures: list[Figure]) -> None:
+    close = {"unigram": 4.52, "bigram": 3.101, "trigram": 3.1, "gzip -9": 3.102, "another": 2.0}
+    learning_curve(run(100), close, tmp_path / "a.png", "title")
+    boxes = [text.get_window_extent() for text in figures[0].axes[0].texts]
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for a in boxes for b in boxes if a is not b)
+    assert all(box.x0 > figures[0].axes[0].get_window_extent().x1 and box.x1 < 1200 for box in boxes)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8).map(sorted))
+def test_spread_labels_keep_order_gap_and_ceiling(heights: list[float]) -> None:
+    placed = _spread(heights, gap=0.04)
+    assert all(b - a >= 0.04 - 1e-9 for a, b in itertools.pairwise(placed))
+    assert max(placed, default=0) <= 1
+    if all(b - a >= 0.04 for a, b in itertools.pairwise(heights)):
+        assert placed == pytest.approx(heights)
+
+
+def test_a_run_with_nothing_measured_yet(tmp_path: Path) -> None:
+    learning_curve([], {}, tmp_path / "a.png", "title")
+    learning_curve(run(1), {}, tmp_path / "a.png", "title")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_old_picture_stays_until_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    written: list[bytes] = []
+    replace = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        written.append(path.read_bytes())
+        assert Path(source).read_bytes()[-8:-4] == b"IEND"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    learning_curve(run(10), REFERENCES, path, "title")
+    assert written == [b"old"]
+    assert path.read_bytes()[:4] == b"\x89PNG"

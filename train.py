@@ -1,0 +1,8 @@
+"""`python train.py CONFIG` is the same as `intlm train CONFIG`."""
+
+import sys
+
+from intlm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
