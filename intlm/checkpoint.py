@@ -39,7 +39,9 @@ class Checkpoints:
         """The updates that have a whole checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, update: int, parameters: Parameters, optimizer: Any, members: jax.Array, meta: Mapping[str, Any]):
+    def save(
+        self, update: int, parameters: Parameters, optimizer: Any, members: jax.Array, meta: Mapping[str, Any]
+    ) -> None:
         """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already."""
         if update in self._manager.all_steps():
             return

@@ -119,19 +119,37 @@ def parser() -> argparse.ArgumentParser:
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
     made.add_argument("run", type=Path, metavar="RUN")
     made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
-    made.add_argument("--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)")
+    made.add_argument(
+        "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
+    )
     made.add_argument("--batch", type=_count, default=None, metavar="N", help="segments read at once; changes no digit")
     made.add_argument("--json", action="store_true", help="print one JSON object")
 
     made = command("generate", _generate, "Let a run's model write.")
     made.add_argument("run", type=Path, metavar="RUN")
     prompt = made.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="", metavar="TEXT", help="what it goes on from (default: a document's start)")
+    prompt.add_argument(
+        "--prompt", default="", metavar="TEXT", help="what it goes on from (default: a document's start)"
+    )
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, any bytes")
     made.add_argument("--tokens", type=_count, default=500, metavar="N", help="how many to draw (default: 500)")
-    made.add_argument("--temperature", default="0.8", metavar="T", help="1/128 to 256; 0: always the likeliest (default: 0.8)")
-    made.add_argument("--top-k", type=_count, default=0, metavar="K", help="draw from the K likeliest; 0: all (default: 0)")
-    made.add_argument("--seed", type=_count, default=0, dest="sample_seed", metavar="N", help="same seed, same text (default: 0)")
+    made.add_argument(
+        "--temperature",
+        default="0.8",
+        metavar="T",
+        help="1/128 to 256; 0: always the likeliest (default: 0.8)",
+    )
+    made.add_argument(
+        "--top-k", type=_count, default=0, metavar="K", help="draw from the K likeliest; 0: all (default: 0)"
+    )
+    made.add_argument(
+        "--seed",
+        type=_count,
+        default=0,
+        dest="sample_seed",
+        metavar="N",
+        help="same seed, same text (default: 0)",
+    )
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN")

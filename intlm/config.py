@@ -26,7 +26,7 @@ from intlm.errors import ConfigError
 INT32_MAX = 2**31 - 1
 NOISE_MAX = 46  # the largest magnitude in the Gaussian quantile table
 MAX_PAIRS = 2**19
-MAX_TOKENS_PER_UPDATE = 65535
+MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
 
 COMMAND_LINE = "command line"
@@ -79,9 +79,7 @@ class EggrollConfig:
     noise_reuse: int = _key(
         "consecutive updates that share their perturbations; 0: all of them", 1, low=0, high=INT32_MAX
     )
-    group_size: int = _key(
-        "antithetic pairs that read the same text; divides population / 2", 1, low=1, high=MAX_PAIRS
-    )
+    group_size: int = _key("antithetic pairs that read the same text; divides population / 2", 1, low=1, high=MAX_PAIRS)
     fitness: str = _key(
         "a pair's vote: the sign of its loss difference, or that difference over the population's mean",
         "sign", choices=("sign", "normalised"),
@@ -102,15 +100,13 @@ class EggrollConfig:
 class TrainConfig:
     """How long to train, and what to report on the way."""
 
-    tokens_per_update: int = _key("tokens that each member reads in an update, at most 65535", 32, low=1)
+    tokens_per_update: int = _key("tokens that each member reads in an update, at most 32768", 32, low=1)
     updates: int = _key("updates in the whole run", 1000, low=1, high=INT32_MAX)
     evaluate_every: int = _key(
         "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
     )
     sample_every: int = _key("updates between samples of text; 0: never", 200, low=0, high=INT32_MAX)
-    checkpoint_seconds: int = _key(
-        "seconds between checkpoints; 0: after every update", 60, low=0, high=INT32_MAX
-    )
+    checkpoint_seconds: int = _key("seconds between checkpoints; 0: after every update", 60, low=0, high=INT32_MAX)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,12 @@ def _scaled(word: Array, total: Array) -> Array:
 
 
 def generate(
-    model: LanguageModel, prompt: bytes, tokens: int, temperature: str | float = "1", top_k: int = 0, seed: int = 0
+    model: LanguageModel,
+    prompt: bytes,
+    tokens: int,
+    temperature: str | float = "1",
+    top_k: int = 0,
+    seed: int = 0,
 ) -> Iterator[bytes]:
     """The bytes that follow a prompt, token by token, until `tokens` are drawn or the document ends.
 

@@ -1,11 +1,11 @@
 """A run's directory: what is in it, and the model that its last checkpoint holds.
 
-    config.toml          the resolved configuration
-    tokenizer.json       the tokenizer that the model was trained with
-    references.json      the ladder on the held-out text: unigram, bigram, trigram, gzip -9
-    checkpoints/         the last few (intlm.checkpoint)
-    metrics.jsonl        one line an update, with what the model wrote now and then
-    learning_curve.png
+config.toml          the resolved configuration
+tokenizer.json       the tokenizer that the model was trained with
+references.json      the ladder on the held-out text: unigram, bigram, trigram, gzip -9
+checkpoints/         the last few (intlm.checkpoint)
+metrics.jsonl        one line an update, with what the model wrote now and then
+learning_curve.png
 """
 
 import json
@@ -37,9 +37,7 @@ BLOCK = 64  # tokens that one compiled call of inference reads
 def architecture_of(config: Config, vocab_size: int) -> Architecture:
     """The architecture that a configuration asks for."""
     model = config.model
-    return Architecture(
-        vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity
-    )
+    return Architecture(vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity)
 
 
 def problem_of(config: Config, vocab_size: int) -> Problem:

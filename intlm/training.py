@@ -82,7 +82,9 @@ def make_update_step(problem: Problem, engine: Engine, fitness_name: str) -> Upd
     described = specifications(problem.architecture)
     rank = problem.perturbation.rank
 
-    def update_step(state: TrainState, tokens: Array, update: Array, quantile: Array) -> tuple[TrainState, UpdateReport]:
+    def update_step(
+        state: TrainState, tokens: Array, update: Array, quantile: Array
+    ) -> tuple[TrainState, UpdateReport]:
         losses, members = engine.evaluate(state.parameters, tokens, state.members, update)
         shaped = fitness.shape(fitness_name, losses, rank)
         votes = engine.accumulate(shaped, update)
@@ -256,7 +258,7 @@ def exclusive(directory: Path) -> Iterator[None]:
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once."""
-    requested = []
+    requested: list[int] = []
 
     def request(number: int, frame: FrameType | None) -> None:
         if requested:

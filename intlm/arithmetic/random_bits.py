@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Words = Sequence[Array | int] | Array  # four uint32 words
 
 ROUNDS = 13
 _PARITY = 0x1BD11BDA
@@ -26,7 +27,7 @@ class Domain(IntEnum):
     SAMPLING = 2
 
 
-def threefry4x32(key: Sequence[Array | int], counter: Sequence[Array | int], rounds: int = ROUNDS) -> tuple[Array, ...]:
+def threefry4x32(key: Words, counter: Words, rounds: int = ROUNDS) -> tuple[Array, ...]:
     """Four uint32 words for each counter.
 
     key, counter: four uint32 scalars or arrays each, broadcast together. Returns four uint32 arrays.
@@ -55,7 +56,7 @@ def seed_key(seed: int, domain: Domain) -> tuple[int, int, int, int]:
     return seed & 0xFFFFFFFF, seed >> 32, 0, int(domain)
 
 
-def random_bytes(key: Sequence[Array | int], counter: Sequence[Array | int], count: int) -> Array:
+def random_bytes(key: Words, counter: Words, count: int) -> Array:
     """`count` random bytes for every (c0, c1, c2): those of the blocks c3 = first, first + 1, … in order.
 
     counter: (c0, c1, c2, first), uint32 scalars or arrays broadcast together, of shape S. A block is 16 bytes,

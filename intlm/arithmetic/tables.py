@@ -121,5 +121,3 @@ def threshold_quantile(numerator: int, denominator: int) -> int:
     """256 * z, rounded, for the two-sided Z-test at level numerator / denominator in (0, 1]."""
     z = normal_quantile(2 * denominator - numerator, 2 * denominator)
     return _round(256 * z)
-
-

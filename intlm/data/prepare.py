@@ -158,9 +158,7 @@ def _watch(documents: Documents, purpose: str, total: int | None) -> Iterator[It
 def _cuts(sizes: np.ndarray, valid_bytes: int, source: Path) -> np.ndarray:
     """How many bytes of each document are for training, the rest being held out: [documents] int64."""
     if sizes.sum() <= valid_bytes:
-        raise DataError(
-            f"data.valid_bytes = {valid_bytes}: expected less than the {sizes.sum()} bytes of {source}"
-        )
+        raise DataError(f"data.valid_bytes = {valid_bytes}: expected less than the {sizes.sum()} bytes of {source}")
     cuts = sizes.copy()
     if len(sizes) == 1:
         cuts[0] -= valid_bytes

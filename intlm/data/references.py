@@ -20,6 +20,8 @@ from intlm.errors import DataError
 TRAIN_LIMIT = 64 << 20
 """Only so many bytes of the training text, the first ones, are counted."""
 
+CHUNK = 1 << 22  # bytes counted at once: np.bincount makes an int64 of each
+
 
 def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str, float]:
     """Bits per byte on `valid` of models of `train`, by name, the weakest n-gram first.
@@ -69,7 +71,6 @@ def _grams(text: np.ndarray, length: int) -> np.ndarray:
 def _counts(text: np.ndarray, length: int) -> np.ndarray:
     """How often each run of `length` bytes occurs: [256**(length - 1), 256] int32."""
     counts = np.zeros(256**length, np.int32)
-    chunk = 1 << 22  # what bincount makes of a chunk, int64 for each byte, is what takes memory
-    for start in range(0, len(text), chunk):
-        counts += np.bincount(_grams(text[start : start + chunk + length - 1], length), minlength=len(counts))
+    for start in range(0, len(text), CHUNK):
+        counts += np.bincount(_grams(text[start : start + CHUNK + length - 1], length), minlength=len(counts))
     return counts.reshape(-1, 256)

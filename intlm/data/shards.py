@@ -10,7 +10,7 @@ A prepared directory holds
 Each document is written as the separator and then its tokens, and a split is the concatenation of its shards;
 a shard may end anywhere. Where documents start is not stored: no token of a text is the separator, so it is
 found by looking for it. A directory gets its name when all of it is written: one cut short by a crash is left
-under a hidden name beside it (`.NAME.partial-PID`), to be deleted, and never looks whole.
+under a hidden name beside it (`.NAME.partial-PID`, `.NAME.replaced-PID`), to be deleted by hand.
 """
 
 import hashlib

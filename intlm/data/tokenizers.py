@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 
 from intlm.errors import DataError
-
-SEPARATOR = 0
-"""The token id that divides documents, in every tokenizer."""
+from intlm.model import SEPARATOR
 
 NAMES = ("bytes", "alphabet")
 """What `data.tokenizer` may be."""

@@ -121,9 +121,7 @@ def feed_forward(weights: Weights, prefix: str, x: Array, architecture: Architec
     return activation_rescale(architecture.feed_forward_size)(weights.multiply(prefix + "down", wide))
 
 
-def step(
-    weights: Weights, tokens: Array, states: Array, architecture: Architecture
-) -> tuple[Array, Array]:
+def step(weights: Weights, tokens: Array, states: Array, architecture: Architecture) -> tuple[Array, Array]:
     """Read one token each and predict the next.
 
     tokens: int32 S. states: int8 S + [layers, hidden]; set to zero before a separator is read.

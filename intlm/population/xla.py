@@ -10,7 +10,7 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise, votes
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
-from intlm.model.parameters import Parameters, specifications
+from intlm.model.parameters import Parameters, Specification, specifications
 from intlm.population.engine import Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
@@ -67,7 +67,12 @@ class XlaEngine:
         gathered = {}
         for number, specification in enumerate(specifications(self.problem.architecture)):
 
-            def add(total: Array, chunk: tuple[Array, Array], number=number, specification=specification) -> Array:
+            def add(
+                total: Array,
+                chunk: tuple[Array, Array],
+                number: int = number,
+                specification: Specification = specification,
+            ) -> Array:
                 pairs, fitness = chunk
                 drawn = parameter_noise(specification, number, perturbation, epoch, pairs)
                 return total + votes(specification, drawn, fitness, self.problem.fitness_maximum)

@@ -23,9 +23,7 @@ def expected_tokens(tokenizer: Tokenizer, documents: list[bytes]) -> list[int]:
 
 @pytest.mark.parametrize("shard_tokens", [1, 5, 1000])
 @pytest.mark.parametrize("wide", [False, True])
-def test_round_trip(
-    make_corpus: MakeCorpus, wide_tokenizer: Tokenizer, shard_tokens: int, wide: bool
-) -> None:
+def test_round_trip(make_corpus: MakeCorpus, wide_tokenizer: Tokenizer, shard_tokens: int, wide: bool) -> None:
     tokenizer = wide_tokenizer if wide else ByteTokenizer()
     corpus = make_corpus(DOCUMENTS, tokenizer, shard_tokens)
     split, tokens = corpus.split("train"), expected_tokens(tokenizer, DOCUMENTS)

@@ -33,9 +33,7 @@ def test_round_trip(tokenizer: Tokenizer, text: bytes) -> None:
 
 @given(tokenizers, texts, texts)
 def test_text_may_be_cut_anywhere(tokenizer: Tokenizer, a: bytes, b: bytes) -> None:
-    np.testing.assert_array_equal(
-        tokenizer.encode(a + b), np.concatenate([tokenizer.encode(a), tokenizer.encode(b)])
-    )
+    np.testing.assert_array_equal(tokenizer.encode(a + b), np.concatenate([tokenizer.encode(a), tokenizer.encode(b)]))
 
 
 def naive_decode(tokenizer: Tokenizer, tokens: list[int]) -> bytes:

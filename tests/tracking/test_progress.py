@@ -38,9 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_plain_lines_every_ten_seconds_and_at_the_end(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plain_lines_every_ten_seconds_and_at_the_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=1000, initial=900) as progress:
         for update in range(901, 951):
             clock[0] += 0.5
@@ -54,9 +52,7 @@ def test_plain_lines_every_ten_seconds_and_at_the_end(
     assert updates == [901, 921, 941, 950]
     assert lines[0] == f"update 901/1000, 00:49 left, {STATE}"
     # The last held-out value stays; the time left counts only the updates of this process.
-    assert lines[-1] == (
-        "update 950/1000, 00:25 left, 4.000 bpb, held-out 4.300, 1.23M tok/s, 1.23% changed"
-    )
+    assert lines[-1] == ("update 950/1000, 00:25 left, 4.000 bpb, held-out 4.300, 1.23M tok/s, 1.23% changed")
 
 
 def test_nothing_done_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
