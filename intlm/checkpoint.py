@@ -2,10 +2,13 @@
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
 has a state), `members` (recurrent states) and `meta` (JSON: numerics version and whatever the caller adds). The
-position in the data and in the noise is a function of the update alone.
+position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS, as
+`sha256sum` writes it: orbax itself does not notice every changed byte.
 """
 
+import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.version import NUMERICS_VERSION
 
 KEPT = 3
+CHECKSUMS = "SHA256SUMS"
 
 
 class Checkpoints:
@@ -57,9 +61,15 @@ class Checkpoints:
             self._manager.save(update, args=ocp.args.Composite(**items))
         except OSError as error:
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {error}") from None
+        step = self._directory / str(update)
+        sums = "".join(f"{_sha256(path)}  {path.relative_to(step)}\n" for path in sorted(_files(step)))
+        temporary = step / f"{CHECKSUMS}.tmp"
+        temporary.write_text(sums)
+        os.replace(temporary, step / CHECKSUMS)
 
     def meta(self, update: int) -> dict[str, Any]:
-        """The meta item, its numerics version checked."""
+        """The meta item, its numerics version checked, after the checksums of the whole checkpoint."""
+        self._verify(update)
         meta = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
         if (found := meta.get("numerics_version")) != NUMERICS_VERSION:
             raise RunError(
@@ -82,6 +92,20 @@ class Checkpoints:
         found = self._restore(update, items)
         return found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]
 
+    def _verify(self, update: int) -> None:
+        """Raise RunError where a file is not as it was saved. A run killed before the sums were written has none."""
+        step = self._directory / str(update)
+        if not (step / CHECKSUMS).exists():
+            return
+        for line in (step / CHECKSUMS).read_text(errors="replace").splitlines():
+            digest, _, name = line.partition("  ")
+            path = step / name
+            if not path.is_file() or _sha256(path) != digest:
+                what = "damaged" if path.exists() else "missing"
+                raise RunError(
+                    f"{path}: {what}: the checkpoint cannot be used; delete {step} to go back to the one before it"
+                )
+
     def _standard(self, tree: Any) -> Any:
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=local), tree)
@@ -93,3 +117,12 @@ class Checkpoints:
         except Exception as error:  # orbax raises many kinds for a damaged checkpoint
             reason = str(error).strip().split("\n")[0][:300]
             raise RunError(f"{self._directory}/{update}: the checkpoint cannot be read: {reason}") from None
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

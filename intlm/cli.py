@@ -69,12 +69,12 @@ def _generate(args: argparse.Namespace) -> int:
     from intlm.run import load
 
     prompt = args.prompt_file.read_bytes() if args.prompt_file else os.fsencode(args.prompt)
-    model = load(args.run)
+    written = generate(load(args.run), prompt, args.tokens, args.temperature, args.top_k, args.sample_seed)
     # UTF-8 whatever the terminal's locale, a character when its last byte is there.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     print(decoder.decode(prompt), end="", flush=True)
-    for some in generate(model, prompt, args.tokens, args.temperature, args.top_k, args.sample_seed):
+    for some in written:
         print(decoder.decode(some), end="", flush=True)
     print(decoder.decode(b"", final=True))
     return 0

@@ -1,9 +1,9 @@
 """Bits per byte of a text (README, "How a model is measured").
 
 The protocol: every document is read alone, from a zero state, its first token predicted from the separator that
-begins it. Separators are not predicted and not counted. A document longer than SEGMENT tokens is cut into
-segments that are read side by side; each first reads, uncounted, the WARM_UP tokens before it as if they began
-the document. No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes are those of
+begins it. Separators are not predicted and not counted. A document longer than SEGMENT tokens is cut into segments
+that are read side by side; each first reads, uncounted, the WARM_UP tokens before it as if they began the document.
+No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes are those of
 the text.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from intlm.data.shards import Split
-from intlm.data.sources import documents
+from intlm.data.sources import files
 from intlm.data.tokenizers import Tokenizer
 from intlm.model import SEPARATOR
 from intlm.run import BLOCK, LanguageModel
@@ -66,9 +66,12 @@ def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarr
 
 
 def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each document of a text file (or directory)."""
-    for chunks in documents(path, separator or None):
-        yield tokenizer.encode(b"".join(chunks))
+    """The tokens of each document of a text file (or directory), Python code included: it is not run."""
+    for file in files(path):
+        text = file.read_bytes()
+        for document in text.split(separator.encode()) if separator else [text]:
+            if document:
+                yield tokenizer.encode(document)
 
 
 def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | None = None) -> Evaluation:

@@ -19,9 +19,11 @@ MAX_INVERSE_TEMPERATURE = 1 << 15
 
 
 def inverse_temperature(temperature: str | float) -> int:
-    """256 / temperature, rounded; temperature: 1/128 to 256 (0 is greedy and has none)."""
+    """256 / temperature, rounded; temperature: 1/128 to 256, or 0 (greedy), whose inverse is given as 0."""
     try:
         value = Fraction(str(temperature))
+        if not value:
+            return 0
         inverse = round(256 / value)
     except (ValueError, ZeroDivisionError):
         raise ConfigError(f"--temperature = {temperature}: expected a number from 1/128 to 256, or 0") from None
@@ -71,10 +73,15 @@ def generate(
 
     temperature: 0 takes the likeliest token. top_k: 0 for all. A token may stand for no byte of its own.
     """
-    greedy = str(temperature) in ("0", "0.0")
-    inverse = 256 if greedy else inverse_temperature(temperature)
+    inverse = inverse_temperature(temperature)
+    if not 0 <= seed < 1 << 64:
+        raise ConfigError(f"--seed = {seed}: must be from 0 to {(1 << 64) - 1}")
     vocabulary = model.architecture.vocab_size
-    top_k = 1 if greedy else min(top_k or vocabulary, vocabulary)
+    kept = min(top_k or vocabulary, vocabulary) if inverse else 1
+    return _draw(model, prompt, tokens, inverse or 256, kept, seed)
+
+
+def _draw(model: LanguageModel, prompt: bytes, tokens: int, inverse: int, top_k: int, seed: int) -> Iterator[bytes]:
     key = jnp.array(seed_key(seed, Domain.SAMPLING), jnp.uint32)
     decoder = model.tokenizer.stream_decoder()
     reading = np.concatenate([[SEPARATOR], model.tokens(prompt)])

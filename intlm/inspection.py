@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.checkpoint import Checkpoints
 from intlm.errors import DataError
-from intlm.model.forward import PlainWeights, step, zero_states
-from intlm.model.parameters import Parameters, initialise, specifications
+from intlm.model.forward import PlainWeights, step
+from intlm.model.parameters import Layered, Parameters, initialise, specifications, stack_layers
 from intlm.run import LanguageModel, load, open_corpus, open_run, run_checkpoints
 from intlm.tracking.table import format_table
 
-STREAMS, TOKENS = 32, 128
+STREAMS, TOKENS = 32, 64
 _READS = {
     "gate_input": "normed input of the cell",
     "gate_state": "recurrent state",
@@ -24,19 +25,25 @@ _READS = {
 
 
 class _Recorder(PlainWeights):
-    """The plain weights, which keep what each matrix multiplies."""
+    """The plain weights, which keep what each matrix multiplies: one entry a layer and token."""
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Layered[Array], inputs: dict[str, list[np.ndarray]]) -> None:
         super().__init__(parameters)
-        self.inputs: dict[str, Array] = {}
+        self.inputs = inputs
+
+    def layer(self, entry: dict[str, Array]) -> "_Recorder":
+        return _Recorder(Layered(entry, {}), self.inputs)
 
     def embed(self, tokens: Array) -> Array:
-        self.inputs["embedding"] = super().embed(tokens)
-        return self.inputs["embedding"]
+        self._keep("embedding", super().embed(tokens))
+        return super().embed(tokens)
 
     def multiply(self, name: str, x: Array) -> Array:
-        self.inputs[name] = x
+        self._keep(name, x)
         return super().multiply(name, x)
+
+    def _keep(self, name: str, x: Array) -> None:
+        self.inputs.setdefault(name, []).append(np.asarray(x))
 
 
 def statistics(values: np.ndarray) -> tuple[str, ...]:
@@ -51,22 +58,25 @@ def statistics(values: np.ndarray) -> tuple[str, ...]:
     )
 
 
-def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Every int8 activation for the tokens of some streams, and the logits; tokens: integers [streams, T]."""
+def activations(model: LanguageModel, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every int8 activation for the tokens of some streams, by the matrix that it enters, and the logits.
 
-    @jax.jit
-    def read(states: Array, token: Array) -> tuple[Array, dict[str, Array]]:
-        weights = _Recorder(model.parameters)
-        logits, states = step(weights, token, states, model.architecture)
-        return states, {**weights.inputs, "logits": logits}
-
-    states = zero_states((len(tokens),), model.architecture)
-    found: dict[str, list[np.ndarray]] = {}
-    for token in tokens.astype(np.int32).T:
-        states, seen = read(states, token)
-        for name, values in seen.items():
-            found.setdefault(name, []).append(np.asarray(values))
-    return {name: np.stack(values) for name, values in found.items()}
+    tokens: integers [streams, T]. A layer's activations have the shape [T, layers, streams, size].
+    """
+    seen: dict[str, list[np.ndarray]] = {}
+    weights = _Recorder(stack_layers(model.parameters), seen)
+    layers = model.architecture.num_layers
+    states = jnp.moveaxis(model.start(len(tokens)), 1, 0)
+    logits = []
+    with jax.disable_jit():  # so that the recorder sees arrays
+        for token in tokens.astype(np.int32).T:
+            found, states = step(weights, jnp.asarray(token), states, model.architecture)
+            logits.append(np.asarray(found))
+    shaped = {
+        name: np.stack(values).reshape(len(logits), -1 if name in ("embedding", "head") else layers, *values[0].shape)
+        for name, values in seen.items()
+    }
+    return shaped, np.stack(logits)
 
 
 def inspect(directory: Path) -> str:
@@ -90,18 +100,18 @@ def inspect(directory: Path) -> str:
 
     try:
         corpus = open_corpus(config, tokenizer)
-        split = corpus.split("valid" if corpus.split("valid").tokens else "train")
+        name, text = ("valid", "held-out") if "valid" in corpus.splits else ("train", "training")
+        split = corpus.split(name)
     except DataError as error:
         return "\n".join([*report, "", f"no activations: {error}"])
     starts = np.arange(STREAMS) * (split.tokens // STREAMS)
     tokens = np.stack([split.read(int(start), TOKENS) for start in starts])
-    seen = activations(model, tokens)
-    logits = seen.pop("logits")
+    seen, logits = activations(model, tokens)
     rows = [("embedding", *statistics(seen["embedding"]))]
     for i in range(model.architecture.num_layers):
-        rows += [(f"layers.{i}: {what}", *statistics(seen[f"layers.{i}.{name}"])) for name, what in _READS.items()]
+        rows += [(f"layers.{i}: {what}", *statistics(seen[name][:, i])) for name, what in _READS.items()]
     rows.append(("normed output", *statistics(seen["head"])))
-    headers = ["activations on held-out text", "range", "mean |x|", "bits", "saturated"]
+    headers = [f"activations on {text} text", "range", "mean |x|", "bits", "saturated"]
     width = logits.max(axis=-1).astype(np.int32) - logits.min(axis=-1)
     report += ["", format_table(headers, rows), "", (
         f"logits: {logits.min() / 256:.2f} … {logits.max() / 256:.2f} bits, "

@@ -122,6 +122,7 @@ class Trainer:
         config, tokenizer = self.config, self.corpus.tokenizer
         configuration.check_limits(config, tokenizer.vocab_size)
         self.split = self.corpus.split("train")
+        self.valid = self.corpus.splits.get("valid")  # None where no text is held out
         self.problem = problem_of(config, tokenizer.vocab_size)
         self.texts = config.pairs // config.eggroll.group_size
         self.streams = TokenStreams(self.split, self.texts, config.train.tokens_per_update)
@@ -139,7 +140,11 @@ class Trainer:
         """Go back to the last checkpoint, if there is one, and drop the metrics past it."""
         updates = checkpoints.updates()
         if updates:
-            checkpoints.meta(updates[-1])
+            if checkpoints.meta(updates[-1]).get("corpus") != self.corpus.identity:
+                raise RunError(
+                    f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
+                    "would not be the same run any more"
+                )
             self.state = TrainState(*checkpoints.restore(updates[-1], self.state))
             self.update = updates[-1]
         log = self.directory / "metrics.jsonl"
@@ -153,16 +158,14 @@ class Trainer:
         path = self.directory / "references.json"
         if path.exists():
             self.ladder = json.loads(path.read_text())
-        elif self.corpus.split("valid").tokens:
-            train, valid = (self.corpus.split(name).to_bytes(REFERENCE_BYTES) for name in ("train", "valid"))
-            self.ladder = references(train, valid)
+        elif self.valid:
+            self.ladder = references(self.split.to_bytes(REFERENCE_BYTES), self.valid.to_bytes(REFERENCE_BYTES))
             write_whole(path, json.dumps(self.ladder))
 
     def evaluate(self, limit: int | None) -> Evaluation | None:
         """The shared weights on the held-out text."""
-        valid = self.corpus.split("valid")
         self.model.parameters = self.state.parameters
-        return evaluate(self.model, split_documents(valid, limit)) if valid.bytes else None
+        return evaluate(self.model, split_documents(self.valid, limit)) if self.valid else None
 
     def sample(self) -> str:
         """What the shared weights write after nothing, as text to show."""
@@ -224,7 +227,7 @@ class Trainer:
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Write a checkpoint of now."""
-        meta = {"tokenizer": self.corpus.tokenizer.to_json()}
+        meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.corpus.identity}
         checkpoints.save(self.update, self.state.parameters, self.state.optimizer, self.state.members, meta)
 
     def summary(self) -> str:
@@ -273,17 +276,17 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def open_directory(config: Config, directory: Path, resume: bool) -> None:
-    """Make a new run's directory, or check that an old one can be resumed with this configuration.
+def check_directory(config: Config, directory: Path, resume: bool) -> None:
+    """Check that a run can start in a directory, or that the one in it can be resumed with this configuration.
 
     Raises RunError, before anything is written, where the directory holds something else or another run.
     """
     saved = directory / "config.toml"
     if not resume:
-        if directory.exists() and any(directory.iterdir()):
+        # Hidden files are those of a run that was killed before it began.
+        if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
             what = "holds a run already: add --resume to go on with it, or" if saved.exists() else "is not empty:"
             raise RunError(f"{directory}: {what} choose another --run-dir")
-        directory.mkdir(parents=True, exist_ok=True)
     elif not saved.exists():
         raise RunError(f"{directory}: nothing to resume: expected a run with config.toml in it")
     else:
@@ -295,7 +298,6 @@ def open_directory(config: Config, directory: Path, resume: bool) -> None:
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
                     "run any more; resume with the value it had, or start another in a new --run-dir"
                 )
-    write_whole(saved, configuration.dumps(config))
 
 
 def value(config: Config, key: str) -> Any:
@@ -311,19 +313,20 @@ def train(config: Config, directory: Path, resume: bool = False) -> bool:
 
     Raises ConfigError, DataError or RunError for what the user can mend.
     """
+    check_directory(config, directory, resume)
     corpus = prepare_corpus(config)
-    open_directory(config, directory, resume)
+    trainer = Trainer(config, directory, corpus)  # before anything is written: it may refuse the configuration
+    directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory), interruptible() as stopped:
         tokenizer = directory / "tokenizer.json"
         if resume and tokenizer.exists():
             open_corpus(config, open_run(directory)[1])
-        write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
-        trainer = Trainer(config, directory, corpus)
-        checkpoints = Checkpoints(directory / "checkpoints")
         if resume:
-            trainer.resume(checkpoints)
+            trainer.resume(Checkpoints(directory / "checkpoints"))
+        write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
+        write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
         trainer.references()
-        done = trainer.run(checkpoints, stopped)
+        done = trainer.run(Checkpoints(directory / "checkpoints"), stopped)
         if done:
             print(trainer.summary())
         return done

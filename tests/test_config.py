@@ -270,7 +270,7 @@ def test_pairs_are_bounded_by_the_mean_absolute_difference() -> None:
 
 def test_a_texts_loss_must_fit_int32() -> None:
     assert parse("[train]\ntokens_per_update = 32768").train.tokens_per_update == 32768
-    assert message("[train]\ntokens_per_update = 65536") == (
+    assert message("[train]\ntokens_per_update = 32769") == (
         "configs/a.toml: train.tokens_per_update = 32769: must be at most 32768 (a text's loss is summed in int32)"
     )
 

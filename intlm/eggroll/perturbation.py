@@ -13,7 +13,7 @@ from intlm.arithmetic.fixed_point import MAX8, Array, rank_multiplier, rounding_
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
 from intlm.model.forward import matrix_product
-from intlm.model.parameters import Architecture, Kind, Parameters, Specification, specifications
+from intlm.model.parameters import Architecture, Kind, Layered, Specification, map_specifications
 
 LARGEST_NOISE = 46  # of the quantile table
 INPUT_PRODUCT_LIMIT = 1 << 23  # |x B| is held to this before its scaling, which saturates far below it
@@ -33,13 +33,13 @@ class Perturbation(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """A matrix's noise for some pairs, standard deviation 16, at most 46."""
+    """A matrix's noise for some pairs, standard deviation 16, at most 46. N is [] or [layers]."""
 
-    a: Array  # int8 [pairs, rank, fan-out]
-    b: Array  # int8 [pairs, rank, fan-in]
+    a: Array  # int8 N + [pairs, rank, fan-out]
+    b: Array  # int8 N + [pairs, rank, fan-in]
 
 
-Noise = dict[str, Factors | Array]  # a vector's noise is int8 [pairs, hidden]
+Noise = Factors | Array  # a vector's noise is int8 N + [pairs, hidden]
 
 
 def _blocks(count: int) -> int:
@@ -47,41 +47,48 @@ def _blocks(count: int) -> int:
 
 
 def parameter_noise(
-    specification: Specification, number: int, perturbation: Perturbation, epoch: Array, pairs: Array
-) -> Factors | Array:
-    """The noise of one parameter for the pairs with these numbers. epoch: uint32 scalar; pairs: uint32 [pairs]."""
+    specification: Specification, number: Array, perturbation: Perturbation, epoch: Array, pairs: Array
+) -> Noise:
+    """The noise of parameters of one shape for the pairs with these numbers.
+
+    number: uint32 N, the parameters'; N is [] or [layers]. epoch: uint32 scalar. pairs: uint32 [pairs].
+    """
     key = seed_key(perturbation.seed, Domain.NOISE)
     quantile = jnp.asarray(tables().quantile)
-
-    def draw(first: Array | int, count: int) -> Array:
-        return quantile[random_bytes(key, (epoch, pairs_, number, first), count)]
-
     if len(specification.shape) == 1:
-        pairs_ = pairs
-        return draw(0, specification.shape[0])
-    pairs_ = pairs[:, None]
+        return quantile[random_bytes(key, (epoch, pairs, number[..., None], 0), specification.shape[0])]
     fan_out, fan_in = specification.shape
     stride = _blocks(fan_in) + _blocks(fan_out)
-    first = jnp.arange(perturbation.rank, dtype=jnp.uint32)[None] * stride
-    return Factors(b=draw(first, fan_in), a=draw(first + _blocks(fan_in), fan_out))
+    first = jnp.arange(perturbation.rank, dtype=jnp.uint32) * stride
+    counter = (epoch, pairs[:, None], number[..., None, None])
+    return Factors(
+        b=quantile[random_bytes(key, (*counter, first), fan_in)],
+        a=quantile[random_bytes(key, (*counter, first + _blocks(fan_in)), fan_out)],
+    )
 
 
-def noise(architecture: Architecture, perturbation: Perturbation, epoch: Array, pairs: Array) -> Noise:
+def noise(architecture: Architecture, perturbation: Perturbation, epoch: Array, pairs: Array) -> Layered[Noise]:
     """The noise of every parameter for the pairs with these numbers."""
-    return {
-        specification.name: parameter_noise(specification, number, perturbation, epoch, pairs)
-        for number, specification in enumerate(specifications(architecture))
-    }
+    return map_specifications(
+        lambda specification, number: parameter_noise(specification, number, perturbation, epoch, pairs),
+        architecture,
+    )
 
 
 class PerturbedWeights:
     """The weights of both members of some pairs: S is [pairs, 2], the member that adds first."""
 
-    def __init__(self, parameters: Parameters, noise: Noise, perturbation: Perturbation) -> None:
-        self.parameters = parameters
-        self.noise = noise
+    def __init__(self, parameters: Layered[Array], noise: Layered[Noise], perturbation: Perturbation) -> None:
+        self.parameters, self.noise = parameters.outer, noise.outer
+        self.layers = (parameters.layers, noise.layers)
+        self.perturbation = perturbation
         self.rank_multiplier = rank_multiplier(perturbation.rank)
         self.sigma_shift = perturbation.sigma_shift
+
+    def layer(self, entry: tuple[dict[str, Array], dict[str, Noise]]) -> "PerturbedWeights":
+        """See `Weights.layer`."""
+        parameters, noise = entry
+        return PerturbedWeights(Layered(parameters, {}), Layered(noise, {}), self.perturbation)
 
     def _factors(self, name: str) -> Factors:
         factors = self.noise[name]
@@ -118,11 +125,11 @@ class PerturbedWeights:
         return saturate8(jnp.stack([base + change, base - change], axis=1))
 
 
-def votes(specification: Specification, noise: Factors | Array, fitness: Array, fitness_maximum: int) -> Array:
+def votes(specification: Specification, noise: Noise, fitness: Array, fitness_maximum: int) -> Array:
     """What some pairs' fitness says of one parameter: the sum over pairs of f A B^T, or of 16 f z for a vector.
 
-    fitness: int8 [pairs], at most fitness_maximum in magnitude. Returns int32 of the parameter's shape, on average 0 and, where the fitness has
-    nothing to say, with standard deviation 256 sqrt(rank * sum f^2) (rank 1 for a vector).
+    fitness: int8 [pairs], at most fitness_maximum in magnitude. Returns int32 of the parameter's shape. Where the
+    fitness has nothing to say, a vote has mean 0 and standard deviation 256 sqrt(rank * sum f^2) (rank 1 for a vector).
     """
     weight = fitness.astype(jnp.int32)
     if isinstance(noise, Factors):

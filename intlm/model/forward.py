@@ -6,7 +6,7 @@ state int8 at 1.0 = 127, logits int16 at one bit = 256. The same code runs the s
 what differs is the `Weights` through which it sees the parameters.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,16 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.tables import tables
 from intlm.model import SEPARATOR
-from intlm.model.parameters import Architecture, Parameters
+from intlm.model.parameters import Architecture, Layered
 
 
 class Weights(Protocol):
     """The parameters as a forward pass sees them: plain, or perturbed for each member."""
+
+    layers: Any  # a pytree with a first axis [layers], for `layer`
+
+    def layer(self, entry: Any) -> "Weights":
+        """One layer's weights, by their local names. entry: `layers` at one index."""
 
     def embed(self, tokens: Array) -> Array:
         """tokens: int32 S. Returns int8 S + [hidden]."""
@@ -44,8 +49,11 @@ class Weights(Protocol):
 class PlainWeights:
     """The shared weights, for inference."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Layered[Array]) -> None:
+        self.parameters, self.layers = parameters
+
+    def layer(self, entry: dict[str, Array]) -> "PlainWeights":
+        return PlainWeights(Layered(entry, {}))
 
     def embed(self, tokens: Array) -> Array:
         return self.parameters["embedding"][tokens]
@@ -88,7 +96,7 @@ def _candidate(x: Array, nonlinearity: str) -> Array:
     return x.astype(jnp.int32)
 
 
-def cell(weights: Weights, prefix: str, x: Array, state: Array, architecture: Architecture) -> Array:
+def cell(weights: Weights, x: Array, state: Array, architecture: Architecture) -> Array:
     """The minimal gated unit (Zhou et al., arXiv 1603.09420): the next state, int8 S + [hidden].
 
     x: the normed input, int8 at 1.0 = 16. state: int8 at 1.0 = 127.
@@ -99,49 +107,51 @@ def cell(weights: Weights, prefix: str, x: Array, state: Array, architecture: Ar
     # of its own, and learns better with the state at full size (docs/numerics.md, section 5.4).
     from_state = activation_rescale(architecture.hidden_size, STATE_SHIFT if kind == "table" else 0)
     gate = _gate(
-        from_input(weights.multiply(prefix + "gate_input", x))
-        + from_state(weights.multiply(prefix + "gate_state", state))
-        + weights.vector(prefix + "gate_bias"),
+        from_input(weights.multiply("gate_input", x))
+        + from_state(weights.multiply("gate_state", state))
+        + weights.vector("gate_bias"),
         kind,
     )
     old = state.astype(jnp.int32)
     reset = q15_multiply(gate * old, GATE_MULTIPLIER).astype(jnp.int8)
     candidate = _candidate(
-        from_input(weights.multiply(prefix + "candidate_input", x))
-        + from_state(weights.multiply(prefix + "candidate_state", reset))
-        + weights.vector(prefix + "candidate_bias"),
+        from_input(weights.multiply("candidate_input", x))
+        + from_state(weights.multiply("candidate_state", reset))
+        + weights.vector("candidate_bias"),
         kind,
     )
     return q15_multiply((2 * GATE_ONE - gate) * old + gate * candidate, GATE_MULTIPLIER).astype(jnp.int8)
 
 
-def feed_forward(weights: Weights, prefix: str, x: Array, architecture: Architecture) -> Array:
+def feed_forward(weights: Weights, x: Array, architecture: Architecture) -> Array:
     """Two products with int8 saturation between them, the only nonlinearity; int32 S + [hidden], not saturated."""
-    wide = saturate8(activation_rescale(architecture.hidden_size)(weights.multiply(prefix + "up", x)))
-    return activation_rescale(architecture.feed_forward_size)(weights.multiply(prefix + "down", wide))
+    wide = saturate8(activation_rescale(architecture.hidden_size)(weights.multiply("up", x)))
+    return activation_rescale(architecture.feed_forward_size)(weights.multiply("down", wide))
 
 
 def step(weights: Weights, tokens: Array, states: Array, architecture: Architecture) -> tuple[Array, Array]:
     """Read one token each and predict the next.
 
-    tokens: int32 S. states: int8 S + [layers, hidden]; set to zero before a separator is read.
+    tokens: int32 S. states: int8 [layers] + S + [hidden]; set to zero before a separator is read.
     Returns logits, int32 S + [vocabulary] holding int16 values (256 = one bit), and the next states.
     """
-    states = jnp.where((tokens == SEPARATOR)[..., None, None], jnp.int8(0), states)
-    x = weights.embed(tokens)
-    after = []
-    for i in range(architecture.num_layers):
-        prefix = f"layers.{i}."
-        normed = norm(x, weights.vector(prefix + "cell_norm"))
-        state = cell(weights, prefix, normed, states[..., i, :], architecture)
-        after.append(state)
+    table = architecture.nonlinearity == "table"
+
+    # A scan over the layers, not a loop: XLA's CPU compiler would compute the residual stream anew, from the
+    # first layer on, in every fusion that reads it.
+    def read_layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
+        entry, state = layer
+        own = weights.layer(entry)
+        state = cell(own, norm(x, own.vector("cell_norm")), state, architecture)
         output = state.astype(jnp.int32)
-        x = saturate8(x + (rounding_shift(output, STATE_SHIFT) if architecture.nonlinearity == "table" else output))
-        normed = norm(x, weights.vector(prefix + "feed_forward_norm"))
-        x = saturate8(x + feed_forward(weights, prefix, normed, architecture))
+        x = saturate8(x + (rounding_shift(output, STATE_SHIFT) if table else output))
+        x = saturate8(x + feed_forward(own, norm(x, own.vector("feed_forward_norm")), architecture))
+        return x, state
+
+    states = jnp.where((tokens == SEPARATOR)[..., None], jnp.int8(0), states)
+    x, states = jax.lax.scan(read_layer, weights.embed(tokens), (weights.layers, states))
     x = norm(x, weights.vector("output_norm"))
-    logits = logit_rescale(architecture.hidden_size)(weights.multiply("head", x))
-    return logits, jnp.stack(after, axis=-2)
+    return logit_rescale(architecture.hidden_size)(weights.multiply("head", x)), states
 
 
 def zero_states(shape: tuple[int, ...], architecture: Architecture) -> Array:

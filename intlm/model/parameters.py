@@ -3,8 +3,10 @@
 A parameter's number is its place in `specifications`; it is a word of the counter of the parameter's noise.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
 
 Parameters = dict[str, jax.Array]  # name to int8 array
+Leaf = TypeVar("Leaf")
 
 
 class Kind(Enum):
@@ -28,7 +31,7 @@ class Kind(Enum):
 class Specification(NamedTuple):
     """One parameter."""
 
-    name: str
+    name: str  # that of a layer's parameter is "layers.<layer>.<local name>"
     shape: tuple[int, ...]
     kind: Kind
 
@@ -69,6 +72,49 @@ def specifications(architecture: Architecture) -> list[Specification]:
         Specification("head", (vocab, hidden), Kind.MATRIX),
     ]
     return found
+
+
+class Layered(NamedTuple, Generic[Leaf]):
+    """Something for every parameter, those of the layers stacked by their local name on a first axis [layers]."""
+
+    outer: dict[str, Leaf]
+    layers: dict[str, Leaf]
+
+
+def stack_layers(flat: dict[str, jax.Array]) -> Layered[jax.Array]:
+    """From one entry a parameter to one a local name, so that a scan can walk through the layers."""
+    outer, layers = {}, defaultdict(list)
+    for name, value in flat.items():
+        if name.startswith("layers."):
+            layers[name.split(".", 2)[2]].append(value)
+        else:
+            outer[name] = value
+    return Layered(outer, {name: jnp.stack(values) for name, values in layers.items()})
+
+
+def unstack_layers(stacked: Layered[jax.Array], architecture: Architecture) -> dict[str, jax.Array]:
+    """The inverse of `stack_layers`."""
+    flat = {}
+    for name, _, _ in specifications(architecture):
+        if name.startswith("layers."):
+            _, layer, local = name.split(".", 2)
+            flat[name] = stacked.layers[local][int(layer)]
+        else:
+            flat[name] = stacked.outer[name]
+    return flat
+
+
+def map_specifications(
+    function: Callable[[Specification, jax.Array], Leaf], architecture: Architecture
+) -> Layered[Leaf]:
+    """function(specification, numbers) once for each name, numbers being uint32 scalar, or [layers] for a layer's."""
+    found = specifications(architecture)
+    numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(found)})
+    by_name = {s.name.removeprefix("layers.0."): s for s in found}
+    return Layered(
+        {name: function(by_name[name], number) for name, number in numbers.outer.items()},
+        {name: function(by_name[name], number) for name, number in numbers.layers.items()},
+    )
 
 
 def initialise(architecture: Architecture, seed: int) -> Parameters:

@@ -1,6 +1,7 @@
-"""The reference engine: the specification in plain JAX, compiled by XLA. Readable first; every other engine is held to it."""
+"""The reference engine: the specification in plain JAX, compiled by XLA. Every other engine is held to it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -10,7 +11,7 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise, votes
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
-from intlm.model.parameters import Parameters, Specification, specifications
+from intlm.model.parameters import Parameters, Specification, map_specifications, stack_layers, unstack_layers
 from intlm.population.engine import Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
@@ -38,25 +39,23 @@ class XlaEngine:
         """See `Engine.evaluate`."""
         problem = self.problem
         epoch = problem.perturbation.epoch(update)
+        shared = stack_layers(parameters)
 
         def evaluate_chunk(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
             pairs, states = chunk
-            weights = PerturbedWeights(
-                parameters,
-                noise(problem.architecture, problem.perturbation, epoch, pairs),
-                problem.perturbation,
-            )
-            texts = tokens[pairs // problem.group_size].astype(jnp.int32)  # [chunk, T + 1]
-            texts = jnp.broadcast_to(texts.T[:, :, None], (texts.shape[1], texts.shape[0], 2))
+            drawn = noise(problem.architecture, problem.perturbation, epoch, pairs)
+            weights = PerturbedWeights(shared, drawn, problem.perturbation)
+            texts = tokens[pairs // problem.group_size].astype(jnp.int32).T  # [T + 1, chunk]
+            texts = jnp.broadcast_to(texts[:, :, None], (*texts.shape, 2))
 
             def read(carry: tuple[Array, Array], token: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
                 states, total = carry
                 logits, states = step(weights, token[0], states, problem.architecture)
                 return (states, total + loss(logits, token[1])), None
 
-            start = (states, jnp.zeros(states.shape[:2], jnp.int32))
+            start = (jnp.moveaxis(states, 2, 0), jnp.zeros(states.shape[:2], jnp.int32))
             (states, total), _ = jax.lax.scan(read, start, (texts[:-1], texts[1:]))
-            return total, states
+            return total, jnp.moveaxis(states, 0, 2)
 
         return map_in_chunks(evaluate_chunk, (self._pairs(), states), self.chunk_pairs)
 
@@ -64,33 +63,34 @@ class XlaEngine:
         """See `Engine.accumulate`."""
         perturbation = self.problem.perturbation
         epoch = perturbation.epoch(update)
-        gathered = {}
-        for number, specification in enumerate(specifications(self.problem.architecture)):
 
-            def add(
-                total: Array,
-                chunk: tuple[Array, Array],
-                number: int = number,
-                specification: Specification = specification,
-            ) -> Array:
+        def gather(specification: Specification, number: Array) -> Array:
+            def add(total: Array, chunk: tuple[Array, Array]) -> Array:
                 pairs, fitness = chunk
                 drawn = parameter_noise(specification, number, perturbation, epoch, pairs)
                 return total + votes(specification, drawn, fitness, self.problem.fitness_maximum)
 
             zero = jnp.zeros(specification.shape, jnp.int32)
-            gathered[specification.name] = fold_in_chunks(add, zero, (self._pairs(), fitness), self.chunk_pairs)
-        return gathered
+            return fold_in_chunks(add, zero, (self._pairs(), fitness), self.chunk_pairs)
+
+        def gather_all(specification: Specification, numbers: Array) -> Array:
+            return (
+                jax.lax.map(partial(gather, specification), numbers) if numbers.ndim else gather(specification, numbers)
+            )
+
+        architecture = self.problem.architecture
+        return unstack_layers(map_specifications(gather_all, architecture), architecture)
 
     def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
-        weights = PlainWeights(parameters)
+        weights = PlainWeights(stack_layers(parameters))
 
         def read(states: Array, token: Array) -> tuple[Array, Array]:
             logits, states = step(weights, token, states, self.problem.architecture)
             return states, logits.astype(jnp.int16)
 
-        states, logits = jax.lax.scan(read, states, tokens.astype(jnp.int32).T)
-        return logits.swapaxes(0, 1), states
+        states, logits = jax.lax.scan(read, jnp.moveaxis(states, 1, 0), tokens.astype(jnp.int32).T)
+        return logits.swapaxes(0, 1), jnp.moveaxis(states, 0, 1)
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:
