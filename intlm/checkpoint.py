@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from intlm.errors import RunError
 from intlm.model.parameters import Architecture, Parameters, specifications
@@ -81,7 +83,7 @@ class Checkpoints:
     def parameters(self, update: int, architecture: Architecture) -> Parameters:
         """The parameters, int8, their names and shapes checked against the architecture."""
         expected = {s.name: jax.ShapeDtypeStruct(s.shape, "int8") for s in specifications(architecture)}
-        return self._restore(update, {"parameters": self._standard(expected)})["parameters"]
+        return _uncommitted(self._restore(update, {"parameters": self._standard(expected)})["parameters"])
 
     def restore(self, update: int, like: tuple[Parameters, Any, jax.Array]) -> tuple[Parameters, Any, jax.Array]:
         """Parameters, optimizer state and member states, of the shapes and dtypes of `like`."""
@@ -90,7 +92,7 @@ class Checkpoints:
         if jax.tree.leaves(optimizer):
             items["optimizer"] = self._standard(optimizer)
         found = self._restore(update, items)
-        return found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]
+        return _uncommitted((found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]))
 
     def _verify(self, update: int) -> None:
         """Raise RunError where a file is not as it was saved. A run killed before the sums were written has none."""
@@ -117,6 +119,11 @@ class Checkpoints:
         except Exception as error:  # orbax raises many kinds for a damaged checkpoint
             reason = str(error).strip().split("\n")[0][:300]
             raise RunError(f"{self._directory}/{update}: the checkpoint cannot be read: {reason}") from None
+
+
+def _uncommitted(tree: Any) -> Any:
+    """The same arrays bound to no device, as new ones are: programs compiled for those serve these too."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def _files(directory: Path) -> list[Path]:

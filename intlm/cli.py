@@ -1,8 +1,10 @@
 """The command line: arguments in, one call of a recipe, its result printed. Holds no logic of its own."""
 
 import argparse
+import difflib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +24,9 @@ def _train(args: argparse.Namespace) -> int:
     if train(config, directory, args.resume):
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
         return 0
-    print(f"stopped and saved; resume with: intlm train {args.config} --run-dir {directory} --resume")
+    # The saved configuration, which holds what was given as flags too.
+    command = ["intlm", "train", str(directory / "config.toml"), "--run-dir", str(directory), "--resume"]
+    print(f"stopped and saved; resume with: {shlex.join(command)}")
     return INTERRUPTED
 
 
@@ -32,8 +36,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     config = configuration.load(args.config, configuration.overrides_from(args))
     corpus = prepare_corpus(config)
-    splits = [(name, corpus.split(name)) for name in ("train", "valid")]
-    rows = [(name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}") for name, s in splits]
+    rows = [(name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}") for name, s in corpus.splits.items()]
     print(format_table(["split", "documents", "tokens", "bytes"], rows))
     print(f"{config.data.prepared}: {corpus.tokenizer.vocab_size} tokens in the vocabulary ({corpus.tokenizer.name})")
     return 0
@@ -168,13 +171,21 @@ def _configure_jax() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
-    args = parser().parse_args(arguments)
+    top = parser()
+    args, unknown = top.parse_known_args(arguments)
+    if unknown:
+        flags = [f"--{key}" for key in configuration.KEYS if key in args]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
+        top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         _configure_jax()
         return args.call(args)
     except IntlmError as error:
         print(f"intlm: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it exits
+        return INTERRUPTED
     except OSError as error:
         print(f"intlm: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
         return IntlmError.exit_code

@@ -24,6 +24,7 @@ from intlm.run import BLOCK, LanguageModel
 SEGMENT = 1024
 WARM_UP = 256
 _BATCH_LOGITS = 1 << 24  # logits held at once
+_FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
 
 
 class Evaluation(NamedTuple):
@@ -88,8 +89,7 @@ def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | Non
                 before = text[max(0, first - WARM_UP) : last - 1]
                 yield _Segment(np.concatenate([[SEPARATOR], before]), text[first:last])
 
-    bits: list[float] = []
-    integer = 0
+    bits = integer = 0
     queue = segments()
     while chosen := list(islice(queue, batch)):
         width = -(-max(len(s.inputs) for s in chosen) // BLOCK) * BLOCK
@@ -107,8 +107,9 @@ def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | Non
             counted = block >= 0
             if counted.any():
                 integer += int(model.integer_losses(logits, np.maximum(block, 0))[counted].sum(dtype=np.int64))
-                bits.append(math.fsum(exact_losses(logits[counted], block[counted])))
-    return Evaluation(size["tokens"], size["bytes"], math.fsum(bits), integer)
+                exact = np.ldexp(exact_losses(logits[counted], block[counted]), _FRACTION_BITS)
+                bits += int(np.rint(exact).astype(np.int64).sum())
+    return Evaluation(size["tokens"], size["bytes"], bits / 2**_FRACTION_BITS, integer)
 
 
 def exact_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

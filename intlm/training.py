@@ -240,6 +240,8 @@ class Trainer:
             rungs.append((f"this model ({human(self.weights)} parameters)", measured[-1]))
         rungs.sort(key=lambda rung: -rung[1])
         table = format_table(["held-out text", "bits per byte"], [(name, f"{bits:.3f}") for name, bits in rungs])
+        if not rungs:
+            table = "no text is held out: set data.valid or data.valid_bytes to measure the model"
         evaluated, seconds = lines[-1]["tokens_evaluated"], lines[-1]["seconds"]
         return (
             f"{table}\n{self.update} updates, {human(evaluated)} evaluated tokens in {seconds:.0f} s "

@@ -15,7 +15,7 @@ _LIMB = 12
 
 def exp2_terms(below: Array) -> Array:
     """2^24 * 2^(-below/256), rounded: below: int32 >= 0. Returns int32 in [0, 2^24]."""
-    whole = jnp.minimum(below >> LOGIT_FRACTION_BITS, 31)
+    whole = jnp.minimum(below >> LOGIT_FRACTION_BITS, 26)  # from there on a term rounds to 0
     mantissa = jnp.asarray(tables().exp2)[below & (2**LOGIT_FRACTION_BITS - 1)]
     return (mantissa + ((1 << whole) >> 1)) >> whole
 

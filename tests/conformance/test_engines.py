@@ -1,0 +1,185 @@
+"""Every engine, against the oracle and hence against every other, bit for bit, on populations small enough for it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from intlm.eggroll import threshold
+from intlm.model.forward import zero_states
+from intlm.population.engine import make_engine
+from intlm.training import TrainState
+
+ENGINES = ["xla"]
+
+
+class Case(NamedTuple):
+    """A small run: two updates of it are followed."""
+
+    shape: oracle.Shape
+    noise: oracle.Noise
+    pairs: int
+    group_size: int
+    fitness: str
+    optimizer: oracle.Threshold
+    first_update: int
+    kind: str  # of the weights: "first" values, or those of `Bridge.random_parameters`
+    chunk_size: int = 0
+    tokens: int = 5
+
+
+CASES = {  # the first two are the problems of golden/v1/update.json: they share its compiled programs
+    # A remainder after the chunks, a separator in the text, noise that is the same for the whole run.
+    "remainder": Case(
+        oracle.Shape(5, 8, 24, 2, "clip"),
+        oracle.Noise(2**40 + 9, 1, 4, 0),
+        3,
+        1,
+        "sign",
+        oracle.Threshold(4, 10),
+        7,
+        "first",
+        chunk_size=4,
+    ),
+    # Groups that share a text, a feed-forward smaller than the hidden size, and three updates that share noise: the
+    # second here begins the next three.
+    "groups": Case(
+        oracle.Shape(3, 16, 8, 3, "table"),
+        oracle.Noise(7, 3, 2, 3),
+        4,
+        2,
+        "normalised",
+        oracle.Threshold(4, 5),
+        2,
+        "first",
+        chunk_size=4,
+    ),
+    # Weights at ±127, the strongest noise, pairs one by one, all on one text, new noise at each update, the last
+    # updates that there can be.
+    "extreme": Case(
+        oracle.Shape(257, 40, 56, 1, "clip"),
+        oracle.Noise(2**64 - 1, 5, 0, 1),
+        3,
+        3,
+        "normalised",
+        oracle.Threshold(1, 2**31 - 1),
+        2**31 - 3,
+        "extreme",
+        chunk_size=2,
+    ),
+}
+
+
+def texts(case: Case, seed: int) -> oracle.Array:
+    """[texts, T + 1], a separator inside each but the first, which begins with one."""
+    rng = np.random.default_rng(seed)
+    found = rng.integers(1, case.shape.vocabulary, (case.pairs // case.group_size, case.tokens + 1))
+    found[0, 0] = 0
+    for row in found[1:]:
+        row[rng.integers(1, case.tokens)] = 0
+    return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CASES)
+def test_two_updates(engine: str, name: str, bridge: Any) -> None:
+    """Losses, fitness, votes, weights and states, of an update and of the one that goes on from it."""
+    case = CASES[name]
+    problem = bridge.problem(case.shape, case.noise, case.pairs, case.group_size, case.fitness, case.chunk_size)
+    run = bridge.update(engine, problem, case.fitness, quickly=name != "extreme")  # one as a run compiles it
+    values = oracle.first_values(case.shape, case.noise.seed)
+    if case.kind != "first":
+        values = bridge.random_parameters(case.shape, np.random.default_rng(4), case.kind)
+    states = np.zeros((2 * case.pairs, case.shape.layers, case.shape.hidden), np.int64)
+    parameters = bridge.parameters(case.shape, values)
+    members = zero_states((case.pairs, 2), problem.architecture)
+    state = TrainState(parameters, threshold.init(parameters), members)
+    losses: set[int] = set()
+    moved = 0
+
+    for update in (case.first_update, case.first_update + 1):
+        batch = texts(case, update)
+        expected = oracle.whole_update(
+            case.shape,
+            case.noise,
+            case.fitness,
+            case.optimizer,
+            update,
+            values,
+            np.repeat(batch, case.group_size, axis=0),
+            states,
+        )
+        quantile = jnp.int32(oracle.threshold_quantile(case.optimizer, update))
+        state, report, fitness, votes = run(state, jnp.asarray(batch, jnp.uint16), jnp.uint32(update), quantile)
+        assert report.losses.dtype == jnp.int32 and report.losses.shape == (case.pairs, 2)
+        np.testing.assert_array_equal(np.asarray(report.losses).ravel(), expected.losses)
+        np.testing.assert_array_equal(np.asarray(state.members).reshape(states.shape), expected.states)
+        assert fitness.dtype == jnp.int8 and fitness.tolist() == expected.fitness
+        assert all(v.dtype == jnp.int32 for v in votes.values())
+        bridge.assert_equal(case.shape, votes, expected.votes)
+        bridge.assert_equal(case.shape, state.parameters, expected.parameters)
+        changed = sum(int((a != b).sum()) for a, b in zip(values, expected.parameters, strict=True))
+        assert int(report.changed) == changed
+        values, states = expected.parameters, expected.states
+        losses |= set(expected.losses)
+        moved += changed
+    assert moved > 0 and len(losses) > 2, "the case shows nothing"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
+    """Of one pair, of two and a remainder, and of all: losses, states, votes and weights."""
+    case = CASES["remainder"]
+    rng = np.random.default_rng(8)
+    parameters = bridge.parameters(case.shape, bridge.random_parameters(case.shape, rng))
+    states = rng.integers(-127, 127, (case.pairs, 2, case.shape.layers, case.shape.hidden), endpoint=True)
+    state = TrainState(parameters, threshold.init(parameters), jnp.asarray(states, jnp.int8))
+    arguments = (state, jnp.asarray(texts(case, 1), jnp.uint16), jnp.uint32(9), jnp.int32(200))
+    found = []
+    for chunk_size in (2, 4, 64):
+        problem = bridge.problem(case.shape, case.noise, case.pairs, 1, case.fitness, chunk_size)
+        found.append(jax.tree.leaves(bridge.update(engine, problem, case.fitness)(*arguments)))
+    for other in found[1:]:
+        for leaf, expected in zip(other, found[0], strict=True):
+            np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def infer(request: pytest.FixtureRequest, bridge: Any) -> Callable[..., Any]:
+    """Compiled inference of a small model."""
+    return jax.jit(make_engine(request.param, bridge.problem(INFERRED, oracle.Noise(0, 1, 4), 1)).infer)
+
+
+INFERRED = oracle.Shape(7, 24, 40, 2, "table")
+
+
+def test_infer(infer: Any, bridge: Any) -> None:
+    """Against the oracle; and read in two pieces, the states of one handed to the other, against read whole."""
+    rng = np.random.default_rng(2)
+    values = bridge.random_parameters(INFERRED, rng)
+    parameters = bridge.parameters(INFERRED, values)
+    tokens = rng.integers(1, INFERRED.vocabulary, (3, 6))
+    tokens[1, 3] = 0
+    states = rng.integers(-127, 127, (3, INFERRED.layers, INFERRED.hidden), endpoint=True)
+
+    def read(tokens: np.ndarray, states: Any) -> tuple[Any, Any]:
+        return infer(parameters, jnp.asarray(tokens, jnp.uint16), jnp.asarray(states, jnp.int8))
+
+    logits, after = read(tokens, states)
+    assert logits.shape == (3, 6, INFERRED.vocabulary) and logits.dtype == jnp.int16 and after.dtype == jnp.int8
+    plain = oracle.Plain(values)
+    for b in range(3):
+        state = states[b]
+        for t in range(6):
+            expected, state = oracle.step(plain, INFERRED, state, int(tokens[b, t]))
+            np.testing.assert_array_equal(logits[b, t], expected)
+        np.testing.assert_array_equal(after[b], state)
+
+    first, between = read(tokens[:, :3], states)
+    second, last = read(tokens[:, 3:], between)
+    np.testing.assert_array_equal(np.concatenate([first, second], axis=1), logits)
+    np.testing.assert_array_equal(last, after)

@@ -1,0 +1,234 @@
+"""The published vectors: the oracle still makes them byte for byte, and the package holds to what they say."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from test_engines import ENGINES
+
+from intlm.arithmetic.fixed_point import rank_multiplier, rounding_shift, saturate8
+from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
+from intlm.eggroll import fitness, threshold
+from intlm.eggroll.perturbation import Factors, Perturbation, parameter_noise, votes
+from intlm.generation import sample
+from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
+from intlm.model.loss import log_sum_exp2, loss
+from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
+from intlm.population.engine import make_engine
+from intlm.training import TrainState
+from intlm.version import NUMERICS_VERSION
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+FILES = GOLDEN / f"v{NUMERICS_VERSION}"
+Case = dict[str, Any]
+
+
+def load_make() -> ModuleType:
+    """golden/make.py, which is a script."""
+    found = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+make = load_make()
+
+
+def cases(stage: str) -> list[Case]:
+    """Those of a file."""
+    content = json.loads((FILES / f"{stage}.json").read_text(encoding="utf-8"))
+    assert content["numerics_version"] == NUMERICS_VERSION and content["stage"] == stage and content["cases"]
+    return content["cases"]
+
+
+def numbered(stage: str) -> list[Any]:
+    """Each of a file's cases as a parameter."""
+    return [pytest.param(case, id=f"{stage}{i}") for i, case in enumerate(cases(stage))]
+
+
+def architecture(case: Case) -> Architecture:
+    """A case's model."""
+    m = case["model"]
+    return Architecture(m["vocabulary"], m["hidden"], m["layers"], m["feed_forward"], m["nonlinearity"])
+
+
+def parameters(named: dict[str, Any], dtype: Any = jnp.int8) -> Parameters:
+    """A case's parameters under the package's names: gate_input.0 is layers.0.gate_input."""
+
+    def name(published: str) -> str:
+        local, dot, layer = published.partition(".")
+        return f"layers.{layer}.{local}" if dot else local
+
+    return {name(key): jnp.asarray(value, dtype) for key, value in named.items()}
+
+
+def assert_parameters(found: Parameters, named: dict[str, Any]) -> None:
+    """Exactly those of a case."""
+    expected = parameters(named, jnp.int32)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", make.STAGES, ids=lambda stage: stage.__name__)
+def test_the_oracle_makes_the_files(stage: Any) -> None:
+    assert (FILES / f"{stage.__name__}.json").read_bytes() == make.render(stage).encode()
+
+
+def test_there_are_no_other_files() -> None:
+    assert {path.stem for path in FILES.iterdir()} == {stage.__name__ for stage in make.STAGES}
+    assert sum(path.stat().st_size for path in FILES.iterdir()) < 200_000
+
+
+def test_random_bits() -> None:
+    for case in cases("random_bits"):
+        if "words" in case:
+            assert [int(word) for word in threefry4x32(case["key"], case["counter"])] == case["words"]
+        else:
+            key = seed_key(int(case["seed"]), Domain(case["domain"]))
+            assert list(key) == case["key"]
+            found = random_bytes(key, (*case["stream"], 0), len(case["bytes"]) // 2)
+            assert np.asarray(found).tobytes().hex() == case["bytes"]
+
+
+def drawn(case: Case, pairs: list[int]) -> tuple[Specification, Factors | jax.Array]:
+    """A case's parameter and its noise for some pairs."""
+    size = tuple(case["shape"])
+    described = Specification("w", size, Kind.MATRIX if len(size) == 2 else Kind.BIAS)
+    perturbation = Perturbation(int(case["seed"]), case["rank"], 4, case["noise_reuse"])
+    epoch = perturbation.epoch(jnp.uint32(case["update"]))
+    assert int(epoch) == case.get("epoch", int(epoch))
+    compiled = jax.jit(parameter_noise, static_argnums=(0, 2))
+    number = jnp.uint32(case["parameter"])
+    return described, compiled(described, number, perturbation, epoch, jnp.array(pairs, jnp.uint32))
+
+
+@pytest.mark.parametrize("case", numbered("noise"))
+def test_noise(case: Case) -> None:
+    _, found = drawn(case, [case["pair"]])
+    if isinstance(found, Factors):
+        assert found.a[0].tolist() == case["A"] and found.b[0].tolist() == case["B"]
+        assert rank_multiplier(case["rank"]) == case["c_r"]
+    else:
+        assert found[0].tolist() == case["z"]
+
+
+def test_first_values() -> None:
+    for case in cases("first_values"):
+        found = jax.jit(lambda case=case: initialise(architecture(case), int(case["seed"])))()
+        assert_parameters(found, case["parameters"])
+
+
+def test_norm() -> None:
+    compiled = jax.jit(norm)
+    for case in cases("norm"):
+        assert compiled(jnp.array(case["x"], jnp.int8), jnp.array(case["w"], jnp.int8)).tolist() == case["y"]
+
+
+@pytest.mark.parametrize("case", numbered("layer"))
+def test_layer(case: Case) -> None:
+    kind = case["nonlinearity"]
+    shape = Architecture(2, case["hidden"], 1, case["feed_forward"], kind)
+    weights = PlainWeights(Layered(parameters(case["parameters"]), {}))
+    x, h, x_after, h_after = (
+        jnp.array([step[name] for step in case["steps"]], jnp.int8) for name in ("x", "h", "x_after", "h_after")
+    )
+
+    @jax.jit
+    def layer(x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = cell(weights, norm(x, weights.vector("cell_norm")), h, shape)
+        wide = h.astype(jnp.int32)
+        x = saturate8(x + (rounding_shift(wide, 3) if kind == "table" else wide))
+        return saturate8(x + feed_forward(weights, norm(x, weights.vector("feed_forward_norm")), shape)), h
+
+    found_x, found_h = layer(x, h)
+    np.testing.assert_array_equal(found_h, h_after)
+    np.testing.assert_array_equal(found_x, x_after)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", numbered("logits"))
+def test_logits(engine: str, case: Case, bridge: Any) -> None:
+    problem = bridge.problem(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
+    assert problem.architecture == architecture(case)
+    tokens, states = jnp.array([case["tokens"]], jnp.uint16), jnp.array([case["states"]], jnp.int8)
+    found, after = jax.jit(make_engine(engine, problem).infer)(parameters(case["parameters"]), tokens, states)
+    assert found[0].tolist() == case["logits"] and after[0].tolist() == case["states_after"]
+
+
+def test_loss() -> None:
+    compiled = jax.jit(lambda row, targets: (log_sum_exp2(row), jax.vmap(loss, (None, 0))(row, targets)))
+    for case in cases("loss"):
+        lse, losses = compiled(jnp.array(case["logits"], jnp.int32), jnp.array(case["targets"], jnp.int32))
+        assert int(lse) == case["log_sum_exp2"] and losses.tolist() == case["losses"]
+
+
+def test_fitness() -> None:
+    compiled = jax.jit(fitness.shape, static_argnums=(0, 2))
+    for case in cases("fitness"):
+        losses = jnp.array(case["losses"], jnp.int32).reshape(-1, 2)
+        assert fitness.fitness_maximum(losses.shape[0], case["rank"]) == case["D"]
+        for kind in ("sign", "normalised"):
+            assert compiled(kind, losses, case["rank"]).tolist() == case[kind]
+
+
+@pytest.mark.parametrize("case", numbered("votes"))
+def test_votes(case: Case) -> None:
+    scores = case["fitness"]
+    described, noise = drawn(case, list(range(len(scores))))
+    compiled = jax.jit(votes, static_argnums=(0, 3))
+    assert compiled(described, noise, jnp.array(scores, jnp.int8), max(map(abs, scores))).tolist() == case["votes"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", numbered("update"))
+def test_update(engine: str, case: Case, bridge: Any) -> None:
+    setting = oracle.Noise(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
+    pairs, kind = case["pairs"], case["fitness_kind"]
+    problem = bridge.problem(oracle.Shape(**case["model"]), setting, pairs, case["group_size"], kind, chunk_size=4)
+    run = bridge.update(engine, problem, kind)
+    weights = parameters(case["parameters"])
+    state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), problem.architecture))
+    for step in case["updates"]:
+        number, quantile = step["update"], step["quantile"]
+        assert threshold.quantile(number, case["alpha"], case["alpha_decay_updates"]) == quantile
+        state, report, scores, found = run(
+            state, jnp.array(step["texts"], jnp.uint16), jnp.uint32(number), jnp.int32(quantile)
+        )
+        assert report.losses.ravel().tolist() == step["losses"]
+        states = np.array(step["states_after"])
+        np.testing.assert_array_equal(state.members.reshape(states.shape), states)
+        assert scores.tolist() == step["fitness"]
+        assert_parameters(found, step["votes"])
+        assert_parameters(state.parameters, step["parameters_after"])
+
+
+def test_sampling() -> None:
+    for case in cases("sampling"):
+        key = jnp.array(seed_key(int(case["seed"]), Domain.SAMPLING), jnp.uint32)
+        row, v = jnp.array(case["logits"], jnp.int16), jnp.int32(case["v"])
+        found = [int(sample(row, key, jnp.uint32(i), v, case["k"])) for i in range(len(case["tokens"]))]
+        assert found == case["tokens"]
+
+
+def test_sampling_from_the_largest_vocabulary() -> None:
+    """Too large to publish, hence against the oracle. Here a draw has as many values as there are tokens, or nearly,
+    so that any unit of a share, of their sum or of the draw itself shows."""
+    key = jnp.array(seed_key(3, Domain.SAMPLING), jnp.uint32)
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(-3070, -3050, 65536), np.full(65536, -3456), np.full(65536, 2 - 2**15), np.zeros(65536, int)]
+    for row in rows[:3]:  # two likely tokens; the tails are cut to small numbers, that 128 bits below to 0
+        row[[7, 40_000]] = 0
+    for row in rows:
+        row += 2**14 - 1 - row.max()  # int16, as far as logits go
+        for v in (256, 300, 2**15):
+            drawn = [int(sample(row.astype(np.int16), key, jnp.uint32(i), jnp.int32(v), 65536)) for i in range(4)]
+            assert drawn == [oracle.sample(row, v, 65536, 3, i) for i in range(4)]

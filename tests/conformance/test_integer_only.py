@@ -1,0 +1,120 @@
+"""No floating point, nowhere: every value of an update's, of inference's and of sampling's program is an integer."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from test_engines import ENGINES
+
+from intlm.arithmetic.random_bits import Domain, seed_key
+from intlm.generation import sample
+from intlm.population.engine import make_engine
+from intlm.training import initial_state, make_update_step
+
+INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
+
+
+def values(program: Any) -> Iterator[tuple[str, Any]]:
+    """What produced it and the dtype, of every value in a program, those of its inner programs included."""
+    if isinstance(program, ClosedJaxpr):
+        yield from (("constant", jnp.result_type(constant)) for constant in program.consts)
+        program = program.jaxpr
+    if isinstance(program, Jaxpr):
+        for variable in (*program.invars, *program.constvars, *program.outvars):
+            yield "argument, constant or result", variable.aval.dtype
+        for equation in program.eqns:
+            name = equation.primitive.name
+            for variable in (*equation.invars, *equation.outvars):
+                if hasattr(variable.aval, "dtype"):  # a token of an effect has none
+                    yield name, variable.aval.dtype
+                if isinstance(variable, Literal):
+                    yield f"{name}'s literal", jnp.result_type(variable.val)
+            for parameter in equation.params.values():
+                yield from ((f"{name}: {inner}", dtype) for inner, dtype in values(parameter))
+    elif isinstance(program, list | tuple):
+        for part in program:
+            yield from values(part)
+    elif isinstance(program, dict):
+        yield from values(tuple(program.values()))
+    elif isinstance(program, np.ndarray | jax.Array | np.generic):
+        yield "parameter", program.dtype
+    elif isinstance(program, float | complex):
+        yield "parameter", np.dtype(type(program))
+
+
+def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str, Any]]:
+    """The values of a function's program that are no integers of at most 32 bits."""
+    program = jax.make_jaxpr(function)(*arguments)
+    found = list(values(program))
+    assert len(found) > 1
+    return {(name, dtype) for name, dtype in found if dtype not in INTEGERS}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("nonlinearity", "fitness", "rank"), [("clip", "sign", 1), ("table", "normalised", 3), ("clip", "normalised", 1)]
+)
+def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, bridge: Any) -> None:
+    shape = oracle.Shape(300, 8, 24, 2, nonlinearity)
+    problem = bridge.problem(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
+    step = make_update_step(problem, make_engine(engine, problem), fitness)
+    state = jax.eval_shape(lambda: initial_state(problem, 1))
+    arguments = (state, jnp.zeros((5, 4), jnp.uint16), jnp.uint32(0), jnp.int32(0))
+    assert not_integers(step, *arguments) == set()
+    assert not_integers(lambda: initial_state(problem, 1)) == set()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("nonlinearity", ["clip", "table"])
+def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
+    problem = bridge.problem(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
+    parameters = jax.eval_shape(lambda: initial_state(problem, 1)).parameters
+    infer = make_engine(engine, problem).infer
+    assert not_integers(infer, parameters, jnp.zeros((2, 3), jnp.uint16), jnp.zeros((2, 2, 8), jnp.int8)) == set()
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 300])
+def test_sample(top_k: int) -> None:
+    key = jnp.array(seed_key(1, Domain.SAMPLING), jnp.uint32)
+
+    def draw(logits: jax.Array, position: jax.Array, inverse: jax.Array) -> jax.Array:
+        return sample(logits, key, position, inverse, top_k)
+
+    assert not_integers(draw, jnp.zeros(300, jnp.int16), jnp.uint32(0), jnp.int32(256)) == set()
+
+
+def in_scan(x: jax.Array) -> jax.Array:
+    """A float between integers, two loops deep."""
+    half = lambda x: jax.jit(lambda x: (x * 0.5).astype(jnp.int32))(x)  # noqa: E731
+    return jax.lax.scan(lambda x, _: (jax.lax.fori_loop(0, 3, lambda _, x: half(x), x), None), x, None, 2)[0]
+
+
+def in_branch(x: jax.Array) -> jax.Array:
+    """A float in one branch of a condition."""
+    return jax.lax.cond(x > 3, lambda x: x, lambda x: jnp.sqrt(x).astype(jnp.int32), x)
+
+
+def in_while(x: jax.Array) -> jax.Array:
+    """A float in a loop's condition."""
+    return jax.lax.while_loop(lambda x: x.astype(jnp.float16) < 9, lambda x: x + 1, x)
+
+
+def in_constant(x: jax.Array) -> jax.Array:
+    """A table of floats that is compared and gone."""
+    return x + (jnp.asarray(np.array([0.25, 7.0], np.float32))[x] > 1)
+
+
+def in_custom_rule(x: jax.Array) -> jax.Array:
+    """A float inside a function with its own derivative."""
+    return jax.nn.relu(x.astype(jnp.bfloat16)).astype(jnp.int32)
+
+
+@pytest.mark.parametrize("function", [in_scan, in_branch, in_while, in_constant, in_custom_rule])
+def test_a_float_is_found(function: Callable[[jax.Array], jax.Array]) -> None:
+    assert not_integers(function, jnp.int32(1))
+    assert not_integers(lambda x: x + 1, jnp.int32(1)) == set()

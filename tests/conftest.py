@@ -1,0 +1,130 @@
+"""What the tests against the oracle share: its notions in the package's types, and weights of many kinds."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; set it to run the same tests on a GPU
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import settings
+
+from intlm.eggroll.fitness import fitness_maximum
+from intlm.eggroll.perturbation import Perturbation
+from intlm.model.parameters import Architecture, Parameters, specifications
+from intlm.population.engine import Problem, make_engine
+from intlm.training import make_update_step
+
+# The same examples every time: a failure here is a change of the code. No deadline, for the first call compiles.
+settings.register_profile("intlm", deadline=None, derandomize=True)
+settings.load_profile("intlm")
+
+
+@cache
+def quick_options() -> dict[str, Any]:
+    """Those of XLA's options below that this release knows. Compiling is most of what these tests cost; with them it
+    takes a quarter of the time, and of integers they change nothing."""
+    known = {}
+    for option in ({"xla_backend_optimization_level": 0}, {"xla_cpu_use_fusion_emitters": False}):
+        try:
+            jax.jit(lambda x: x + 1, compiler_options=option)(0)
+        except RuntimeError:  # XLA's own error for an option that it has not
+            continue
+        known |= option
+    return known
+
+
+class Recording:
+    """An engine that keeps what passed between its calls."""
+
+    def __init__(self, engine: str, problem: Problem) -> None:
+        self.built = make_engine(engine, problem)
+        self.name = self.built.name
+
+    def evaluate(self, *arguments: Any) -> Any:
+        """See `Engine.evaluate`."""
+        return self.built.evaluate(*arguments)
+
+    def accumulate(self, fitness: jax.Array, update: jax.Array) -> Parameters:
+        """See `Engine.accumulate`."""
+        self.fitness, self.votes = fitness, self.built.accumulate(fitness, update)
+        return self.votes
+
+
+class Bridge:
+    """From the oracle's values, lists by number in int64, to the package's, dictionaries by name in int8."""
+
+    @staticmethod
+    def architecture(shape: oracle.Shape) -> Architecture:
+        """The package's description of a shape."""
+        return Architecture(shape.vocabulary, shape.hidden, shape.layers, shape.feed_forward, shape.nonlinearity)
+
+    @staticmethod
+    def perturbation(noise: oracle.Noise) -> Perturbation:
+        """The package's settings of some noise."""
+        return Perturbation(noise.seed, noise.rank, noise.sigma_shift, noise.noise_reuse)
+
+    @classmethod
+    def problem(
+        cls,
+        shape: oracle.Shape,
+        noise: oracle.Noise,
+        pairs: int,
+        group_size: int = 1,
+        fitness: str = "sign",
+        chunk_size: int = 0,
+    ) -> Problem:
+        """What an engine is built for."""
+        largest = 1 if fitness == "sign" else fitness_maximum(pairs, noise.rank)
+        return Problem(cls.architecture(shape), cls.perturbation(noise), pairs, group_size, largest, chunk_size)
+
+    @classmethod
+    def parameters(cls, shape: oracle.Shape, values: oracle.Parameters) -> Parameters:
+        """The package's parameters of these values."""
+        described = specifications(cls.architecture(shape))
+        assert [s.shape for s in described] == [v.shape for v in values]
+        return {s.name: jnp.asarray(v, jnp.int8) for s, v in zip(described, values, strict=True)}
+
+    @classmethod
+    def assert_equal(cls, shape: oracle.Shape, found: Parameters, expected: oracle.Parameters) -> None:
+        """Every parameter, or its votes, is exactly what the oracle has, and there is nothing else."""
+        described = specifications(cls.architecture(shape))
+        assert set(found) == {s.name for s in described}
+        for s, value in zip(described, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(found[s.name]), value, err_msg=s.name)
+
+    @staticmethod
+    @cache
+    def update(engine: str, problem: Problem, fitness: str, quickly: bool = True) -> Callable[..., Any]:
+        """One compiled update of `engine`, which returns also the fitness and the votes."""
+
+        def run(*arguments: Any) -> Any:
+            recording = Recording(engine, problem)
+            after, report = make_update_step(problem, recording, fitness)(*arguments)
+            return after, report, recording.fitness, recording.votes
+
+        return jax.jit(run, compiler_options=quick_options() if quickly else None)
+
+    @staticmethod
+    def random_parameters(shape: oracle.Shape, rng: np.random.Generator, kind: str = "random") -> oracle.Parameters:
+        """Values of every parameter: `random` ones, `extreme` ones of either sign, all `high` or all `low`."""
+
+        def draw(size: tuple[int, ...]) -> Any:
+            if kind == "random":
+                return rng.integers(-127, 127, size, endpoint=True)
+            if kind == "extreme":
+                return rng.choice(np.array([-127, 127]), size)
+            return np.full(size, {"high": 127, "low": -127}[kind])
+
+        return [draw(size).astype(np.int64) for size in oracle.parameter_shapes(shape)]
+
+
+@pytest.fixture(scope="session")
+def bridge() -> type[Bridge]:
+    """See `Bridge`."""
+    return Bridge

@@ -1,0 +1,280 @@
+"""Writes the golden vectors of docs/numerics.md, section 12, from tests/oracle.py: see README.md beside this file.
+
+Usage: python tests/golden/make.py
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import oracle
+
+VERSION = 1
+DIRECTORY = Path(__file__).resolve().parent / f"v{VERSION}"
+Fields = dict[str, Any]
+LARGEST = 2**14 - 1  # of a logit
+
+
+def numbers(seed: int, size: Any, bound: int = 127) -> oracle.Array:
+    """Integers in [-bound, bound] for inputs, from the oracle's own bits: no release of numpy changes them."""
+    count = int(np.prod(size))
+    drawn = oracle.stream_bytes((seed, 0, 0, 0xFFFFFFFF), (0, 0, 0), 4 * count)
+    words = np.frombuffer(drawn, dtype="<u4").astype(np.int64)
+    return (words % (2 * bound + 1) - bound).reshape(size)
+
+
+def named(shape: oracle.Shape, values: list[oracle.Array]) -> Fields:
+    """Parameters, or what is like them, by name."""
+    return {name: value.tolist() for name, value in zip(oracle.parameter_names(shape), values, strict=True)}
+
+
+def described(shape: oracle.Shape) -> Fields:
+    """A model's shape."""
+    return {
+        "vocabulary": shape.vocabulary,
+        "hidden": shape.hidden,
+        "feed_forward": shape.feed_forward,
+        "layers": shape.layers,
+        "nonlinearity": shape.nonlinearity,
+    }
+
+
+def random_bits() -> list[Fields]:
+    """Threefry on keys and counters, and the bytes of streams."""
+    ones, pi = [2**32 - 1] * 4, [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+    pi_key = [0xA4093822, 0x299F31D0, 0x082EFA98, 0xEC4E6C89]
+    cases: list[Fields] = [
+        {"key": key, "counter": counter, "words": list(oracle.threefry4x32(key, counter))}
+        for key, counter in (([0] * 4, [0] * 4), (ones, ones), (pi_key, pi), ([1, 2, 3, 4], [5, 6, 7, 8]))
+    ]
+    for seed, domain, stream in ((0, 0, (0, 0, 0)), (2**64 - 1, 1, (0, 0, 12)), (2**40 + 9, 0, (7, 2**19 - 1, 3))):
+        key = oracle.key_of(seed, domain)
+        drawn = oracle.stream_bytes(key, stream, 40)
+        cases.append({"seed": str(seed), "domain": domain, "key": key, "stream": stream, "bytes": drawn.hex()})
+    return cases
+
+
+def noise() -> list[Fields]:
+    """Vectors and the factors of matrices."""
+    cases: list[Fields] = []
+    for rank, reuse, update, pair, parameter, size in (
+        (1, 1, 0, 0, 0, (3, 8)),
+        (2, 3, 8, 5, 7, (24, 40)),
+        (5, 0, 99, 2**19 - 1, 2, (17, 8)),
+        (1, 1, 2**32 - 1, 1, 4, (40,)),
+        (4, 2, 7, 0, 1, (8,)),
+    ):
+        setting = oracle.Noise(2**63 + 5, rank, 4, reuse)
+        epoch = oracle.epoch(setting, update)
+        case: Fields = {"seed": str(setting.seed), "rank": rank, "noise_reuse": reuse, "update": update, "epoch": epoch}
+        case |= {"pair": pair, "parameter": parameter, "shape": size}
+        if len(size) == 1:
+            case["z"] = oracle.noise_vector(setting, (epoch, pair, parameter), size[0]).tolist()
+        else:
+            a, b = oracle.noise_factors(setting, (epoch, pair, parameter), size)
+            case |= {"A": a.tolist(), "B": b.tolist(), "c_r": oracle.rank_scale(rank)}
+        cases.append(case)
+    return cases
+
+
+def first_values() -> list[Fields]:
+    """The parameters before the first update."""
+    shape, seed = oracle.Shape(3, 8, 16, 1, "clip"), 2**64 - 2
+    values = oracle.first_values(shape, seed)
+    return [{"model": described(shape), "seed": str(seed), "parameters": named(shape, values)}]
+
+
+def norm() -> list[Fields]:
+    """By the mean magnitude: large, small and no inputs."""
+    cases = []
+    for seed, size, bound in ((1, 8, 127), (2, 24, 16), (3, 40, 1), (4, 8, 3), (5, 8, 0)):
+        x, w = numbers(seed, size, bound), numbers(seed + 10, size)
+        cases.append({"x": x.tolist(), "w": w.tolist(), "y": oracle.norm(x, w).tolist()})
+    x, w = np.full(8, -127), np.full(8, 127)
+    return [*cases, {"x": x.tolist(), "w": w.tolist(), "y": oracle.norm(x, w).tolist()}]
+
+
+def layer() -> list[Fields]:
+    """One layer of the plain model."""
+    cases = []
+    for seed, nonlinearity in ((1, "clip"), (2, "table")):
+        shape = oracle.Shape(2, 8, 24, 1, nonlinearity)
+        values = [numbers(100 * seed + n, size, 50) for n, size in enumerate(oracle.parameter_shapes(shape))]
+        names = oracle.parameter_names(shape)
+        own = {name.removesuffix(".0"): v.tolist() for name, v in zip(names, values, strict=True) if "." in name}
+        steps = []
+        for i in range(3):
+            x, h = numbers(i, 8, 40 * i + 20), numbers(i + 10, 8)
+            after, state = oracle.layer_step(oracle.Plain(values), shape, 0, x, h)
+            steps.append({"x": x.tolist(), "h": h.tolist(), "x_after": after.tolist(), "h_after": state.tolist()})
+        sizes = {"hidden": 8, "feed_forward": 24, "nonlinearity": nonlinearity}
+        cases.append({**sizes, "parameters": own, "steps": steps})
+    return cases
+
+
+def logits() -> list[Fields]:
+    """A text through the plain model: the logits after each token, and the last states."""
+    cases = []
+    for seed, shape in ((1, oracle.Shape(7, 8, 16, 2, "clip")), (2, oracle.Shape(3, 24, 8, 1, "table"))):
+        values = [numbers(100 * seed + n, size) for n, size in enumerate(oracle.parameter_shapes(shape))]
+        state = before = numbers(seed, (shape.layers, shape.hidden))
+        tokens, found = [1, 2, 1, 0, 2], []
+        for token in tokens:
+            row, state = oracle.step(oracle.Plain(values), shape, state, token)
+            found.append(row.tolist())
+        case = {"model": described(shape), "parameters": named(shape, values), "tokens": tokens}
+        cases.append({**case, "states": before.tolist(), "logits": found, "states_after": state.tolist()})
+    return cases
+
+
+def loss() -> list[Fields]:
+    """Even, certain, wrong, and with tails at the distances where rounding and the largest shift show."""
+    rows = [[0, 0], [LARGEST, -LARGEST], [-LARGEST] * 3, [5, 0, -5, 300, 299], numbers(1, 257, 700).tolist()]
+    rows.append(numbers(2, 257, LARGEST).tolist())
+    for below in (256 * 24, 256 * 25, 256 * 25 + 1, 256 * 31, 2 * LARGEST):
+        rows.append([LARGEST - below] * 8 + [LARGEST] + [LARGEST - below] * 8)
+    cases = []
+    for row in rows:
+        targets = sorted({0, int(np.argmax(row)), len(row) - 1})
+        found = [oracle.token_loss(np.array(row), target) for target in targets]
+        cases.append({"logits": row, "log_sum_exp2": oracle.log_sum_exp2(np.array(row)), "targets": targets})
+        cases[-1]["losses"] = found
+    return cases
+
+
+def fitness() -> list[Fields]:
+    """Both kinds, on losses small, large, alike and far apart. Members in order: pair 0 adds, pair 0 subtracts, …"""
+    cases = []
+    largest = 32_768 * 36_865
+    for losses in (
+        [100, 130, 90, 20, 55, 55, 1000, 990],
+        [0, largest, largest, 0, 5, 6, 7, 7],
+        [7] * 8,
+        [40_000, 40_001] * 4,
+        (10_000 + numbers(6, 128, 900)).tolist(),  # pairs enough that rank 256 lowers D
+    ):
+        for rank in (1, 256):
+            signs, shaped = (oracle.fitness(kind, losses, rank) for kind in ("sign", "normalised"))
+            bound = oracle.fitness_bound(len(losses) // 2, rank)
+            cases.append({"losses": losses, "rank": rank, "sign": signs, "normalised": shaped, "D": bound})
+    return cases
+
+
+def votes() -> list[Fields]:
+    """Of one parameter, from the fitness of a few pairs."""
+    cases = []
+    for rank, parameter, size, scores in ((1, 1, (8,), [1, -1, 0, 1]), (3, 2, (24, 8), [127, -5, 0, 40])):
+        setting = oracle.Noise(11, rank, 4, 1)
+        before = [np.zeros(0, np.int64)] * parameter + [np.zeros(size, np.int64)]
+        z = oracle.votes(setting, 6, scores, before)[parameter]
+        case = {"seed": str(setting.seed), "rank": rank, "noise_reuse": 1, "update": 6, "parameter": parameter}
+        cases.append({**case, "shape": size, "fitness": scores, "votes": z.tolist()})
+    return cases
+
+
+def update() -> list[Fields]:
+    """Two whole updates after each other: every member's losses and states, fitness, votes, weights."""
+    cases = []
+    for shape, setting, pairs, group_size, kind, optimizer, first in (
+        (
+            oracle.Shape(5, 8, 24, 2, "clip"),
+            oracle.Noise(2**40 + 9, 1, 4, 0),
+            3,
+            1,
+            "sign",
+            oracle.Threshold(4, 10),
+            7,
+        ),
+        (
+            oracle.Shape(3, 16, 8, 3, "table"),
+            oracle.Noise(7, 3, 2, 3),
+            4,
+            2,
+            "normalised",
+            oracle.Threshold(4, 5),
+            2,
+        ),
+    ):
+        values = oracle.first_values(shape, setting.seed)
+        states = np.zeros((2 * pairs, shape.layers, shape.hidden), np.int64)
+        case: Fields = {
+            "model": described(shape),
+            "seed": str(setting.seed),
+            "rank": setting.rank,
+            "sigma_shift": setting.sigma_shift,
+            "noise_reuse": setting.noise_reuse,
+            "pairs": pairs,
+            "group_size": group_size,
+            "fitness_kind": kind,
+            "alpha": optimizer.alpha,
+            "alpha_decay_updates": optimizer.decay_updates,
+            "parameters": named(shape, values),
+            "updates": [],
+        }
+        for number in (first, first + 1):
+            texts = numbers(number, (pairs // group_size, 6), 10**6) % shape.vocabulary
+            texts[-1, 3] = 0
+            repeated = np.repeat(texts, group_size, axis=0)
+            done = oracle.whole_update(shape, setting, kind, optimizer, number, values, repeated, states)
+            values, states = done.parameters, done.states
+            case["updates"].append(
+                {
+                    "update": number,
+                    "texts": texts.tolist(),
+                    "losses": done.losses,
+                    "states_after": states.tolist(),
+                    "fitness": done.fitness,
+                    "quantile": oracle.threshold_quantile(optimizer, number),
+                    "votes": named(shape, done.votes),
+                    "parameters_after": named(shape, values),
+                }
+            )
+        cases.append(case)
+    return cases
+
+
+def sampling() -> list[Fields]:
+    """Sixteen draws each, at several temperatures and numbers of kept tokens, equal logits among them."""
+    cases = []
+    rows = ([7, 300, 300, 12, 300, 0], numbers(1, 100, 600).tolist(), numbers(2, 100, LARGEST).tolist())
+    for seed, row in enumerate(rows):
+        for v, k in ((256, len(row)), (320, 2), (1, len(row)), (2**15, len(row)), (256, 1)):
+            drawn = [oracle.sample(np.array(row), v, k, seed, position) for position in range(16)]
+            cases.append({"logits": row, "v": v, "k": k, "seed": str(seed), "tokens": drawn})
+    return cases
+
+
+STAGES: list[Callable[[], list[Fields]]] = [
+    random_bits,
+    noise,
+    first_values,
+    norm,
+    layer,
+    logits,
+    loss,
+    fitness,
+    votes,
+    update,
+    sampling,
+]
+
+
+def render(stage: Callable[[], list[Fields]]) -> str:
+    """A stage's file: JSON, one case a line."""
+    head = json.dumps(
+        {"numerics_version": VERSION, "stage": stage.__name__, "about": stage.__doc__}, ensure_ascii=False
+    )
+    cases = ",\n".join(json.dumps(case, separators=(",", ":")) for case in stage())
+    return f'{head[:-1]}, "cases": [\n{cases}\n]}}\n'
+
+
+if __name__ == "__main__":
+    DIRECTORY.mkdir(exist_ok=True)
+    for stage in STAGES:
+        (DIRECTORY / f"{stage.__name__}.json").write_text(render(stage), encoding="utf-8", newline="\n")

@@ -1,0 +1,97 @@
+"""The integer loss against the oracle and against float64, at every kind of vocabulary."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intlm.model.loss import exp2_terms, log_sum_exp2, loss
+
+LARGEST = 2**14 - 1  # of a logit
+VOCABULARIES = [2, 257, 4096, 65536]
+compiled_loss = jax.jit(loss)
+compiled_log_sum_exp2 = jax.jit(log_sum_exp2)
+
+
+def rows(vocabulary: int) -> np.ndarray:
+    """Logits of many kinds: [rows, vocabulary]."""
+    rng = np.random.default_rng(vocabulary)
+    found = [np.full(vocabulary, value) for value in (0, LARGEST, -LARGEST)]
+    found += [rng.integers(-m, m, vocabulary, endpoint=True) for m in (1, 100, 2000, LARGEST)]
+    # One big logit and a tail at a distance: none of it counts past 25 bits, where a half still rounds up to one;
+    # at 31 bits and beyond the shift is at its limit.
+    for below in (1, 256, 12 * 256, 24 * 256, 25 * 256 - 1, 25 * 256, 25 * 256 + 1, 31 * 256, 32 * 256, 2 * LARGEST):
+        row = np.full(vocabulary, LARGEST - below)
+        row[vocabulary // 2] = LARGEST
+        found.append(row)
+    found.append(-np.arange(vocabulary) % LARGEST)
+    return np.stack(found)
+
+
+def exact(logits: np.ndarray) -> np.ndarray:
+    """256·log2 Σ 2^(l/256) in float64."""
+    largest = logits.max(axis=-1, keepdims=True)
+    return largest[:, 0] + 256 * np.log2(np.exp2((logits - largest) / 256).sum(axis=-1))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_log_sum_exp2(vocabulary: int) -> None:
+    logits = rows(vocabulary)
+    found = np.asarray(compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32)))
+    assert found.tolist() == [oracle.log_sum_exp2(row) for row in logits]
+    bound = 0.8 if vocabulary <= 4096 else 2.0  # in 1/256 of a bit: docs/numerics.md, section 6
+    assert np.abs(found - exact(logits)).max() <= bound
+    assert (found >= logits.max(axis=-1)).all()  # so that no loss is negative
+
+
+@given(
+    st.sampled_from([3, 257]).flatmap(
+        lambda v: st.lists(st.integers(-LARGEST, LARGEST), min_size=v, max_size=v).map(np.array)
+    )
+)
+@settings(max_examples=80)
+def test_any_logits(logits: np.ndarray) -> None:
+    found = int(compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32)))
+    assert found == oracle.log_sum_exp2(logits)
+    assert abs(found - exact(logits[None])[0]) <= 0.8
+
+
+@pytest.mark.parametrize("vocabulary", [2, 257, 65536])
+def test_the_order_of_tokens_is_nothing(vocabulary: int) -> None:
+    logits = rows(vocabulary)
+    shuffled = logits[:, np.random.default_rng(7).permutation(vocabulary)]
+    found = compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32))
+    np.testing.assert_array_equal(found, compiled_log_sum_exp2(jnp.asarray(shuffled, jnp.int32)))
+
+
+@pytest.mark.parametrize("vocabulary", [2, 257, 65536])
+def test_loss(vocabulary: int) -> None:
+    logits = rows(vocabulary)
+    for targets in (logits.argmax(axis=-1), logits.argmin(axis=-1), np.full(len(logits), vocabulary - 1)):
+        found = np.asarray(compiled_loss(jnp.asarray(logits, jnp.int32), jnp.asarray(targets, jnp.int32)))
+        assert found.dtype == np.int32
+        expected = [oracle.token_loss(row, int(target)) for row, target in zip(logits, targets, strict=True)]
+        assert found.tolist() == expected
+
+
+def test_the_largest_losses() -> None:
+    """A certain mistake, and no knowledge at all of the largest vocabulary."""
+    wrong = np.array([[LARGEST, -LARGEST]] * 2, np.int32)
+    assert compiled_loss(wrong, np.array([1, 0], np.int32)).tolist() == [2 * LARGEST, 0]
+    rest = np.full((2, 65536), LARGEST, np.int32)
+    rest[1, 9] = -LARGEST
+    even, largest = compiled_loss(rest, np.array([9, 9], np.int32)).tolist()
+    assert even == 256 * 16 and 36_850 < largest <= 36_865
+
+
+def test_exp2_terms() -> None:
+    """Every distance that the loss can see, and those that sampling at the lowest temperature can."""
+    below = np.concatenate([np.arange(2**15 + 1), np.arange(2**15, 2**22 + 1, 1009)])
+    found = np.asarray(exp2_terms(jnp.asarray(below, jnp.int32)))
+    np.testing.assert_array_equal(found, oracle.exp2_share(below))
+    assert found.min() == 0 and (np.diff(found) <= 0).all()
+    near = below[below < 24 * 256]
+    assert np.abs(found[: len(near)] - np.exp2(24 - near / 256)).max() <= 1.0

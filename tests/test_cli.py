@@ -1,0 +1,336 @@
+"""intlm.cli: what each command says, and its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import intlm
+from intlm import cli, config
+from intlm.checkpoint import CHECKSUMS, Checkpoints
+from intlm.cli import main
+from intlm.errors import RunError
+from intlm.run import load
+
+REPOSITORY = Path(__file__).parents[1]
+COMMANDS = ("prepare", "train", "evaluate", "generate", "inspect")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a command gives to a mistake. An exception, which would be a traceback, fails the test."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("intlm: ") and said.err.count("\n") == 1 and len(said.err) < 500
+    return said.err.strip()
+
+
+def usage(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What argparse gives to a mistake."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"intlm {intlm.__version__}, numerics version {intlm.NUMERICS_VERSION}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--help` explains each key where a configuration is read, and every flag."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, key in config.KEYS.items():
+        flag = f"--{name} {'PATH' if key.metadata['path'] else 'N' if key.type is int else 'TEXT'}"
+        assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "train"))
+    wanted = {
+        "train": ["--run-dir DIR", "--resume"],
+        "evaluate": ["--text FILE", "--json", "--split", "--batch N"],
+        "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
+    }
+    assert all(flag in text for flag in wanted.get(command, []))
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in COMMANDS)
+
+
+def test_what_needs_no_jax_does_not_load_it() -> None:
+    """So that help, and importing the package, take no time; and mistakes in a configuration little."""
+    script = """
+import sys
+import intlm, intlm.cli
+heavy = {"jax", "numpy", "orbax", "matplotlib"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+for arguments in (["--help"], ["--version"], ["train", "--help"], ["generate", "--help"], ["train"], ["nonsense"]):
+    try:
+        intlm.cli.main(arguments)
+    except SystemExit:
+        pass
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+intlm.load
+assert "jax" in sys.modules
+"""
+    done = tiny.intlm(python=("-c", script))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_is_installed() -> None:
+    (found,) = entry_points(group="console_scripts", name="intlm")
+    assert found.load() is main
+
+
+def test_train_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python train.py CONFIG` is `intlm train CONFIG`; tests/test_training.py also ends a run with it."""
+    given = []
+
+    def noted(arguments: Sequence[str] | None = None) -> int:
+        given.append(arguments)
+        return 7
+
+    monkeypatch.setattr(cli, "main", noted)
+    monkeypatch.setattr(sys, "argv", ["train.py", "a.toml", "--seed", "3"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+    assert stopped.value.code == 7
+    assert given == [["train", "a.toml", "--seed", "3"]]
+
+
+def test_arguments_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "COMMAND" in usage(capsys)
+    assert "invalid choice: 'trian'" in usage(capsys, "trian")
+    assert "CONFIG" in usage(capsys, "train")
+    assert "RUN" in usage(capsys, "evaluate")
+    # An unknown key, with the nearest one; no abbreviation is taken for a flag.
+    run = tiny.trained().directory
+    for given, meant in [("--model.hiden_size", "--model.hidden_size"), ("--updates", "--train.updates")]:
+        for words in ([given, "8"], [f"{given}=8"]):
+            said = usage(capsys, "train", tiny.CONFIG, *words)
+            assert f"unrecognized arguments: {' '.join(words)}; did you mean {meant}?\n" in said
+    assert "unrecognized arguments: --js" in usage(capsys, "evaluate", run, "--js")
+    assert "unrecognized arguments: --res" in usage(capsys, "train", tiny.CONFIG, "--res")
+
+
+def test_configurations_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the file or the command line, the key, and what was expected; nothing is made."""
+    path = tmp_path / "a.toml"
+    for command in ("prepare", "train"):
+        words = [command, path]
+        assert refused(capsys, *words).startswith(f"intlm: {path}: cannot be read: ")
+        tiny.write_config(path, {**tiny.KEYS, "model.hiden_size": 8})
+        assert refused(capsys, *words).endswith(
+            f"{path}: model.hiden_size: unknown key; did you mean model.hidden_size?"
+        )
+        tiny.write_config(path, {**tiny.KEYS, "model.hidden_size": 12})
+        assert f"{path}: model.hidden_size = 12: must be a multiple of 8 (" in refused(capsys, *words)
+        tiny.write_config(path, {**tiny.KEYS, "data.train": "absent.txt"})
+        assert f"{tmp_path / 'absent.txt'}: no such " in refused(capsys, *words, "--data.prepared", tmp_path / "new")
+        tiny.write_config(path)
+        said = refused(capsys, *words, "--eggroll.population", "33")
+        assert said == 'intlm: command line: eggroll.population = "33": must be even (members come in antithetic pairs)'
+        path.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of splits; by default the shards are below the working directory. Held-out text is not needed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_bytes(b"a b\n" * 300)
+    keys = {"data.train": "text.txt", "data.tokenizer": "alphabet"}
+    path = tiny.write_config(tmp_path / "mine.toml", keys)
+    assert main(["prepare", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines()[2:3]] == [["train", "1", "1,201", "1,200"]]
+    (made,) = (tmp_path / "prepared").iterdir()
+    assert made.name.startswith("mine-")
+    assert out.splitlines()[-1] == f"{made}: 6 tokens in the vocabulary (alphabet)"
+
+    assert main(["prepare", str(path), "--data.valid_bytes", "200", "--data.prepared", "there"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert rows == [["train", "1", "1,001", "1,000"], ["valid", "1", "201", "200"]]
+    assert (tmp_path / "there" / "index.json").exists()
+
+
+def test_directories_that_are_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("evaluate", "generate", "inspect"):
+        for path in (tmp_path, tmp_path / "absent", tiny.CONFIG):
+            assert refused(capsys, command, path).startswith(f"intlm: {path}: not a run: expected a directory with")
+    run = tiny.copied(tmp_path / "run")
+    (run / "tokenizer.json").write_text("{")
+    assert f"{run / 'tokenizer.json'}: " in refused(capsys, "generate", run)
+    (run / "tokenizer.json").write_text('{"name": "unknown"}')
+    assert "tokenizer" in refused(capsys, "generate", run)
+    (run / "tokenizer.json").unlink()
+    assert f"{run / 'tokenizer.json'}: cannot be read" in refused(capsys, "generate", run)
+    run = tiny.copied(tmp_path / "another")
+    (run / "checkpoints").rename(run / "elsewhere")
+    for command in ("evaluate", "generate", "inspect"):
+        assert refused(capsys, command, run) == f"intlm: {run}: has no checkpoint yet"
+    (run / "checkpoints").mkdir()
+    assert refused(capsys, "generate", run) == f"intlm: {run}: has no checkpoint yet"
+    (run / "config.toml").write_text("[model")
+    assert f"{run / 'config.toml'}: not TOML" in refused(capsys, "generate", run)
+
+
+def step_of(run: Path) -> Path:
+    """The last checkpoint."""
+    return run / "checkpoints" / str(tiny.UPDATES)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def test_damaged_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Any file of the last checkpoint, cut by a byte, with one bit changed, or gone. Not one is used."""
+    run = tiny.copied(tmp_path / "run")
+    files = [path for path in step_of(run).rglob("*") if path.is_file() and path.name != CHECKSUMS]
+    assert len(files) > 5
+    for path in files:
+        whole = path.read_bytes()
+        for damage, what in ((truncate, "damaged"), (flip, "damaged"), (Path.unlink, "missing")):
+            damage(path)
+            said = refused(capfd, "generate", run)
+            assert said.startswith(f"intlm: {path}: {what}: ")
+            assert str(step_of(run)) in said
+            path.write_bytes(whole)
+    load(run)
+    flip(step_of(run) / CHECKSUMS)
+    assert str(step_of(run)) in refused(capfd, "generate", run)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+def test_a_damaged_checkpoint_serves_no_command(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny.copied(tmp_path / "run")
+    (path,) = step_of(run).glob("parameters/manifest.ocdbt")
+    flip(path)
+    assert refused(capsys, command, run).startswith(f"intlm: {path}: damaged: ")
+
+
+def test_a_damaged_checkpoint_without_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a run leaves it that was killed in that moment: what orbax says, in one line that names the checkpoint."""
+    run = tiny.copied(tmp_path / "run")
+    (step_of(run) / CHECKSUMS).unlink()
+    assert load(run)
+    truncate(step_of(run) / "meta" / "metadata")
+    assert refused(capsys, "generate", run).startswith(f"intlm: {step_of(run)}: the checkpoint cannot be read: ")
+
+
+def test_other_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.copied(tmp_path / "run")
+    monkeypatch.setattr("intlm.checkpoint.NUMERICS_VERSION", intlm.NUMERICS_VERSION + 1)
+    with pytest.raises(RunError, match=f"numerics version {intlm.NUMERICS_VERSION}; this intlm computes version"):
+        load(run)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    """A configuration changed by hand. In a process of its own: orbax says a few things afterwards."""
+    run = tiny.copied(tmp_path / "run")
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("hidden_size = 16", "hidden_size = 24"))
+    done = tiny.intlm("generate", run)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"intlm: {step_of(run)}: the checkpoint cannot be read: " in done.stderr
+
+
+def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Outside of training, where nothing is to be saved."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("intlm.inspection.inspect", interrupted)
+    assert main(["inspect", str(tiny.trained().directory)]) == 130
+    assert capsys.readouterr().err == "intlm: interrupted\n"
+
+
+def test_a_reader_that_leaves() -> None:
+    """`intlm evaluate RUN | head -0`: no traceback, and nothing said."""
+    command = [sys.executable, "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 130
+
+
+def test_from_python() -> None:
+    """The three lines of the README."""
+    run = tiny.trained().directory
+    model = intlm.load(run)
+    text = "abba bab"
+    logits, losses = model.logits(text), model.losses(text)
+    assert (logits.shape, logits.dtype) == ((len(text), model.architecture.vocab_size), np.int16)
+    assert (losses.shape, losses.dtype) == ((len(text),), np.int32)
+    assert (intlm.load(str(run)).losses(text.encode()) == losses).all()
+    assert isinstance(model, intlm.LanguageModel)
+    pieces = list(intlm.generate(model, b"abba", tokens=5, temperature=0))
+    assert 0 < len(pieces) <= 5 and all(isinstance(piece, bytes) for piece in pieces)
+    assert model.logits("").shape == (0, model.architecture.vocab_size) and model.losses(b"").shape == (0,)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = intlm.absent
+
+    # Causal: what comes later changes nothing before.
+    assert (model.logits(text + " more")[: len(text)] == logits).all()
+    last = Checkpoints(run / "checkpoints", read_only=True).parameters(tiny.UPDATES, model.architecture)
+    assert all((model.parameters[name] == value).all() for name, value in last.items())
+
+
+def test_losses_are_those_that_evaluate_sums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, text = tiny.trained().directory, b"abba baab !\x00 ab"
+    (tmp_path / "text.txt").write_bytes(text)
+    assert main(["evaluate", str(run), "--text", str(tmp_path / "text.txt"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bits_per_byte_integer"] * 256 * len(text) == intlm.load(run).losses(text).sum()
+
+
+def test_quickstart() -> None:
+    """Its text is there on a fresh machine, and its settings validate."""
+    found = config.load(REPOSITORY / "configs" / "quickstart.toml")
+    config.check_limits(found, 258)
+    assert Path(found.data.train).is_file()
+    assert found.data.valid_bytes > 0
+    assert found.train.updates * found.eggroll.population * found.train.tokens_per_update >= 5e7
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_configuration_validates(path: Path) -> None:
+    config.load(path)
+
+
+def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runs/NAME below the working directory."""
+    seen: list[Path] = []
+    done: Callable[..., bool] = lambda config, directory, resume: not seen.append(directory)  # noqa: E731
+    monkeypatch.setattr("intlm.training.train", done)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(tiny.CONFIG)]) == 0
+    assert main(["train", str(tiny.CONFIG), "--run-dir", "there"]) == 0
+    assert seen == [Path("runs/tiny"), Path("there")]

@@ -1,0 +1,229 @@
+"""intlm.evaluation: which tokens are counted and after what; nothing but model and text decides the number."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from intlm.cli import main
+from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.evaluation import SEGMENT, WARM_UP, Evaluation, evaluate, exact_losses, file_documents, split_documents
+from intlm.model import SEPARATOR
+from intlm.run import BLOCK, LanguageModel, open_corpus, open_run
+
+LENGTHS = [
+    1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 200, SEGMENT - 1, SEGMENT, SEGMENT + 1, SEGMENT + WARM_UP, 2 * SEGMENT,
+    2 * SEGMENT + 1, 3 * SEGMENT - 1,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny.make_model()
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[np.ndarray]:
+    """Documents of every length that is near an edge."""
+    rng = np.random.default_rng(1)
+    return [rng.integers(1, 255, length) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def found(model: LanguageModel, texts: list[np.ndarray]) -> Evaluation:
+    return evaluate(model, texts)
+
+
+class Unigram(LanguageModel):
+    """A model that expects the same after any token, and keeps what it was asked for."""
+
+    def __init__(self, like: LanguageModel) -> None:
+        self.architecture, self.tokenizer, self.parameters = like.architecture, like.tokenizer, like.parameters
+        self._losses = like._losses
+        self.logits_of_all = np.random.default_rng(2).integers(-3000, 3000, 256).astype(np.int16)
+
+    def read(self, tokens: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.broadcast_to(self.logits_of_all, (*tokens.shape, 256)), states
+
+
+def direct(model: LanguageModel, text: np.ndarray) -> int:
+    """The protocol, one segment at a time, one after another."""
+    total = 0
+    for first in range(0, len(text), SEGMENT):
+        segment = text[first : first + SEGMENT]
+        read = np.concatenate([[SEPARATOR], text[max(0, first - WARM_UP) : first + len(segment) - 1]])
+        logits, _ = model.read(read[None], model.start(1))
+        total += int(model.integer_losses(logits[0, -len(segment) :], segment).sum())
+    return total
+
+
+def test_every_token_is_counted_once(model: LanguageModel, texts: list[np.ndarray]) -> None:
+    unigram = Unigram(model)
+    of_each = exact_losses(np.broadcast_to(unigram.logits_of_all, (256, 256)), np.arange(256))
+    integer = unigram.integer_losses(np.broadcast_to(unigram.logits_of_all, (256, 256)), np.arange(256))
+    for text in texts:
+        found = evaluate(unigram, [text], 3)
+        assert found.tokens == len(text)
+        assert found.integer_loss == integer[text].sum()
+        assert math.isclose(found.bits, of_each[text].sum(), rel_tol=1e-12)
+
+
+def test_the_batch_changes_no_digit(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+    for batch in (1, 3):
+        assert evaluate(model, texts, batch) == found
+    assert evaluate(model, reversed(texts), 3) == found
+    # Many sums of sums, where floats would round differently.
+    rng = np.random.default_rng(4)
+    short = [rng.integers(1, 255, length) for length in rng.integers(1, 9, 600)]
+    assert len({evaluate(Unigram(model), short, batch) for batch in (1, 2, 3, 5, 8, 64)}) == 1
+
+
+def test_the_protocol(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+    assert (found.tokens, found.bytes) == (sum(LENGTHS), sum(LENGTHS))
+    assert found.integer_loss == sum(direct(model, text) for text in texts)
+
+
+def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) -> None:
+    """And bytes are those of the text, whatever its tokens."""
+    for tokenizer in (ByteTokenizer(), AlphabetTokenizer(b" abc")):
+        model = tiny.make_model(tokenizer)
+        for text in (b"a", b"abc cab\x00\xff", bytes(range(256)) * 2):
+            found = evaluate(model, [model.tokens(text)], 1)
+            assert found.integer_loss == model.losses(text).sum()
+            assert found.tokens == len(model.tokens(text)) == len(model.losses(text))
+            assert found.bytes == len(text)
+            assert math.isclose(found.bits, exact_losses(model.logits(text), model.tokens(text)).sum(), rel_tol=1e-12)
+
+
+def test_a_document_knows_nothing_of_another(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+    alone = [evaluate(model, [text], 3) for text in texts]
+    assert sum(one.integer_loss for one in alone) == found.integer_loss
+    assert math.isclose(math.fsum(one.bits for one in alone), found.bits, rel_tol=1e-12)
+
+
+def test_the_integer_loss_is_near_the_exact_one(found: Evaluation) -> None:
+    """Its tables are within 2/256 of a bit for each token; here their errors nearly cancel."""
+    assert abs(found.integer_loss / 256 - found.bits) < found.tokens * 2 / 256
+    assert abs(found.integer_loss / 256 - found.bits) < found.tokens * 0.002
+
+
+def test_exact_losses() -> None:
+    rng = np.random.default_rng(3)
+    for scale in (0, 1, 300, 2**14):
+        logits = rng.integers(-scale, scale, (40, 100), endpoint=True).astype(np.int16)
+        targets = rng.integers(0, 100, 40)
+        in_bits = logits.astype(np.float64) / 256
+        likely = np.exp2(in_bits - in_bits.max(axis=1, keepdims=True))
+        expected = -np.log2(likely / likely.sum(axis=1, keepdims=True) + 1e-300)[np.arange(40), targets]
+        np.testing.assert_allclose(exact_losses(logits, targets), expected, rtol=1e-12)
+    assert exact_losses(np.zeros((1, 8), np.int16), np.array([5])).tolist() == [3.0]
+    furthest = np.array([[-(2**15), 2**15 - 1]], np.int16)
+    np.testing.assert_allclose(exact_losses(furthest, np.array([0])), (2**16 - 1) / 256)
+
+
+def test_a_loss_of_two_halves() -> None:
+    """From the integer loss: a token of probability 1/2 costs one bit, which is 256."""
+    found = tiny.make_model(AlphabetTokenizer(b"a")).integer_losses(np.array([[0, 0], [256, 0]], np.int16), [0, 0])
+    assert found.tolist() == [256, 150]  # log2(1 + 1/2) = 0.585 bits
+
+
+def test_summary() -> None:
+    assert Evaluation(tokens=4, bytes=8, bits=12.0, integer_loss=12 * 256 + 64).summary() == {
+        "bits_per_byte": 1.5,
+        "bits_per_byte_integer": 12.25 / 8,
+        "bits_per_token": 3.0,
+        "bits_per_token_integer": 12.25 / 4,
+        "perplexity_per_token": 8.0,
+        "perplexity_per_byte": 2**1.5,
+        "tokens": 4,
+        "bytes": 8,
+    }
+
+
+def test_a_split_cut_at_a_number_of_tokens() -> None:
+    config, tokenizer = open_run(tiny.trained().directory)
+    split = open_corpus(config, tokenizer).split("valid")
+    (whole,) = split_documents(split)
+    assert len(whole) == split.tokens - 1
+    for limit in (1, 700, split.tokens + 5):
+        (part,) = split_documents(split, limit)
+        assert part.tolist() == whole[:limit].tolist()
+    assert list(split_documents(split, 0)) == []
+
+
+def test_documents_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one##two####three##")
+    tokenizer = ByteTokenizer()
+
+    def read(separator: str) -> list[bytes]:
+        return [tokenizer.decode(tokens) for tokens in file_documents(path, separator, tokenizer)]
+
+    assert read("##") == [b"one", b"two", b"three"]
+    assert read("") == [path.read_bytes()]
+    path.write_bytes(b"")
+    assert read("##") == read("") == []
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, float]:
+    """What `intlm evaluate --json` prints."""
+    capsys.readouterr()
+    assert main(["evaluate", str(tiny.trained().directory), "--json", *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The held-out split, by name and as a text file, in any batch; the keys that scripts rely on."""
+    held_out = (tiny.HOME / "text.txt").read_bytes()[-3000:]
+    (tmp_path / "valid.txt").write_bytes(held_out)
+    found = evaluated(capsys)
+    assert {"bits_per_byte", "bits_per_byte_integer", "perplexity_per_token", "tokens", "bytes"} <= set(found)
+    assert found["bytes"] == found["tokens"] == 3000
+    assert abs(found["bits_per_byte"] - found["bits_per_byte_integer"]) < 0.01
+    for arguments in (
+        ["--split", "valid"], ["--batch", 1], ["--batch", 5], ["--text", tmp_path / "valid.txt"],
+        ["--text", tmp_path / "valid.txt", "--batch", 2],
+    ):  # fmt: skip
+        assert evaluated(capsys, *arguments) == found, arguments
+    train = evaluated(capsys, "--split", "train")
+    assert train["bytes"] == len((tiny.HOME / "text.txt").read_bytes()) - 3000
+
+    assert main(["evaluate", str(tiny.trained().directory)]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("valid split") and f"{found['bits_per_byte']:.4f}" in table and "3,000" in table
+
+
+def test_any_bytes_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes outside the alphabet cost what their escapes do. Code is text: it is not run, as a recipe would be."""
+    (tmp_path / "raw").write_bytes(bytes(range(256)))
+    found = evaluated(capsys, "--text", tmp_path / "raw")
+    assert found["bytes"] == 256 and found["tokens"] > 1000
+    assert found["bits_per_byte"] > found["bits_per_token"]
+
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef documents(): yield b'a'\n")
+    assert evaluated(capsys, "--text", tmp_path / "code.py")["bytes"] == (tmp_path / "code.py").stat().st_size
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--text", "{0}/empty.txt"], ["{0}/empty.txt", "holds no text"]),
+        (["--text", "{0}/absent.txt"], ["{0}/absent.txt", "no such"]),
+        (["--text", "{0}/folder"], ["{0}/folder"]),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], expected: Sequence[str]
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "folder").mkdir()
+    words = [word.format(tmp_path) for word in arguments]
+    assert main(["evaluate", str(tiny.trained().directory), *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert all(word.format(tmp_path) in said.err for word in expected), said.err

@@ -1,0 +1,363 @@
+"""intlm.training: what a run leaves behind, and that stopping it anywhere, in any way, changes no bit of it."""
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from intlm import config as configuration
+from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
+from intlm.cli import main
+from intlm.evaluation import evaluate, split_documents
+from intlm.run import load, open_corpus, open_run
+from intlm.tracking import metrics
+from intlm.training import exclusive, train
+
+REPOSITORY = Path(__file__).parents[1]
+
+# `intlm` in a process that a signal stops, by itself so that the moment is exact: at the n-th change of a file
+# below a directory ("change"), at the n-th line of metrics ("line"), or half way through writing it ("torn").
+DRIVER = """
+import os, signal, sys
+
+kind, count, number, where, *arguments = sys.argv[1:]
+left, where = int(count), os.path.abspath(where)
+
+
+def count_down():
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), getattr(signal, number))
+
+
+def hook(event, values):
+    opened = event == "open" and isinstance(values[1], str) and not values[1].startswith("r")
+    changed = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+    if (opened or changed) and os.path.abspath(os.fsdecode(values[0])).startswith(where):
+        count_down()
+
+
+if kind == "change":
+    sys.addaudithook(hook)
+else:
+    from intlm.tracking.metrics import MetricsWriter
+
+    write = MetricsWriter.write
+
+    def counted(self, line):
+        if kind == "torn" and left == 1:
+            self._file.write(b'{"update": 1, "tok')
+            self._file.flush()
+        else:
+            write(self, line)
+        count_down()
+
+    MetricsWriter.write = counted
+
+from intlm.cli import main
+
+sys.exit(main(arguments))
+"""
+
+
+def stopped_train(kind: str, count: int, number: str, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`intlm train` in a process that gets a signal at a moment; see DRIVER."""
+    words = ("train", str(tiny.CONFIG), "--run-dir", str(run), *arguments)
+    return tiny.intlm(kind, count, number, run, *words, python=("-c", DRIVER))
+
+
+def test_metrics() -> None:
+    run = tiny.trained().directory
+    text = (run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert text.endswith("\n") and len(lines) == tiny.UPDATES
+    always = {
+        "update", "tokens_evaluated", "tokens_read", "seconds", "train_bits_per_byte", "tokens_per_second", "changed",
+    }  # fmt: skip
+    for update, line in enumerate(lines, start=1):
+        last = update == tiny.UPDATES
+        measured = {"valid_bits_per_byte"} if last or update % tiny.EVALUATE_EVERY == 0 else set()
+        sampled = {"sample"} if last or update % tiny.SAMPLE_EVERY == 0 else set()
+        assert set(line) == always | measured | sampled
+        assert line["update"] == update
+        assert line["tokens_evaluated"] == update * tiny.MEMBERS * tiny.TOKENS
+        assert line["tokens_read"] == update * tiny.MEMBERS // 2 // tiny.GROUP_SIZE * tiny.TOKENS
+        assert 0 < line["changed"] <= 1
+        assert line["tokens_per_second"] > 0
+        assert 1 < line["train_bits_per_byte"] < 12
+    seconds = [line["seconds"] for line in lines]
+    assert seconds[0] > 0 and seconds == sorted(seconds)
+
+
+def test_training_bits_per_byte_are_the_mean_over_members() -> None:
+    """The members are near the shared weights, so that at first the mean is near the shared weights' own."""
+    config = tiny.load_config()
+    run = tiny.trained().directory
+    corpus = open_corpus(config, open_run(run)[1])
+    model = load(run)
+    found = evaluate(model, split_documents(corpus.split("train"), 4000)).summary()["bits_per_byte"]
+    assert abs(metrics.read(run / "metrics.jsonl")[-1]["train_bits_per_byte"] - found) < 0.5
+
+
+def test_the_last_measurement_is_that_of_the_whole_held_out_text() -> None:
+    run = tiny.trained().directory
+    config, tokenizer = open_run(run)
+    found = evaluate(load(run), split_documents(open_corpus(config, tokenizer).split("valid")))
+    assert found.bytes == tiny.KEYS["data.valid_bytes"]
+    assert metrics.read(run / "metrics.jsonl")[-1]["valid_bits_per_byte"] == found.summary()["bits_per_byte"]
+
+
+def test_files_of_a_run() -> None:
+    run, printed = tiny.trained()
+    assert {path.name for path in run.iterdir()} == {
+        "config.toml", "tokenizer.json", "references.json", "metrics.jsonl", "learning_curve.png", "checkpoints",
+        ".lock",
+    }  # fmt: skip
+    assert configuration.load(run / "config.toml") == tiny.load_config()
+    kept = {str(update) for update in range(tiny.UPDATES - KEPT + 1, tiny.UPDATES + 1)}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
+    picture = (run / "learning_curve.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 10_000
+    ladder = json.loads((run / "references.json").read_text())
+    assert list(ladder) == ["unigram", "bigram", "trigram", "gzip -9"]
+    for name, bits in ladder.items():
+        assert f"{name} " in printed and f"{bits:.3f}" in printed
+    valid = metrics.read(run / "metrics.jsonl")[-1]["valid_bits_per_byte"]
+    assert "this model" in printed and f"{valid:.3f}" in printed
+    assert f"after {tiny.SAMPLE_EVERY} updates it writes" in printed
+
+
+def test_members_keep_their_states() -> None:
+    """Each has one of its own, in every pair."""
+    (members,) = (value for name, value in tiny.state_of(tiny.trained().directory) if name == "[2]")
+    assert members.shape == (tiny.MEMBERS // 2, 2, 1, 16) and members.dtype == np.int8
+    assert len(np.unique(members.reshape(tiny.MEMBERS, -1), axis=0)) > tiny.MEMBERS // 2
+
+
+def test_a_checkpoint_can_be_checked_by_hand() -> None:
+    step = tiny.trained().directory / "checkpoints" / str(tiny.UPDATES)
+    listed = {line.split("  ")[1] for line in (step / CHECKSUMS).read_text().splitlines()}
+    assert listed == {str(p.relative_to(step)) for p in step.rglob("*") if p.is_file() and p.name != CHECKSUMS}
+    if command := next((p for p in ("/usr/bin/sha256sum", "/bin/sha256sum") if os.path.exists(p)), None):
+        assert subprocess.run([command, "--check", "--quiet", CHECKSUMS], cwd=step).returncode == 0
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """SIGKILL before the run is one, inside a checkpoint, and while the oldest checkpoint is deleted."""
+    run = tmp_path / "run"
+    for count in (3, 30, 170):
+        resume = ["--resume"] if (run / "config.toml").exists() else []
+        done = stopped_train("change", count, "SIGKILL", run, *resume)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    before = metrics.read(run / "metrics.jsonl")
+    assert 3 < len(before) < tiny.UPDATES
+    # The script beside the package does the same as the command.
+    words = (tiny.CONFIG, "--run-dir", run, "--resume")
+    done = tiny.intlm(*words, python=(str(REPOSITORY / "train.py"),))
+    assert done.returncode == 0, done.stderr
+    tiny.assert_same_run(run, tiny.trained().directory)
+    assert done.stdout.endswith(f"next: intlm generate {run}\n")
+    assert not list((run / "checkpoints").glob("*tmp*"))
+
+
+def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
+    """Ctrl-C saves and says how to resume, with what was given as flags; then lines past it are dropped again."""
+    run = tmp_path / "a run"
+    done = stopped_train("line", 4, "SIGINT", run, "--train.checkpoint_seconds", "1000")
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert len(metrics.read(run / "metrics.jsonl")) == 4
+    assert Checkpoints(run / "checkpoints", read_only=True).updates() == [4]
+    said = done.stdout.splitlines()[-1]
+    head, _, hint = said.partition(": intlm ")
+    assert head == "stopped and saved; resume with"
+    arguments = shlex.split(hint)
+
+    words = ("torn", 4, "SIGKILL", run, *arguments)
+    assert tiny.intlm(*words, python=("-c", DRIVER)).returncode == -signal.SIGKILL
+    assert len(metrics.read(run / "metrics.jsonl")) == 7
+    assert not (run / "metrics.jsonl").read_bytes().endswith(b"\n")
+    assert Checkpoints(run / "checkpoints", read_only=True).updates() == [4]
+
+    assert main(arguments) == 0
+    tiny.assert_same_run(run, tiny.trained().directory)
+    assert configuration.load(run / "config.toml") == tiny.load_config(train__checkpoint_seconds=1000)
+
+
+def test_two_runs_are_equal_whatever_is_reported_and_however_they_are_chunked(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiny.load_config(
+        eggroll__chunk_size=8, train__evaluate_every=0, train__sample_every=0, train__checkpoint_seconds=1000
+    )
+    assert train(config, run)
+    tiny.assert_same_state(run, tiny.trained().directory)
+    reported = (*tiny.TIMINGS, "valid_bits_per_byte", "sample")
+    assert tiny.lines_of(run, reported) == tiny.lines_of(tiny.trained().directory, reported)
+
+
+def test_a_run_is_made_longer(tmp_path: Path) -> None:
+    """The same updates in two parts, chunked and reported otherwise in the second, which reads other shards."""
+    run = tmp_path / "run"
+    assert train(tiny.load_config(train__updates=5, train__checkpoint_seconds=1000), run)
+    assert len(tiny.lines_of(run)) == 5
+    longer = tiny.load_config(
+        eggroll__chunk_size=8, train__evaluate_every=3, train__checkpoint_seconds=1000,
+        data__prepared=tmp_path / "prepared", engine="xla",
+    )  # fmt: skip
+    assert train(longer, run, resume=True)
+    tiny.assert_same_state(run, tiny.trained().directory)
+    reported = (*tiny.TIMINGS, "valid_bits_per_byte", "sample")
+    assert tiny.lines_of(run, reported) == tiny.lines_of(tiny.trained().directory, reported)
+    assert [line["update"] for line in tiny.lines_of(run) if "valid_bits_per_byte" in line] == [4, 5, 6, 9, 12]
+    assert configuration.load(run / "config.toml") == longer
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.copied(tmp_path / "run")
+    before = tiny.contents(run / "checkpoints"), (run / "metrics.jsonl").read_bytes()
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 0
+    assert (tiny.contents(run / "checkpoints"), (run / "metrics.jsonl").read_bytes()) == before
+    assert "this model" in capsys.readouterr().out
+
+
+REFUSED = [
+    ("seed", 4, 3),
+    ("model.hidden_size", 24, 16),
+    ("model.num_layers", 2, 1),
+    ("model.feed_forward_size", 24, 16),
+    ("model.nonlinearity", "table", "clip"),
+    ("eggroll.population", 64, 32),
+    ("eggroll.group_size", 4, 2),
+    ("eggroll.rank", 2, 1),
+    ("eggroll.sigma_shift", 3, 4),
+    ("eggroll.noise_reuse", 2, 1),
+    ("eggroll.fitness", "normalised", "sign"),
+    ("eggroll.alpha", 5, 4),
+    ("eggroll.alpha_decay_updates", 7, 1000),
+    ("train.tokens_per_update", 16, 8),
+    ("data.valid_bytes", 2000, 3000),
+    ("data.tokenizer", "bytes", "alphabet"),
+    ("data.document_separator", "abba", ""),
+]
+
+
+def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key that changes a bit: one line with the key and both values, and nothing is touched."""
+    run = tiny.copied(tmp_path / "run")
+    before, prepared = tiny.contents(run), tiny.contents(tiny.HOME / "prepared")
+    for key, now, was in REFUSED:
+        words = ["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume", f"--{key}", str(now)]
+        assert main(words) == 2, key
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith(f"intlm: {run}: {key} = {now!r}, but the run was started with {was!r}: "), said.err
+        assert said.err.count("\n") == 1
+    assert tiny.contents(run) == before
+    assert tiny.contents(tiny.HOME / "prepared") == prepared
+
+
+def test_other_text_under_the_same_name_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_bytes(tiny.words(400))
+    keys = {**tiny.KEYS, "data.train": "text.txt", "data.valid_bytes": 300, "data.prepared": "prepared"}
+    words = ["train", str(tiny.write_config(tmp_path / "a.toml", keys)), "--run-dir", str(run)]
+    assert main([*words, "--train.updates", "2", "--train.sample_every", "0"]) == 0
+    before = tiny.contents(run)
+    capsys.readouterr()
+
+    os.utime(text)  # prepared again, to the same tokens
+    text.write_bytes(tiny.words(400)[::-1])
+    assert main([*words, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"intlm: {run}: ") and str(text) in said and said.count("\n") == 1
+    assert tiny.contents(run) == before
+
+    text.write_bytes(tiny.words(400))
+    assert main([*words, "--resume", "--train.updates", "3"]) == 0
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.copied(tmp_path / "run")
+    before = tiny.contents(run)
+    words = ["train", str(tiny.CONFIG), "--run-dir"]
+    assert main([*words, str(run)]) == 2
+    assert "holds a run already: add --resume" in capsys.readouterr().err
+    # A second trainer, even one with other keys that may change, while the first one holds the directory.
+    with exclusive(run):
+        assert main([*words, str(run), "--resume", "--train.updates", "50"]) == 2
+    assert "another `intlm train` is running in it" in capsys.readouterr().err
+    assert tiny.contents(run) == before
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert main([*words, str(other)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main([*words, str(other), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert main([*words, str(other / "notes.txt")]) == 2
+    assert "notes.txt: " in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "absent"), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert [path.name for path in other.iterdir()] == ["notes.txt"] and not (tmp_path / "absent").exists()
+
+
+def test_what_the_trainer_refuses_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or the mistake, once mended, would be a run that can be neither started nor resumed."""
+    words = ["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run")]
+    assert main([*words, "--eggroll.population", "1000000", "--eggroll.group_size", "1"]) == 2
+    assert "eggroll.population" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def tamper(name: str, change: Callable[[bytes], bytes], run: Path) -> Path:
+    """Change a file of a run's last checkpoint."""
+    (path,) = (run / "checkpoints" / str(tiny.UPDATES)).glob(name)
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.copied(tmp_path / "run")
+    path = tamper("members/d/*", lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], run)
+    before = tiny.contents(run)
+    words = ["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"intlm: {path}: damaged: ") and said.count("\n") == 1
+    assert str(path.parents[2]) in said  # what to delete
+    assert tiny.contents(run) == before
+    for file in sorted(path.parents[2].rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    path.parents[2].rmdir()
+    assert main(words) == 0
+    tiny.assert_same_run(run, tiny.trained().directory)
+
+
+def test_it_learns_without_held_out_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """abababab is learnt within a few hundred updates; a run with nothing held out says so."""
+    (tmp_path / "text.txt").write_bytes(b"ab" * 500 + b" ")  # the alphabet of the other text: the same program
+    keys = {
+        **tiny.KEYS, "data.train": "text.txt", "data.valid_bytes": 0, "data.prepared": "prepared",
+        "eggroll.alpha_decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
+        "train.sample_every": 200,
+    }  # fmt: skip
+    words = ["train", str(tiny.write_config(tmp_path / "a.toml", keys)), "--run-dir", str(tmp_path / "run")]
+    assert main(words) == 0
+    lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    first, last = ([line["train_bits_per_byte"] for line in part] for part in (lines[:10], lines[-10:]))
+    assert np.mean(first) > 1
+    assert np.mean(last) < 0.2
+    assert "abababababab" in lines[-1]["sample"]
+    assert not any("valid_bits_per_byte" in line for line in lines)
+    assert math.isclose(lines[-1]["changed"], 0, abs_tol=0.2)
+    assert "no text is held out" in capsys.readouterr().out
