@@ -117,7 +117,7 @@ def parts(path: Path, text: Path) -> str:
     from intlm import training
     from intlm.eggroll import fitness
     from intlm.model.forward import zero_states
-    from intlm.population.engine import make_engine
+    from intlm.population import make_engine
     from intlm.run import problem_of
 
     config = configuration.load(path, {"data.train": str(text)})

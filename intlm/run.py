@@ -29,7 +29,7 @@ from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
 from intlm.model.parameters import Architecture, Parameters
-from intlm.population.engine import Engine, Problem, make_engine
+from intlm.population import Engine, Problem, make_engine
 
 BLOCK = 64  # tokens that one compiled call of inference reads
 
@@ -50,6 +50,7 @@ def problem_of(config: Config, vocab_size: int) -> Problem:
         eggroll.group_size,
         1 if eggroll.fitness == "sign" else fitness_maximum(config.pairs, eggroll.rank),
         eggroll.chunk_size,
+        config.threads,
     )
 
 

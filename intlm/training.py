@@ -33,7 +33,7 @@ from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
 from intlm.model.forward import zero_states
 from intlm.model.parameters import Parameters, initialise, specifications
-from intlm.population.engine import Engine, Problem, make_engine
+from intlm.population import Engine, Problem, make_engine
 from intlm.run import LanguageModel, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics, picture
 from intlm.tracking.progress import Progress
@@ -44,7 +44,7 @@ REFERENCE_BYTES = 1 << 26  # training and held-out text that the ladder of refer
 SAMPLE_TOKENS = 300
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = {
-    "engine", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
+    "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
     "train.checkpoint_seconds", "data.prepared",
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from hypothesis import settings
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.population.engine import Problem, make_engine
+from intlm.population import Problem, make_engine
 from intlm.training import make_update_step
 
 # The same examples every time: a failure here is a change of the code. No deadline, for the first call compiles.
@@ -54,6 +54,18 @@ class Recording:
         """See `Engine.accumulate`."""
         self.fitness, self.votes = fitness, self.built.accumulate(fitness, update)
         return self.votes
+
+
+@cache
+def compiled_update(engine: str, problem: Problem, fitness: str, quickly: bool) -> Callable[..., Any]:
+    """See `Bridge.update`."""
+
+    def run(*arguments: Any) -> Any:
+        recording = Recording(engine, problem)
+        after, report = make_update_step(problem, recording, fitness)(*arguments)
+        return after, report, recording.fitness, recording.votes
+
+    return jax.jit(run, compiler_options=quick_options() if quickly else None)
 
 
 class Bridge:
@@ -99,16 +111,10 @@ class Bridge:
             np.testing.assert_array_equal(np.asarray(found[s.name]), value, err_msg=s.name)
 
     @staticmethod
-    @cache
     def update(engine: str, problem: Problem, fitness: str, quickly: bool = True) -> Callable[..., Any]:
-        """One compiled update of `engine`, which returns also the fitness and the votes."""
-
-        def run(*arguments: Any) -> Any:
-            recording = Recording(engine, problem)
-            after, report = make_update_step(problem, recording, fitness)(*arguments)
-            return after, report, recording.fitness, recording.votes
-
-        return jax.jit(run, compiler_options=quick_options() if quickly else None)
+        """One update of `engine`, which returns also the fitness and the votes; compiled once, `quickly` or as a run
+        compiles it."""
+        return compiled_update(engine, problem, fitness, quickly)
 
     @staticmethod
     def random_parameters(shape: oracle.Shape, rng: np.random.Generator, kind: str = "random") -> oracle.Parameters:

@@ -434,9 +434,8 @@ def no_state(shape: Shape) -> Array:
 
 
 def exp2_share(d: Array) -> Array:
-    """e for a distance d ≥ 0 below the maximum. (`1 << 31` would leave int32; as nothing is left of e there, it is
-    taken in Python's integers.)"""
-    q = np.minimum(d >> 8, 31)
+    """e for a distance d ≥ 0 below the maximum."""
+    q = np.minimum(d >> 8, 26)
     return within((EXP2[d & 255] + ((1 << q) >> 1)) >> q, 0, 2**24)
 
 

@@ -4,7 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -328,7 +328,11 @@ def test_every_configuration_validates(path: Path) -> None:
 def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """runs/NAME below the working directory."""
     seen: list[Path] = []
-    done: Callable[..., bool] = lambda config, directory, resume: not seen.append(directory)  # noqa: E731
+
+    def done(config: object, directory: Path, resume: bool) -> bool:
+        seen.append(directory)
+        return True
+
     monkeypatch.setattr("intlm.training.train", done)
     monkeypatch.chdir(tmp_path)
     assert main(["train", str(tiny.CONFIG)]) == 0

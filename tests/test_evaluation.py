@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -46,7 +47,7 @@ class Unigram(LanguageModel):
         self._losses = like._losses
         self.logits_of_all = np.random.default_rng(2).integers(-3000, 3000, 256).astype(np.int16)
 
-    def read(self, tokens: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, tokens: np.ndarray, states: jax.Array) -> tuple[np.ndarray, jax.Array]:
         return np.broadcast_to(self.logits_of_all, (*tokens.shape, 256)), states
 
 
@@ -127,7 +128,8 @@ def test_exact_losses() -> None:
 
 def test_a_loss_of_two_halves() -> None:
     """From the integer loss: a token of probability 1/2 costs one bit, which is 256."""
-    found = tiny.make_model(AlphabetTokenizer(b"a")).integer_losses(np.array([[0, 0], [256, 0]], np.int16), [0, 0])
+    logits, targets = np.array([[0, 0], [256, 0]], np.int16), np.array([0, 0])
+    found = tiny.make_model(AlphabetTokenizer(b"a")).integer_losses(logits, targets)
     assert found.tolist() == [256, 150]  # log2(1 + 1/2) = 0.585 bits
 
 

@@ -132,7 +132,9 @@ def test_without_text(tmp_path: Path) -> None:
 
     (tmp_path / "short.txt").write_bytes(b"ab" * 15)
     for valid_bytes, what in ((0, "training"), (3, "held-out")):
-        keys = {"data__train": tmp_path / "short.txt", "data__prepared": tmp_path / f"prepared-{valid_bytes}"}
-        run = tmp_path / f"short-{valid_bytes}"
-        prepare_corpus(tiny.write_run(run, model, **keys, data__valid_bytes=valid_bytes))
+        run, prepared = tmp_path / f"short-{valid_bytes}", tmp_path / f"prepared-{valid_bytes}"
+        config = tiny.write_run(
+            run, model, data__train=tmp_path / "short.txt", data__prepared=prepared, data__valid_bytes=valid_bytes
+        )
+        prepare_corpus(config)
         assert f"activations on {what} text" in inspect(run)

@@ -17,9 +17,9 @@ from intlm import config as configuration
 from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
 from intlm.cli import main
 from intlm.evaluation import evaluate, split_documents
-from intlm.run import load, open_corpus, open_run
+from intlm.run import load, open_corpus, open_run, write_whole
 from intlm.tracking import metrics
-from intlm.training import exclusive, train
+from intlm.training import check_directory, exclusive, train
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -152,9 +152,9 @@ def test_a_checkpoint_can_be_checked_by_hand() -> None:
 
 
 def test_killed_again_and_again(tmp_path: Path) -> None:
-    """SIGKILL before the run is one, inside a checkpoint, and while the oldest checkpoint is deleted."""
+    """SIGKILL while the run's directory is made, inside a checkpoint, and while the oldest one is deleted."""
     run = tmp_path / "run"
-    for count in (3, 30, 170):
+    for count in (5, 30, 170):
         resume = ["--resume"] if (run / "config.toml").exists() else []
         done = stopped_train("change", count, "SIGKILL", run, *resume)
         assert done.returncode == -signal.SIGKILL, done.stderr
@@ -229,6 +229,18 @@ def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
     assert "this model" in capsys.readouterr().out
 
 
+def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the last moment, it is still the old one."""
+    path = tmp_path / "config.toml"
+    write_whole(path, "old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    write_whole(path, "new")
+    assert path.read_text() == "new"
+
+
 REFUSED = [
     ("seed", 4, 3),
     ("model.hidden_size", 24, 16),
@@ -299,6 +311,8 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
     other = tmp_path / "other"
     other.mkdir()
+    (other / ".lock").touch()  # of a run killed before it was one
+    check_directory(tiny.load_config(), other, resume=False)
     (other / "notes.txt").write_text("mine")
     assert main([*words, str(other)]) == 2
     assert "is not empty" in capsys.readouterr().err
@@ -308,7 +322,7 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "notes.txt: " in capsys.readouterr().err
     assert main([*words, str(tmp_path / "absent"), "--resume"]) == 2
     assert "nothing to resume" in capsys.readouterr().err
-    assert [path.name for path in other.iterdir()] == ["notes.txt"] and not (tmp_path / "absent").exists()
+    assert {path.name for path in other.iterdir()} == {".lock", "notes.txt"} and not (tmp_path / "absent").exists()
 
 
 def test_what_the_trainer_refuses_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from intlm.config import Config
 from intlm.data.tokenizers import ByteTokenizer, Tokenizer
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, specifications
-from intlm.population.engine import Problem, make_engine
+from intlm.population import Problem, make_engine
 from intlm.run import LanguageModel, open_run, problem_of
 from intlm.tracking import metrics
 from intlm.training import initial_state, train

@@ -19,7 +19,8 @@ class Problem(NamedTuple):
     pairs: int
     group_size: int  # pairs that share a text
     fitness_maximum: int  # the largest |fitness| that `accumulate` will be given
-    chunk_size: int  # members evaluated at once; 0: chosen by the engine
+    chunk_size: int = 0  # members evaluated at once; 0: chosen by the engine
+    threads: int = 0  # of the native engine; 0: one a core
 
 
 class Engine(Protocol):
@@ -44,11 +45,3 @@ class Engine(Protocol):
         tokens: int [batch, T]. states: int8 [batch, layers, hidden].
         Returns logits, int16 [batch, T, vocabulary] (256 = one bit), and the next states.
         """
-
-
-def make_engine(name: str, problem: Problem) -> Engine:
-    """The engine called `name` in a configuration; "auto" is the fastest that works here."""
-    from intlm.population.xla import XlaEngine
-
-    assert name in ("auto", "xla"), name
-    return XlaEngine(problem)

@@ -11,10 +11,10 @@ import pytest
 
 from intlm.eggroll import threshold
 from intlm.model.forward import zero_states
-from intlm.population.engine import make_engine
+from intlm.population import make_engine, native
 from intlm.training import TrainState
 
-ENGINES = ["xla"]
+ENGINES = ["xla", "native"] if native.available() else ["xla"]
 
 
 class Case(NamedTuple):

@@ -13,7 +13,7 @@ from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
 from intlm.generation import sample
-from intlm.population.engine import make_engine
+from intlm.population import make_engine
 from intlm.training import initial_state, make_update_step
 
 INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
@@ -42,7 +42,8 @@ def values(program: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(program, dict):
         yield from values(tuple(program.values()))
     elif isinstance(program, np.ndarray | jax.Array | np.generic):
-        yield "parameter", program.dtype
+        if not np.issubdtype(program.dtype, np.integer):  # sizes and such, which no machine computes, may be wide
+            yield "parameter", program.dtype
     elif isinstance(program, float | complex):
         yield "parameter", np.dtype(type(program))
 

@@ -11,7 +11,7 @@ import pytest
 from intlm.model import SEPARATOR
 from intlm.model.forward import matrix_product, norm, zero_states
 from intlm.model.parameters import Kind, initialise, specifications
-from intlm.population.engine import make_engine
+from intlm.population import make_engine
 
 SHAPES = [
     oracle.Shape(2, 8, 8, 1, "clip"),

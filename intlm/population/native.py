@@ -1,0 +1,95 @@
+"""The native engine: fused C++ kernels (kernels/cpu), called through XLA's FFI, so that jit goes through them."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from intlm.arithmetic.fixed_point import Array
+from intlm.model.parameters import Parameters, specifications
+from intlm.population.engine import Problem
+
+_LIBRARY = Path(__file__).with_name("libintlm.so")
+_TARGETS = {"intlm_evaluate": "IntlmEvaluate", "intlm_accumulate": "IntlmAccumulate", "intlm_infer": "IntlmInfer"}
+
+
+@cache
+def available() -> bool:
+    """Whether this installation has the kernels, and JAX runs on a CPU. Registers them with JAX."""
+    if not _LIBRARY.exists() or jax.default_backend() != "cpu":
+        return False
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+    except OSError:  # compiled for another processor
+        return False
+    for name, symbol in _TARGETS.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    return True
+
+
+def instruction_set() -> str:
+    """The instruction set whose kernels run: the best of this processor, or INTLM_ISA if that names one it has."""
+    library = ctypes.CDLL(str(_LIBRARY))
+    library.intlm_isa.restype = ctypes.c_char_p
+    return library.intlm_isa().decode()
+
+
+class NativeEngine:
+    """See `Engine`."""
+
+    name = "native"
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        architecture, perturbation = problem.architecture, problem.perturbation
+        self.specifications = specifications(architecture)
+        self.sizes = [int(np.prod(s.shape)) for s in self.specifications]
+        self.attribute = np.array(
+            [
+                architecture.vocab_size,
+                architecture.hidden_size,
+                architecture.num_layers,
+                architecture.feed_forward_size,
+                architecture.nonlinearity == "table",
+                perturbation.rank,
+                perturbation.sigma_shift,
+                problem.pairs,
+                problem.group_size,
+                perturbation.seed & 0xFFFFFFFF,
+                perturbation.seed >> 32,
+                problem.threads,
+            ],
+            np.int64,
+        )
+
+    def _flat(self, parameters: Parameters) -> Array:
+        return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])
+
+    def evaluate(self, parameters: Parameters, tokens: Array, states: Array, update: Array) -> tuple[Array, Array]:
+        """See `Engine.evaluate`."""
+        shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
+        epoch = self.problem.perturbation.epoch(update)
+        call = jax.ffi.ffi_call("intlm_evaluate", shapes)
+        losses, states = call(self._flat(parameters), tokens, states, epoch, problem=self.attribute)
+        return losses, states
+
+    def accumulate(self, fitness: Array, update: Array) -> Parameters:
+        """See `Engine.accumulate`."""
+        call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
+        flat = call(fitness, self.problem.perturbation.epoch(update), problem=self.attribute)
+        parts = jax.lax.split(flat, self.sizes)
+        return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
+
+    def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
+        """See `Engine.infer`."""
+        vocab = self.problem.architecture.vocab_size
+        shapes = (
+            jax.ShapeDtypeStruct((*tokens.shape, vocab), jnp.int16),
+            jax.ShapeDtypeStruct(states.shape, jnp.int8),
+        )
+        call = jax.ffi.ffi_call("intlm_infer", shapes)
+        logits, states = call(self._flat(parameters), tokens.astype(jnp.uint16), states, problem=self.attribute)
+        return logits, states

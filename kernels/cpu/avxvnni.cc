@@ -1,0 +1,4 @@
+#define INTLM_NAMESPACE avxvnni
+#define INTLM_TABLE intlm_avxvnni
+#define INTLM_SUPPORTED __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("avx2")
+#include "isa.inc"

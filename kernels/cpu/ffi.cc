@@ -1,0 +1,152 @@
+/* XLA's FFI: buffers and attributes in, their shapes checked once, one of the instruction sets' kernels called. */
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+void intlm::parallel(int64_t count, int threads, void* context, void (*task)(void*, int64_t, int)) {
+  std::atomic<int64_t> next{0};
+  auto work = [&](int worker) {
+    for (int64_t index; (index = next.fetch_add(1)) < count;) task(context, index, worker);
+  };
+  std::vector<std::thread> others;
+  for (int i = 1; i < std::min<int64_t>(threads, count); ++i) others.emplace_back(work, i);
+  work(0);
+  for (auto& other : others) other.join();
+}
+
+using intlm::Kernels;
+using intlm::Problem;
+
+#if defined(__x86_64__)
+extern const Kernels intlm_avx512, intlm_avxvnni, intlm_avx2;
+#endif
+#if defined(__aarch64__)
+extern const Kernels intlm_neon;
+#endif
+extern const Kernels intlm_plain;
+
+static const Kernels* const kAll[] = {
+#if defined(__x86_64__)
+    &intlm_avx512, &intlm_avxvnni, &intlm_avx2,
+#endif
+#if defined(__aarch64__)
+    &intlm_neon,
+#endif
+    &intlm_plain};
+
+/* The fastest that this processor has, or the one that INTLM_ISA names. */
+static const Kernels* choose() {
+  const char* wanted = std::getenv("INTLM_ISA");
+  for (const Kernels* k : kAll)
+    if ((!wanted || !*wanted || std::strcmp(wanted, k->name) == 0) && k->supported()) return k;
+  return nullptr;
+}
+
+extern "C" const char* intlm_isa() {
+  const Kernels* k = choose();
+  return k ? k->name : "";
+}
+
+static ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidArgument("intlm native engine: " + what); }
+
+static int64_t weights(const Problem& p) {
+  const int64_t h = p.hidden;
+  return 2 * h * p.vocab + h + p.layers * (4 * h * h + 4 * h + 2 * h * p.feed_forward);
+}
+
+/* problem: vocab, hidden, layers, feed_forward, table, rank, sigma_shift, pairs, group, seed low, seed high, threads */
+static ffi::Error read(ffi::Span<const int64_t> v, Problem* p) {
+  if (v.size() != 12) return refuse("expected 12 numbers in `problem`");
+  *p = Problem{(int32_t)v[0], (int32_t)v[1], (int32_t)v[2], (int32_t)v[3], v[4] != 0, (int32_t)v[5], (int32_t)v[6],
+               v[7], v[8], {(uint32_t)v[9], (uint32_t)v[10]}, (int32_t)v[11]};
+  auto within = [](int64_t x, int64_t low, int64_t high) { return low <= x && x <= high; };
+  if (!within(v[0], 2, 65536) || !within(v[1], 8, 65536) || v[1] % 8 || !within(v[2], 1, 64) || !within(v[3], 8, 65536) ||
+      v[3] % 8 || !within(v[5], 1, 256) || !within(v[6], 0, 12) || !within(v[7], 1, 1 << 19) || v[8] < 1 ||
+      v[7] % v[8])
+    return refuse("a shape or setting is outside docs/numerics.md, section 11");
+  if (p->threads <= 0) p->threads = (int32_t)std::max(1u, std::thread::hardware_concurrency());
+  p->threads = std::min(p->threads, 1024);
+  return ffi::Error::Success();
+}
+
+template <class Buffer>
+static bool has(const Buffer& buffer, std::initializer_list<int64_t> shape) {
+  auto dims = buffer.dimensions();
+  return dims.size() == shape.size() && std::equal(dims.begin(), dims.end(), shape.begin());
+}
+
+static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::S8> states,
+                           ffi::Buffer<ffi::U32> epoch, ffi::ResultBuffer<ffi::S32> losses,
+                           ffi::ResultBuffer<ffi::S8> next, ffi::Span<const int64_t> problem) {
+  Problem p;
+  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+  if (!has(parameters, {weights(p)}) || !has(states, {p.pairs, 2, p.layers, p.hidden}) ||
+      !has(*next, {p.pairs, 2, p.layers, p.hidden}) || !has(*losses, {p.pairs, 2}) || tokens.dimensions().size() != 2 ||
+      tokens.dimensions()[0] != p.pairs / p.group || tokens.dimensions()[1] < 2 || epoch.element_count() != 1)
+    return refuse("evaluate: a buffer's shape does not fit the problem");
+  for (size_t i = 0; i < tokens.element_count(); ++i)
+    if (tokens.typed_data()[i] >= p.vocab) return refuse("evaluate: a token is outside the vocabulary");
+  choose()->evaluate(p, parameters.typed_data(), tokens.typed_data(), tokens.dimensions()[1] - 1, states.typed_data(),
+                     *epoch.typed_data(), losses->typed_data(), next->typed_data());
+  return ffi::Error::Success();
+}
+
+static ffi::Error Accumulate(ffi::Buffer<ffi::S8> fitness, ffi::Buffer<ffi::U32> epoch,
+                             ffi::ResultBuffer<ffi::S32> votes, ffi::Span<const int64_t> problem) {
+  Problem p;
+  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+  if (!has(fitness, {p.pairs}) || !has(*votes, {weights(p)}) || epoch.element_count() != 1)
+    return refuse("accumulate: a buffer's shape does not fit the problem");
+  choose()->accumulate(p, fitness.typed_data(), *epoch.typed_data(), votes->typed_data());
+  return ffi::Error::Success();
+}
+
+static ffi::Error Infer(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::S8> states,
+                        ffi::ResultBuffer<ffi::S16> logits, ffi::ResultBuffer<ffi::S8> next,
+                        ffi::Span<const int64_t> problem) {
+  Problem p;
+  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+  if (tokens.dimensions().size() != 2) return refuse("infer: tokens have two axes");
+  const int64_t batch = tokens.dimensions()[0], length = tokens.dimensions()[1];
+  if (!has(parameters, {weights(p)}) || !has(states, {batch, p.layers, p.hidden}) ||
+      !has(*next, {batch, p.layers, p.hidden}) || !has(*logits, {batch, length, p.vocab}))
+    return refuse("infer: a buffer's shape does not fit the problem");
+  for (size_t i = 0; i < tokens.element_count(); ++i)
+    if (tokens.typed_data()[i] >= p.vocab) return refuse("infer: a token is outside the vocabulary");
+  choose()->infer(p, parameters.typed_data(), tokens.typed_data(), batch, length, states.typed_data(),
+                  logits->typed_data(), next->typed_data());
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U16>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Attr<ffi::Span<const int64_t>>("problem"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmAccumulate, Accumulate,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Attr<ffi::Span<const int64_t>>("problem"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmInfer, Infer,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U16>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Ret<ffi::Buffer<ffi::S16>>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Attr<ffi::Span<const int64_t>>("problem"));

@@ -1,0 +1,33 @@
+/* What an instruction set's kernels offer to the FFI layer. Shapes are checked there, once. */
+#pragma once
+
+#include <cstdint>
+
+namespace intlm {
+
+struct Problem {
+  int32_t vocab, hidden, layers, feed_forward;
+  bool table;  // nonlinearity by table; by saturation otherwise
+  int32_t rank, sigma_shift;
+  int64_t pairs, group;  // pairs that share a text
+  uint32_t seed[2];      // low word, high word
+  int32_t threads;
+};
+
+struct Kernels {
+  const char* name;
+  bool (*supported)();
+  /* tokens [pairs / group, length + 1]; states [pairs, 2, layers, hidden] in and out; losses [pairs, 2]. */
+  void (*evaluate)(const Problem&, const int8_t* parameters, const uint16_t* tokens, int64_t length,
+                   const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next);
+  /* votes: one int32 a parameter, in the order of the parameters. */
+  void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, int32_t* votes);
+  /* tokens [batch, length]; states [batch, layers, hidden]; logits [batch, length, vocab]. */
+  void (*infer)(const Problem&, const int8_t* parameters, const uint16_t* tokens, int64_t batch, int64_t length,
+                const int8_t* states, int16_t* logits, int8_t* next);
+};
+
+/* Runs task(context, index, worker) for every index below count; workers are numbered from 0. */
+void parallel(int64_t count, int threads, void* context, void (*task)(void*, int64_t, int));
+
+}  // namespace intlm

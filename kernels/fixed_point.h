@@ -1,0 +1,128 @@
+/* The arithmetic of docs/numerics.md, version 1, one value at a time, in C99.
+ *
+ * The one source of these rules for everything native: the CPU engine, the exported C. Only <stdint.h>; no
+ * floating point, no division of 64-bit values, no undefined behaviour: right shifts of negative numbers are
+ * arithmetic on every compiler that is supported (gcc, clang, nvcc), and the tests run under UBSan.
+ */
+#ifndef INTLM_FIXED_POINT_H
+#define INTLM_FIXED_POINT_H
+
+#include <stdint.h>
+
+#define INTLM_MAX8 127
+#define INTLM_MAX16 32767
+#define INTLM_GATE_ONE 127
+#define INTLM_GATE_MULTIPLIER 129
+#define INTLM_STATE_SHIFT 3
+#define INTLM_NOISE_MAX 46
+
+/* Section 2: primitives. */
+
+static inline int32_t intlm_clamp(int32_t x, int32_t limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+
+static inline int32_t intlm_rshift(int32_t x, int shift) {
+  return shift == 0 ? x : (x + ((int32_t)1 << (shift - 1))) >> shift;
+}
+
+static inline int32_t intlm_q15(int32_t a, int32_t b) { return (a * b + (1 << 14)) >> 15; }
+
+static inline uint32_t intlm_isqrt(uint64_t x) {
+  uint64_t root = 0;
+  for (int bit = 31; bit >= 0; --bit) {
+    uint64_t trial = root | ((uint64_t)1 << bit);
+    if (trial * trial <= x) root = trial;
+  }
+  return (uint32_t)root;
+}
+
+typedef struct {
+  int32_t shift, multiplier;
+} intlm_rescale_t;
+
+static inline int32_t intlm_rescale(int32_t x, intlm_rescale_t scale) {
+  return intlm_q15(intlm_clamp(intlm_rshift(x, scale.shift), INTLM_MAX16), scale.multiplier);
+}
+
+/* oddroot(2^bits, n) without a 64-bit division: the callers' quotients fit 32 bits after the power of two is taken
+ * apart, and the engine calls these once, not a value. */
+static inline int32_t intlm_odd_root(int bits, uint32_t n) {
+  /* floor(2^bits / (4 n)) by long division in base two; bits <= 42. */
+  uint64_t quotient = 0, rest = 0;
+  for (int bit = bits; bit >= 0; --bit) {
+    rest = (rest << 1) | (bit == bits ? 1u : 0u);
+    quotient <<= 1;
+    if (rest >= (uint64_t)4 * n) {
+      rest -= (uint64_t)4 * n;
+      quotient |= 1;
+    }
+  }
+  return (int32_t)(2 * intlm_isqrt(quotient) + 1);
+}
+
+static inline intlm_rescale_t intlm_activation_rescale(uint32_t fan_in, int extra_shift) {
+  intlm_rescale_t scale;
+  int shift = 0;
+  while (((uint32_t)256 << (2 * shift)) < fan_in) ++shift;
+  scale.shift = shift + extra_shift;
+  scale.multiplier = intlm_odd_root(2 * (11 + shift), fan_in);
+  return scale;
+}
+
+static inline intlm_rescale_t intlm_logit_rescale(uint32_t fan_in) {
+  intlm_rescale_t scale;
+  int shift = 0;
+  while (((uint32_t)16 << (2 * shift)) < fan_in) ++shift;
+  scale.shift = shift;
+  scale.multiplier = intlm_odd_root(2 * (15 + shift), fan_in);
+  return scale;
+}
+
+static inline int32_t intlm_rank_multiplier(uint32_t rank) { return (int32_t)((intlm_isqrt(65536u / rank) + 1) >> 1); }
+
+static inline int32_t intlm_mean_multiplier(uint32_t count) { return (int32_t)((((uint32_t)1 << 25) / count + 1) >> 1); }
+
+/* Sixteen times the mean magnitude, from the sum of magnitudes. */
+static inline int32_t intlm_mean(int32_t total, int32_t multiplier) { return (total * multiplier + (1 << 19)) >> 20; }
+
+/* Section 4: random bits. */
+
+static inline uint32_t intlm_rotl(uint32_t x, int n) { return (x << n) | (x >> (32 - n)); }
+
+static inline void intlm_threefry(const uint32_t key[4], const uint32_t counter[4], uint32_t x[4]) {
+  static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};
+  uint32_t k[5];
+  k[4] = 0x1BD11BDAu;
+  for (int i = 0; i < 4; ++i) {
+    k[i] = key[i];
+    k[4] ^= key[i];
+    x[i] = counter[i] + key[i];
+  }
+  for (int d = 0; d < 13; ++d) {
+    int b = d % 2 == 0 ? 1 : 3, e = d % 2 == 0 ? 3 : 1;
+    x[0] += x[b];
+    x[b] = intlm_rotl(x[b], rotations[d % 8][0]) ^ x[0];
+    x[2] += x[e];
+    x[e] = intlm_rotl(x[e], rotations[d % 8][1]) ^ x[2];
+    if (d % 4 == 3) {
+      int i = d / 4 + 1;
+      for (int j = 0; j < 4; ++j) x[j] += k[(i + j) % 5];
+      x[3] += (uint32_t)i;
+    }
+  }
+}
+
+/* Section 6: loss. `exp2_table` is EXP2, `log2_table` LOG2. */
+
+static inline uint32_t intlm_exp2_term(uint32_t below, const int32_t* exp2_table) {
+  uint32_t whole = below >> 8 > 26 ? 26 : below >> 8;
+  return ((uint32_t)exp2_table[below & 255] + (((uint32_t)1 << whole) >> 1)) >> whole;
+}
+
+/* lse, given the largest logit and the exact sum of the terms, in [2^24, 2^40]. */
+static inline int32_t intlm_log_sum(int32_t largest, uint64_t sum, const int16_t* log2_table) {
+  int p = 24;
+  while (sum >> (p + 1)) ++p;
+  return largest + ((p - 24) << 8) + log2_table[(sum >> (p - 10)) & 1023];
+}
+
+#endif

@@ -1,0 +1,159 @@
+"""The native engine on each of this processor's instruction sets, against the reference engine, bit for bit."""
+
+import ctypes
+import re
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import quick_options
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from intlm.eggroll.fitness import fitness_maximum
+from intlm.eggroll.perturbation import Perturbation
+from intlm.model.parameters import Architecture, Parameters, specifications
+from intlm.population import native
+from intlm.population.engine import Problem
+from intlm.population.xla import XlaEngine
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
+ROOT = Path(__file__).resolve().parents[2]
+INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neon", "plain")
+
+
+@cache
+def here() -> list[str]:
+    """The instruction sets that this processor has."""
+    library = ctypes.CDLL(str(native._LIBRARY))
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        library.intlm_isa.restype = ctypes.c_char_p
+        for name in INSTRUCTION_SETS:
+            patch.setenv("INTLM_ISA", name)
+            found += [name] if library.intlm_isa().decode() == name else []
+    return found
+
+
+def parameters_of(architecture: Architecture, rng: np.random.Generator, kind: str) -> Parameters:
+    """Random weights: over the whole range, all at its ends, or as a model has them."""
+    made = {}
+    for name, shape, _ in specifications(architecture):
+        if kind == "ends":
+            values = rng.choice([-127, 127], shape)
+        else:
+            values = rng.integers(-127, 128, shape) if kind == "any" else np.clip(rng.normal(0, 16, shape), -127, 127)
+        made[name] = jnp.asarray(values.astype(np.int8))
+    return made
+
+
+PROBLEMS = st.builds(
+    Problem,
+    st.builds(
+        Architecture,
+        st.integers(2, 300) | st.sampled_from([16, 96, 256, 4100]),
+        st.integers(1, 11).map(lambda n: 8 * n),
+        st.integers(1, 3),
+        st.integers(1, 20).map(lambda n: 8 * n),
+        st.sampled_from(["clip", "table"]),
+    ),
+    st.builds(
+        Perturbation, st.integers(0, 2**64 - 1), st.integers(1, 5), st.integers(0, 12), st.sampled_from([0, 1, 3])
+    ),
+    st.integers(1, 31),
+    st.just(1),
+    st.just(127),
+    st.just(0),
+    st.integers(1, 3),
+)
+
+
+@hypothesis_settings(max_examples=6)  # compiling the reference is most of what an example costs
+@given(PROBLEMS, st.sampled_from(["any", "ends", "normal"]), st.integers(0, 2**31))
+def test_every_shape(problem: Problem, kind: str, seed: int) -> None:
+    """Random shapes, odd remainders of tiles and lanes, extreme weights and states; all three calls."""
+    rng = np.random.default_rng(seed)
+    architecture, pairs = problem.architecture, problem.pairs
+    problem = problem._replace(group_size=int(rng.choice([g for g in range(1, pairs + 1) if pairs % g == 0])))
+    parameters = parameters_of(architecture, rng, kind)
+    tokens = jnp.asarray(rng.integers(0, architecture.vocab_size, (pairs // problem.group_size, 4)), jnp.uint16)
+    shape = (pairs, 2, architecture.num_layers, architecture.hidden_size)
+    states = jnp.asarray(rng.integers(-127, 128, shape), jnp.int8)
+    most = fitness_maximum(pairs, problem.perturbation.rank)
+    fitness = jnp.asarray(rng.integers(-most, most + 1, pairs), jnp.int8)
+    update = jnp.uint32(rng.integers(0, 2**32))
+    reference, engine = XlaEngine(problem), native.NativeEngine(problem)
+    jit = partial(jax.jit, compiler_options=quick_options())
+    texts = tokens.repeat(problem.group_size, axis=0)
+
+    def all_of(which: XlaEngine | native.NativeEngine) -> list[np.ndarray]:
+        found = (
+            jit(which.evaluate)(parameters, tokens, states, update),
+            jit(which.accumulate)(fitness, update),
+            jit(which.infer)(parameters, texts, states[:, 0]),
+        )
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+
+    expected = all_of(reference)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in here():
+            patch.setenv("INTLM_ISA", name)
+            assert native.instruction_set() == name
+            for found, wanted in zip(all_of(engine), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted, err_msg=name)
+
+
+def test_hostile_shapes_are_refused() -> None:
+    """At the boundary, before a kernel reads anything."""
+    problem = Problem(Architecture(16, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 2, 1, 1)
+    engine = native.NativeEngine(problem)
+    parameters = parameters_of(problem.architecture, np.random.default_rng(0), "any")
+    states = jnp.zeros((2, 2, 1, 8), jnp.int8)
+
+    def evaluate(tokens: jax.Array, states: jax.Array = states, engine: native.NativeEngine = engine) -> None:
+        jax.block_until_ready(engine.evaluate(parameters, tokens, states, jnp.uint32(0)))
+
+    good = jnp.zeros((2, 3), jnp.uint16)
+    evaluate(good)
+    with pytest.raises(Exception, match="a token is outside the vocabulary"):
+        evaluate(good.at[1, 2].set(16))
+    with pytest.raises(Exception, match="shape does not fit"):
+        evaluate(good[:1])
+    with pytest.raises(Exception, match="shape does not fit"):
+        evaluate(good, states[:1])
+    engine.attribute = engine.attribute.copy()
+    engine.attribute[1] = 12
+    with pytest.raises(Exception, match=r"outside docs/numerics\.md"):
+        evaluate(good)
+
+
+def test_no_floating_point_in_the_machine_code() -> None:
+    """Disassembles the library: the kernels move data in vector registers, but never compute with floats."""
+    listing = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", str(native._LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    kernels, inside = 0, False
+    moves = r"v?p|v?mov|v?(un)?perm|v?shuf|v?unpck|v?blend|v?and|v?x?or|v?broadcast|v?insert|v?extract"
+    floats = r"v?\w+(ps|pd|ss|sd)|f\w+|v?cvt\w*(ps|pd|ss|sd)\w*|[su]cvtf|v?u?comis[sd]"
+    computes = re.compile(rf"^(?!{moves})({floats})$")
+    assert computes.match("vaddps") and computes.match("cvtsi2sd") and computes.match("fmul")
+    assert not computes.match("vmovaps") and not computes.match("vpmaxsd")
+    for line in listing.splitlines():
+        if match := re.match(r"^[0-9a-f]+ <(.*)>:$", line):
+            inside = match[1].startswith(tuple(f"{name}::" for name in INSTRUCTION_SETS))
+            kernels += inside
+        elif inside and (fields := line.split("\t"))[1:]:
+            mnemonic = fields[1].split()[0]
+            assert not computes.match(mnemonic), line
+    assert kernels > 20
+
+
+def test_the_c_tables_are_those_of_python() -> None:
+    """kernels/tables.h is made, and committed."""
+    assert subprocess.run([sys.executable, str(ROOT / "kernels" / "make_tables.py"), "--check"]).returncode == 0
