@@ -67,14 +67,14 @@ def watch(command: list[str], directory: Path, environment: dict[str, str], patt
     return output, seen[0], usage.ru_maxrss / 1e6
 
 
-def ours(config: Path, text: Path, updates: int, scratch: Path) -> Measurement:
+def ours(config: Path, text: Path, updates: int, scratch: Path, engine: str) -> Measurement:
     """`intlm train`, every update logged."""
     run = scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [
         sys.executable, "-u", "-m", "intlm.cli", "train", str(config), "--run-dir", str(run), "--data.train", str(text),
         "--data.prepared", str(scratch / "prepared"), "--train.updates", str(updates), "--train.sample_every", "0",
-        "--train.evaluate_every", "0",
+        "--train.evaluate_every", "0", "--engine", engine,
     ]  # fmt: skip
     _, first, memory = watch(command, ROOT, dict(os.environ), "update 1/")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -108,7 +108,7 @@ def peer(
     return Measurement(statistics.median(found[1:]), first, memory)
 
 
-def parts(path: Path, text: Path) -> str:
+def parts(path: Path, text: Path, engine_name: str) -> str:
     """The engine's parts, in this process, as a table."""
     import jax
     import jax.numpy as jnp
@@ -120,7 +120,7 @@ def parts(path: Path, text: Path) -> str:
     from intlm.population import make_engine
     from intlm.run import problem_of
 
-    config = configuration.load(path, {"data.train": str(text)})
+    config = configuration.load(path, {"data.train": str(text), "engine": engine_name})
     problem = problem_of(config, 256)
     engine = make_engine(config.engine, problem)
     state = training.initial_state(problem, config.seed)
@@ -166,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--config", type=Path, default=ROOT / "benchmarks" / "reference_model.toml")
+    parser.add_argument("--engine", default="auto")
     parser.add_argument("--updates", type=int, default=31)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", type=Path)
@@ -179,7 +180,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         for round_ in range(args.rounds):
-            mine = ours(args.config, text, args.updates, scratch)
+            mine = ours(args.config, text, args.updates, scratch, args.engine)
             rows.append((f"intlm, round {round_ + 1}", *show(mine), ""))
             if args.peer:
                 other = peer(args.peer.resolve(), args.peer_python, config, text, args.updates, scratch)
@@ -188,7 +189,7 @@ def main() -> None:
     print(format_table(["whole update", "tokens/s", "first update, s", "peak GB", "intlm / peer"], rows))
     if ratios:
         print(f"ratio: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, max {max(ratios):.2f}")
-    print(parts(args.config, text))
+    print(parts(args.config, text, args.engine))
 
 
 def show(measured: Measurement) -> tuple[str, ...]:

@@ -110,17 +110,17 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     made = command("prepare", _prepare, "Turn a config's text into token shards.")
-    made.add_argument("config", type=Path, metavar="CONFIG")
+    made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
     configuration.add_arguments(made)
 
     made = command("train", _train, "Pretrain the model of a config (prepares its text first).")
-    made.add_argument("config", type=Path, metavar="CONFIG")
+    made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
     made.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/CONFIG's name)")
     made.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     configuration.add_arguments(made)
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
-    made.add_argument("run", type=Path, metavar="RUN")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
     made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
     made.add_argument(
         "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print one JSON object")
 
     made = command("generate", _generate, "Let a run's model write.")
-    made.add_argument("run", type=Path, metavar="RUN")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
     prompt = made.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", default="", metavar="TEXT", help="what it goes on from (default: a document's start)"
@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
-    made.add_argument("run", type=Path, metavar="RUN")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
     return top
 
 

@@ -248,7 +248,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 continue
             default = "required" if key.default is dataclasses.MISSING else f"default {_shown(key.default)}"
             text = f"{key.metadata['help']} ({_expected(key)}; {default})"
-            metavar = {int: "N", str: "TEXT"}[key.type] if not key.metadata["path"] else "PATH"  # type: ignore[index]
+            choices, path = key.metadata["choices"], key.metadata["path"]
+            metavar = "|".join(choices) if choices else "PATH" if path else "N" if key.type is int else "TEXT"
             group.add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
 
 

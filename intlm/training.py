@@ -203,7 +203,7 @@ class Trainer:
                 line: dict[str, Any] = {
                     "update": self.update,
                     "tokens_evaluated": self.update * per_update,
-                    "tokens_read": self.update * self.texts * settings.tokens_per_update,
+                    "tokens_read": min(self.update * self.texts * settings.tokens_per_update, self.split.tokens),
                     "seconds": round(self.seconds, 3),
                     "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
                     "changed": int(report.changed) / self.weights,
@@ -237,7 +237,7 @@ class Trainer:
         rungs = list(self.ladder.items())
         measured = [line["valid_bits_per_byte"] for line in lines if "valid_bits_per_byte" in line]
         if measured:
-            rungs.append((f"this model ({human(self.weights)} parameters)", measured[-1]))
+            rungs.append((f"→ this model ({human(self.weights)} parameters)", measured[-1]))
         rungs.sort(key=lambda rung: -rung[1])
         table = format_table(["held-out text", "bits per byte"], [(name, f"{bits:.3f}") for name, bits in rungs])
         if not rungs:

@@ -6,6 +6,7 @@ A parameter's number is its place in `specifications`; it is a word of the count
 from collections import defaultdict
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
@@ -117,6 +118,7 @@ def map_specifications(
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def initialise(architecture: Architecture, seed: int) -> Parameters:
     """First values: matrices and embedding Gaussian with standard deviation 16 (1.0), biases 0, scales 16.
 
