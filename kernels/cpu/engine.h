@@ -344,8 +344,8 @@ struct Tile {
       }
   }
 
-  static i8x16 decode(const uint8_t* at) { return load<i8x16>(at) - (int8_t)kEncoding; }
-  static void encode(uint8_t* at, i8x16 v) { store(at, v + (int8_t)kEncoding); }
+  static i8x16 decode(const uint8_t* at) { return load<i8x16>(at) ^ (int8_t)kEncoding; }
+  static void encode(uint8_t* at, i8x16 v) { store(at, v ^ (int8_t)kEncoding); }
 
   /* Section 7: t, two components an int32, the rounding last. */
   void project(const MatrixNoise& n, const uint8_t* in, int stride) {
