@@ -57,7 +57,8 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, key in config.KEYS.items():
-        flag = f"--{name} {'PATH' if key.metadata['path'] else 'N' if key.type is int else 'TEXT'}"
+        kind = "PATH" if key.metadata["path"] else "N" if key.type is int else "TEXT"
+        flag = f"--{name} {'|'.join(key.metadata['choices']) or kind}"
         assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "train"))
     wanted = {
         "train": ["--run-dir DIR", "--resume"],
