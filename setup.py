@@ -55,6 +55,7 @@ class BuildKernels(build_ext):
     def build_extension(self, extension: Extension) -> None:
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # an earlier build's, of other sources
         try:
             import jax.ffi
 
