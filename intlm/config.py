@@ -21,10 +21,10 @@ from typing import Any
 
 import tomli_w
 
+from intlm.arithmetic import LARGEST_NOISE
 from intlm.errors import ConfigError
 
 INT32_MAX = 2**31 - 1
-NOISE_MAX = 46  # the largest magnitude in the Gaussian quantile table
 MAX_PAIRS = 2**19
 MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
@@ -263,12 +263,12 @@ def _beyond_limits(config: Config, vocab_size: int | None) -> Iterator[tuple[tup
     """Every arithmetic limit that `config` exceeds: the keys that it involves, and the message."""
     population, rank, tokens = config.eggroll.population, config.eggroll.rank, config.train.tokens_per_update
     # A vote sums fitness * a * b over pairs and rank; |a|, |b| <= 46, and fitness reaches 1 at the least.
-    votes = config.pairs * rank * NOISE_MAX**2
+    votes = config.pairs * rank * LARGEST_NOISE**2
     if votes > INT32_MAX:
         yield (
             ("eggroll.population", "eggroll.rank"),
             f"eggroll.population = {population}, eggroll.rank = {rank}: votes would overflow int32: "
-            f"population/2 * rank * {NOISE_MAX}^2 = {votes} exceeds {INT32_MAX}; "
+            f"population/2 * rank * {LARGEST_NOISE}^2 = {votes} exceeds {INT32_MAX}; "
             "lower eggroll.population or eggroll.rank",
         )
     if config.pairs > MAX_PAIRS:

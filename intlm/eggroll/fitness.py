@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
+from intlm.arithmetic import LARGEST_NOISE
 from intlm.arithmetic.fixed_point import MAX8, Array
-from intlm.eggroll.perturbation import LARGEST_NOISE
 
 CUT = 4  # normalised fitness saturates at this many mean absolute differences
 _DIFFERENCE_LIMIT = (1 << 23) - 1

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from intlm.arithmetic import LARGEST_NOISE
 from intlm.arithmetic.fixed_point import MAX8, Array, rank_multiplier, rounding_shift, saturate8, saturate16
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
 from intlm.model.forward import matrix_product
 from intlm.model.parameters import Architecture, Kind, Layered, Specification, map_specifications
 
-LARGEST_NOISE = 46  # of the quantile table
 INPUT_PRODUCT_LIMIT = 1 << 23  # |x B| is held to this before its scaling, which saturates far below it
 
 

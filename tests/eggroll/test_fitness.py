@@ -95,7 +95,7 @@ def test_fitness_maximum() -> None:
 def test_limits_are_those_of_the_page() -> None:
     """docs/numerics.md, section 11, opens with them."""
     assert (config.MAX_PAIRS, config.MAX_TOKENS_PER_UPDATE) == (2**19, 32_768)
-    assert (config.MIN_VOCAB, config.MAX_VOCAB, config.NOISE_MAX) == (2, 65_536, 46)
+    assert (config.MIN_VOCAB, config.MAX_VOCAB, config.LARGEST_NOISE) == (2, 65_536, 46)
     highest = {key: field.metadata["high"] for key, field in config.KEYS.items()}
     assert highest["model.hidden_size"] == highest["model.feed_forward_size"] == 65_536
     assert highest["eggroll.rank"] == 256 and highest["eggroll.sigma_shift"] == 12
