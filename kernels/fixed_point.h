@@ -14,7 +14,6 @@
 #define INTLM_GATE_ONE 127
 #define INTLM_GATE_MULTIPLIER 129
 #define INTLM_STATE_SHIFT 3
-#define INTLM_NOISE_MAX 46
 
 /* Section 2: primitives. */
 
@@ -38,10 +37,6 @@ static inline uint32_t intlm_isqrt(uint64_t x) {
 typedef struct {
   int32_t shift, multiplier;
 } intlm_rescale_t;
-
-static inline int32_t intlm_rescale(int32_t x, intlm_rescale_t scale) {
-  return intlm_q15(intlm_clamp(intlm_rshift(x, scale.shift), INTLM_MAX16), scale.multiplier);
-}
 
 /* oddroot(2^bits, n) without a 64-bit division: the callers' quotients fit 32 bits after the power of two is taken
  * apart, and the engine calls these once, not a value. */
@@ -83,33 +78,6 @@ static inline int32_t intlm_mean_multiplier(uint32_t count) { return (int32_t)((
 
 /* Sixteen times the mean magnitude, from the sum of magnitudes. */
 static inline int32_t intlm_mean(int32_t total, int32_t multiplier) { return (total * multiplier + (1 << 19)) >> 20; }
-
-/* Section 4: random bits. */
-
-static inline uint32_t intlm_rotl(uint32_t x, int n) { return (x << n) | (x >> (32 - n)); }
-
-static inline void intlm_threefry(const uint32_t key[4], const uint32_t counter[4], uint32_t x[4]) {
-  static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};
-  uint32_t k[5];
-  k[4] = 0x1BD11BDAu;
-  for (int i = 0; i < 4; ++i) {
-    k[i] = key[i];
-    k[4] ^= key[i];
-    x[i] = counter[i] + key[i];
-  }
-  for (int d = 0; d < 13; ++d) {
-    int b = d % 2 == 0 ? 1 : 3, e = d % 2 == 0 ? 3 : 1;
-    x[0] += x[b];
-    x[b] = intlm_rotl(x[b], rotations[d % 8][0]) ^ x[0];
-    x[2] += x[e];
-    x[e] = intlm_rotl(x[e], rotations[d % 8][1]) ^ x[2];
-    if (d % 4 == 3) {
-      int i = d / 4 + 1;
-      for (int j = 0; j < 4; ++j) x[j] += k[(i + j) % 5];
-      x[3] += (uint32_t)i;
-    }
-  }
-}
 
 /* Section 6: loss. `exp2_table` is EXP2, `log2_table` LOG2. */
 
