@@ -1,6 +1,9 @@
 """The native engine: fused C++ kernels (kernels/cpu), called through XLA's FFI, so that jit goes through them."""
 
 import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from intlm.arithmetic.fixed_point import Array
+from intlm.errors import ConfigError
 from intlm.model.parameters import Parameters, specifications
 from intlm.population.engine import Problem
 
@@ -22,19 +26,61 @@ def available() -> bool:
     if not _LIBRARY.exists() or jax.default_backend() != "cpu":
         return False
     try:
-        library = ctypes.CDLL(str(_LIBRARY))
+        library = kernels()
     except OSError:  # compiled for another processor
         return False
+    if not instruction_set():
+        raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
     for name, symbol in _TARGETS.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     return True
 
 
-def instruction_set() -> str:
-    """The instruction set whose kernels run: the best of this processor, or INTLM_ISA if that names one it has."""
+@cache
+def kernels() -> ctypes.CDLL:
+    """The library. Raises OSError where there is none for this processor."""
     library = ctypes.CDLL(str(_LIBRARY))
-    library.intlm_isa.restype = ctypes.c_char_p
-    return library.intlm_isa().decode()
+    library.intlm_isa.restype = library.intlm_phases.restype = ctypes.c_char_p
+    library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_int64
+    library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
+    library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+    library.intlm_measured.argtypes = [ctypes.POINTER(ctypes.c_int64)]
+    return library
+
+
+def instruction_set() -> str:
+    """The instruction set whose kernels run: the best of this processor, or the one that INTLM_ISA names.
+
+    Empty if that one is not there.
+    """
+    return kernels().intlm_isa().decode()
+
+
+def multiply_rate(threads: int, repetitions: int) -> float:
+    """The most exact signed byte products a second that this many threads make, from the nearest cache."""
+    made = ctypes.c_int64()
+    nanoseconds = kernels().intlm_multiply(repetitions, threads, ctypes.byref(made))
+    return made.value / nanoseconds * 1e9
+
+
+def read_rate(threads: int, size: int, repetitions: int) -> float:
+    """Bytes a second that this machine's threads read at most of a buffer of `size` bytes, each its share of it."""
+    return size * repetitions / kernels().intlm_read(size, repetitions, threads) * 1e9
+
+
+@contextmanager
+def phases() -> Iterator[dict[str, float]]:
+    """What the kernels' workers do inside the context: seconds a phase, summed over threads; filled in at its end."""
+    library = kernels()
+    names = library.intlm_phases().decode().split(",")
+    spent = (ctypes.c_int64 * len(names))()
+    seconds: dict[str, float] = {}
+    library.intlm_measure()
+    try:
+        yield seconds
+    finally:
+        library.intlm_measured(spent)
+        seconds.update({name: nanoseconds / 1e9 for name, nanoseconds in zip(names, spent, strict=True)})
 
 
 class NativeEngine:

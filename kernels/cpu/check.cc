@@ -23,6 +23,10 @@ void intlm::parallel(int64_t count, int, void* context, void (*task)(void*, int6
   for (int64_t i = 0; i < count; ++i) task(context, i, 0);
 }
 
+bool intlm::measuring = false;
+void intlm::spend(Phase, int64_t) {}
+int64_t intlm::now() { return 0; }
+
 static uint64_t state;
 static uint32_t random32() {
   state = state * 6364136223846793005u + 1442695040888963407u;

@@ -265,6 +265,7 @@ struct Tile {
   Buffer<int32_t> t;                 // [members][components], pairs of int16
   int y_stride;
   int members = 0;
+  intlm::Stopwatch watch{intlm::kNoise};
 
   Tile(const Problem& problem, const Model& m, int capacity_)
       : p(problem), model(m), capacity(capacity_), hidden(pad16(p.hidden)), feed_forward(pad16(p.feed_forward)),
@@ -714,6 +715,36 @@ static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, 
   for (auto& own : partial)
     if (own.size())
       for (int64_t i = 0; i < model.size; ++i) votes[i] += own[i];
+}
+
+/* ---- The machine's bounds, for `intlm bench` ---- */
+
+/* Products of one register block after another, all in the nearest cache. */
+static int64_t multiply(int64_t repetitions, int32_t* sink) {
+  constexpr int kDepth = 256;
+  Buffer<uint8_t> x(kMembers * kDepth);
+  Buffer<int8_t> w(kGroups * 16 * kDepth);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = (uint8_t)(*sink + i);
+  for (size_t i = 0; i < w.size(); ++i) w[i] = (int8_t)(*sink - i);
+  Sums acc[kMembers][kGroups] = {};
+  for (int64_t r = 0; r < repetitions; ++r)
+    for (int k = 0; k < kDepth; k += 4)
+#pragma GCC unroll 8
+      for (int m = 0; m < kMembers; ++m)
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups; ++g)
+          acc[m][g] = dot4(acc[m][g], x.data() + m * kDepth + k, w.data() + (g * kDepth + k) * 16);
+  for (auto& row : acc)
+    for (const Sums& sums : row) *sink ^= load<i32x16>(&sums)[*sink & 15];
+  return repetitions * kDepth * kMembers * kGroups * 16;
+}
+
+static void read(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink) {
+  i32x16 all[4] = {};
+  for (int64_t r = 0; r < repetitions; ++r)
+    for (int64_t i = 0; i + 256 <= bytes; i += 256)
+      for (int j = 0; j < 4; ++j) all[j] += load<i32x16>(buffer + i + 64 * j);
+  for (const i32x16& some : all) *sink ^= some[*sink & 15];
 }
 
 }  // namespace INTLM_NAMESPACE

@@ -1,6 +1,7 @@
 /* XLA's FFI: buffers and attributes in, their shapes checked once, one of the instruction sets' kernels called. */
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -22,6 +23,11 @@ void intlm::parallel(int64_t count, int threads, void* context, void (*task)(voi
   work(0);
   for (auto& other : others) other.join();
 }
+
+bool intlm::measuring = false;
+static std::atomic<int64_t> spent[intlm::kPhases];
+void intlm::spend(Phase phase, int64_t nanoseconds) { spent[phase] += nanoseconds; }
+int64_t intlm::now() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
 
 using intlm::Kernels;
 using intlm::Problem;
@@ -55,6 +61,57 @@ extern "C" const char* intlm_isa() {
   const Kernels* k = choose();
   return k ? k->name : "";
 }
+
+/* ---- For `intlm bench`, by ctypes ---- */
+
+extern "C" const char* intlm_phases() { return intlm::kPhaseNames; }
+
+/* Starts measuring what workers spend their time on. */
+extern "C" void intlm_measure() {
+  for (auto& phase : spent) phase = 0;
+  intlm::measuring = true;
+}
+
+/* Stops; the nanoseconds of each phase, summed over workers. */
+extern "C" void intlm_measured(int64_t* nanoseconds) {
+  intlm::measuring = false;
+  std::copy(std::begin(spent), std::end(spent), nanoseconds);
+}
+
+template <class Task>
+static int64_t timed(int threads, const Task& task) {
+  const int64_t began = intlm::now();
+  intlm::parallel(threads, threads, (void*)&task,
+                  [](void* context, int64_t, int worker) { (*(const Task*)context)(worker); });
+  return intlm::now() - began;
+}
+
+/* Multiplies bytes on `threads` threads at once; the nanoseconds it took, and the products made. */
+extern "C" int64_t intlm_multiply(int64_t repetitions, int32_t threads, int64_t* products) {
+  std::atomic<int64_t> made{0};
+  std::atomic<int32_t> kept{0};
+  const int64_t took = timed(threads, [&](int worker) {
+    int32_t sink = worker;
+    made += choose()->multiply(repetitions, &sink);
+    kept ^= sink;
+  });
+  *products = made;
+  return took;
+}
+
+/* Reads that many bytes, each thread its share, again and again; the nanoseconds it took. */
+extern "C" int64_t intlm_read(int64_t bytes, int64_t repetitions, int32_t threads) {
+  const int64_t share = bytes / threads / 256 * 256;
+  std::vector<int8_t> buffer(share * threads + 64, 1);
+  std::atomic<int32_t> kept{0};
+  return timed(threads, [&](int worker) {
+    int32_t sink = worker;
+    choose()->read(buffer.data() + share * worker, share, repetitions, &sink);
+    kept ^= sink;
+  });
+}
+
+/* ---- The calls ---- */
 
 static ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidArgument("intlm native engine: " + what); }
 

@@ -25,6 +25,34 @@ struct Kernels {
   /* tokens [batch, length]; states [batch, layers, hidden]; logits [batch, length, vocab]. */
   void (*infer)(const Problem&, const int8_t* parameters, const uint16_t* tokens, int64_t batch, int64_t length,
                 const int8_t* states, int16_t* logits, int8_t* next);
+  /* For `intlm bench`: products of bytes on registers alone, returning how many; reading of a buffer. */
+  int64_t (*multiply)(int64_t repetitions, int32_t* sink);
+  void (*read)(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink);
+};
+
+/* What workers do, and the nanoseconds that all of them together spent on it; measured while `measuring`. */
+enum Phase { kNoise, kEmbedding, kNorm, kProjection, kProducts, kLoss, kVotes, kCopies, kPhases };
+constexpr const char* kPhaseNames = "noise,embedding,norm,projection,products,loss,votes,copies";
+extern bool measuring;
+void spend(Phase phase, int64_t nanoseconds);
+int64_t now();  // nanoseconds
+
+/* A worker's stopwatch: from `on` to the next, time counts for a phase. */
+class Stopwatch {
+ public:
+  explicit Stopwatch(Phase phase) : running_(measuring), phase_(phase), since_(running_ ? now() : 0) {}
+  ~Stopwatch() { on(phase_); }
+  void on(Phase phase) {
+    if (!running_) return;
+    int64_t at = now();
+    spend(phase_, at - since_);
+    phase_ = phase, since_ = at;
+  }
+
+ private:
+  bool running_;
+  Phase phase_;
+  int64_t since_;
 };
 
 /* Runs task(context, index, worker) for every index below count; workers are numbered from 0. */
