@@ -1,4 +1,5 @@
-"""The picture of a learning curve: bits per byte over tokens evaluated, beside the ladder of references.
+"""Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of where an
+update's time goes.
 
 Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
 backend or figure is touched.
@@ -8,11 +9,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intlm.tracking.table import human
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TRAIN, HELD_OUT, REFERENCE = "#a9c9e6", "#c1440e", "#5b6470"
+COLOURS = (HELD_OUT, TRAIN, REFERENCE)
 
 
 def learning_curve(
@@ -72,6 +77,46 @@ def learning_curve(
         # Above the axes: inside, it would cover the curve of a run that does not learn.
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=11, frameon=False)
 
+    _save(figure, path)
+
+
+def breakdown(parts: Sequence[tuple[str, str, float]], path: Path, title: str) -> None:
+    """Draw shares of a whole to the PNG `path`, 1200 x 750 pixels, replacing it atomically: the largest on top.
+
+    A part is what stands beside its bar, the group that colours it (three at most), and its seconds.
+    """
+    from matplotlib.figure import Figure
+
+    groups = dict(zip(dict.fromkeys(group for _, group, _ in parts), COLOURS, strict=False))
+    parts = sorted(parts, key=lambda part: part[2])
+    whole = sum(seconds for _, _, seconds in parts) or 1.0
+    figure = Figure(figsize=(12, 7.5), dpi=100)
+    axes = figure.add_axes((0.34, 0.05, 0.51, 0.81))
+    heights = range(len(parts))
+    shares = [100 * seconds / whole for _, _, seconds in parts]
+    axes.barh(heights, shares, height=0.7, color=[groups[group] for _, group, _ in parts])
+    for height, share, (_, _, seconds) in zip(heights, shares, parts, strict=True):
+        axes.annotate(
+            f"{share:.1f}%  {1000 * seconds:,.1f} ms", (share, height), (6, 0), textcoords="offset points",
+            va="center", fontsize=11, color=REFERENCE,
+        )  # fmt: skip
+    axes.set_yticks(heights, [label for label, _, _ in parts], fontsize=12, parse_math=False)
+    axes.set_ylim(len(parts) - max(len(parts), 10) - 0.6, len(parts) - 0.4)  # no bar is thicker than of ten
+    axes.set_xlim(0, max(shares, default=1.0) or 1.0)
+    axes.tick_params(length=0, labelbottom=False)
+    axes.set_xticks([])
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    for group, colour in groups.items():
+        of_group = sum(seconds for _, name, seconds in parts if name == group)
+        axes.barh([0], [0], color=colour, label=f"{group}, {of_group / whole:.1%}")
+    handles = axes.get_legend_handles_labels()  # there may be none
+    axes.legend(*handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, fontsize=11, frameon=False)
+    axes.set_title(f"{title} ({1000 * whole:,.1f} ms)", fontsize=14, loc="left", pad=34, parse_math=False)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png")
     os.replace(temporary, path)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from intlm.tracking.picture import _spread, learning_curve
+from intlm.tracking.picture import _spread, breakdown, learning_curve
 
 REFERENCES = {"unigram": 4.52, "bigram": 3.71, "trigram": 3.08, "gzip -9": 3.11}
 
@@ -112,3 +112,38 @@ def test_the_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path, monkey
     learning_curve(run(10), REFERENCES, path, "title")
     assert written == [b"old"]
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+PARTS = [
+    ("noise", "evaluation", 0.011),
+    ("byte products at the machine's peak", "evaluation", 0.9),
+    ("products' rest: rescaling, perturbation, gates", "evaluation", 123.4567),
+    *((f"part $ {i}", "accumulation", 0.1 * i) for i in range(12)),
+    ("fitness and optimizer", "rest of the update", 0.0),
+]
+
+
+def test_a_breakdown_has_a_bar_for_each_part(tmp_path: Path, figures: list[Figure]) -> None:
+    """The largest on top, in three colours; every label in the picture, and none over another."""
+    breakdown(PARTS, tmp_path / "a.png", "what $5 and $6 buy")
+    assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (1200, 750)
+    assert os.listdir(tmp_path) == ["a.png"]
+    axes = figures[0].axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [name for name, _, _ in sorted(PARTS, key=lambda part: part[2])]
+    whole = sum(seconds for _, _, seconds in PARTS)
+    assert axes.texts[-1].get_text() == f"{12345.67 / whole:.1f}%  123,456.7 ms"
+    assert len({patch.get_facecolor() for patch in axes.patches}) == 3
+    legend = axes.get_legend()
+    assert legend and [text.get_text().split(",")[0] for text in legend.get_texts()] == [
+        "evaluation", "accumulation", "rest of the update",
+    ]  # fmt: skip
+    boxes = [text.get_window_extent() for text in [*axes.texts, *axes.get_yticklabels(), *legend.get_texts()]]
+    assert all(min(box.x0, box.y0) >= 0 and box.x1 <= 1200 and box.y1 <= 750 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_breakdown_of_nothing(tmp_path: Path) -> None:
+    breakdown([("all of it", "some", 0.0)], tmp_path / "a.png", "title")
+    breakdown([], tmp_path / "a.png", "title")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
