@@ -40,7 +40,7 @@ def compile_library(target: Path, machine: str, compiler: str, include: str, ext
             return made
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sources = {**sources, "ffi": f"-isystem {include}"}
+            sources = {**sources, "runtime": "", "ffi": f"-isystem {include}"}
             objects = list(pool.map(compile_one, sources, sources.values()))
         link = [*shlex.split(compiler), "-shared", *shlex.split(extra), *objects, "-o", str(target), "-pthread"]
         subprocess.run(link, check=True)

@@ -30,8 +30,9 @@ from intlm.model.forward import zero_states
 from intlm.model.loss import loss
 from intlm.model.parameters import Architecture, Parameters
 from intlm.population import Engine, Problem, make_engine
+from intlm.population.engine import Prepared
 
-BLOCK = 64  # tokens that one compiled call of inference reads
+BLOCK = 64  # tokens that one compiled call of inference reads or writes
 
 
 def architecture_of(config: Config, vocab_size: int) -> Architecture:
@@ -59,10 +60,28 @@ class LanguageModel:
 
     def __init__(self, architecture: Architecture, parameters: Parameters, tokenizer: Tokenizer, engine: Engine):
         self.architecture = architecture
-        self.parameters = parameters
         self.tokenizer = tokenizer
+        self._prepare = jax.jit(engine.prepare)
         self._infer = jax.jit(engine.infer)
+        self._generate = jax.jit(engine.generate, static_argnames=("top_k", "count"))
+        self.parameters = parameters
         self._losses = jax.jit(lambda logits, targets: loss(logits.astype(jnp.int32), targets))
+
+    @property
+    def parameters(self) -> Parameters:
+        """The shared weights."""
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._prepared = None
+
+    def prepared(self) -> Prepared:
+        """The shared weights as the engine wants them for inference."""
+        if self._prepared is None:
+            self._prepared = self._prepare(self._parameters)
+        return self._prepared
 
     def start(self, batch: int) -> Array:
         """States before any token: int8 [batch, layers, hidden]."""
@@ -78,10 +97,19 @@ class LanguageModel:
         whole = tokens.shape[1] // BLOCK * BLOCK
         for first in (*range(0, whole, BLOCK), *range(whole, tokens.shape[1])):
             block = tokens[:, first : first + (BLOCK if first < whole else 1)]
-            logits, states = self._infer(self.parameters, jnp.asarray(block, jnp.uint16), states)
+            logits, states = self._infer(self.prepared(), jnp.asarray(block, jnp.uint16), states)
             found.append(np.asarray(logits))
         empty = np.empty((tokens.shape[0], 0, self.architecture.vocab_size), np.int16)
         return np.concatenate([empty, *found], axis=1), states
+
+    def write(
+        self, logits: Array, states: Array, key: Array, position: int, inverse: int, top_k: int
+    ) -> tuple[np.ndarray, Array, Array]:
+        """Draw BLOCK tokens of one stream, reading each: see `Engine.generate`."""
+        drawn, logits, states = self._generate(
+            self.prepared(), logits, states, key, jnp.uint32(position), jnp.int32(inverse), top_k=top_k, count=BLOCK
+        )
+        return np.asarray(drawn), logits, states
 
     def integer_losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The integer cross-entropy, int32, 256 = one bit. logits: int16 S + [vocabulary]; targets: S."""

@@ -10,7 +10,7 @@ avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mp
 build() { # NAME COMPILER FLAGS SOURCE[=FLAGS]...
   local name=$1 compiler=$2 flags=$3 objects=() source
   shift 3
-  for source in "$@" check; do
+  for source in "$@" runtime check; do
     local own=""
     [[ $source == *=* ]] && own=${source#*=}
     source=${source%%=*}

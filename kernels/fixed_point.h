@@ -88,9 +88,45 @@ static inline uint32_t intlm_exp2_term(uint32_t below, const int32_t* exp2_table
 
 /* lse, given the largest logit and the exact sum of the terms, in [2^24, 2^40]. */
 static inline int32_t intlm_log_sum(int32_t largest, uint64_t sum, const int16_t* log2_table) {
+#if defined(__GNUC__) && !defined(__CUDA_ARCH__)
+  const int p = 63 - __builtin_clzll(sum);
+#else
   int p = 24;
   while (sum >> (p + 1)) ++p;
+#endif
   return largest + ((p - 24) << 8) + log2_table[(sum >> (p - 10)) & 1023];
+}
+
+/* Section 10: sampling. inverse: 256 / temperature; top_k: 1 to vocab; word: the random word. */
+static inline int32_t intlm_sample(const int16_t* logits, int32_t vocab, uint32_t word, int32_t inverse, int32_t top_k,
+                                   const int32_t* exp2_table) {
+  int32_t largest = logits[0], least = -32768, ties = vocab, i, cut = 0;
+  uint64_t total = 0, drawn, sum = 0;
+  for (i = 1; i < vocab; ++i)
+    if (logits[i] > largest) largest = logits[i];
+  if (top_k < vocab) { /* the k-th largest logit, bit by bit; then how many equal to it are kept */
+    int32_t above = 0, bit;
+    for (bit = 1 << 15; bit; bit >>= 1) {
+      int32_t count = 0;
+      for (i = 0; i < vocab; ++i) count += logits[i] >= least + bit;
+      if (count >= top_k) least += bit;
+    }
+    for (i = 0; i < vocab; ++i) above += logits[i] > least;
+    ties = top_k - above;
+  }
+  while ((vocab - 1) >> (cut + 6)) ++cut;
+  for (int pass = 0; pass < 2; ++pass) {
+    int32_t left = ties;
+    drawn = (word * total) >> 32;
+    for (i = 0; i < vocab; ++i) {
+      const int32_t below = largest - logits[i];
+      if (logits[i] < least || (logits[i] == least && left-- <= 0)) continue;
+      sum += intlm_exp2_term((uint32_t)((below * inverse + 128) >> 8), exp2_table) >> cut;
+      if (pass && sum > drawn) return i;
+    }
+    total = sum, sum = 0;
+  }
+  return vocab - 1; /* not reached: the sum of all is above what is drawn */
 }
 
 #endif

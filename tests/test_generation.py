@@ -14,9 +14,10 @@ from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.cli import main
 from intlm.data.tokenizers import AlphabetTokenizer
 from intlm.errors import ConfigError
-from intlm.generation import generate, inverse_temperature, sample
-from intlm.model import SEPARATOR
-from intlm.run import LanguageModel
+from intlm.generation import generate, inverse_temperature
+from intlm.model import SEPARATOR, sampling
+from intlm.model.sampling import sample
+from intlm.run import BLOCK, LanguageModel
 
 DRAWS = 20_000
 SEED = 2**63 + 5
@@ -80,7 +81,7 @@ def test_the_edges_of_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
         first = -(-(end << 32) // int(ends[-1]))  # the first word beyond the token
         for word, expected in ((first - 1, token), (first, token + 1)):
             if word < 2**32:
-                monkeypatch.setattr(generation, "threefry4x32", lambda *_, word=word: (jnp.uint32(word),))
+                monkeypatch.setattr(sampling, "threefry4x32", lambda *_, word=word: (jnp.uint32(word),))
                 with jax.disable_jit():
                     drawn = sample(jnp.asarray(logits), key, jnp.uint32(0), jnp.int32(256), 3)
                 assert drawn == expected
@@ -159,6 +160,9 @@ class Forced(LanguageModel):
         logits = np.full((*tokens.shape, self.architecture.vocab_size), -16000, np.int16)
         logits[..., self._token] = 16000
         return logits, states
+
+    def write(self, logits: jax.Array, states: jax.Array, *_: object) -> tuple[np.ndarray, jax.Array, jax.Array]:
+        return np.full(BLOCK, logits.argmax()), logits, states
 
 
 def test_the_document_ends_at_a_separator() -> None:

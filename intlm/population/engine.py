@@ -1,14 +1,16 @@
 """The seam between the method and whatever computes it: an engine evaluates a population and gathers its votes.
 
 Everything is indexed by the global number of the pair, so that chunks, devices and processes are only ways of
-walking through a population. All three calls are pure and can be traced by jax.jit.
+walking through a population. All calls are pure and can be traced by jax.jit.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from intlm.arithmetic.fixed_point import Array
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, Parameters
+
+Prepared = Any  # arrays that only the engine that made them understands
 
 
 class Problem(NamedTuple):
@@ -39,9 +41,23 @@ class Engine(Protocol):
     def accumulate(self, fitness: Array, update: Array) -> Parameters:
         """fitness: int8 [pairs]. Returns every parameter's votes, int32."""
 
-    def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
+    def prepare(self, parameters: Parameters) -> Prepared:
+        """The shared weights as `infer` and `generate` of this engine want them."""
+
+    def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """Read texts with the shared weights.
 
         tokens: int [batch, T]. states: int8 [batch, layers, hidden].
         Returns logits, int16 [batch, T, vocabulary] (256 = one bit), and the next states.
+        """
+
+    def generate(
+        self, prepared: Prepared, logits: Array, states: Array, key: Array, position: Array, inverse: Array,
+        top_k: int, count: int,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """Write `count` tokens of one stream, reading each (`intlm.model.sampling.sample`).
+
+        logits: int16 [vocabulary], what the first token is drawn from. states: int8 [layers, hidden].
+        position: uint32 scalar, tokens drawn before. A separator is read like any other token.
+        Returns the tokens, int32 [count], and the logits and states after the last.
         """

@@ -14,10 +14,10 @@ import numpy as np
 from intlm.arithmetic.fixed_point import Array
 from intlm.errors import ConfigError
 from intlm.model.parameters import Parameters, specifications
-from intlm.population.engine import Problem
+from intlm.population.engine import Prepared, Problem
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
-_TARGETS = {"intlm_evaluate": "IntlmEvaluate", "intlm_accumulate": "IntlmAccumulate", "intlm_infer": "IntlmInfer"}
+_CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
 
 
 @cache
@@ -31,8 +31,9 @@ def available() -> bool:
         return False
     if not instruction_set():
         raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
-    for name, symbol in _TARGETS.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    for name in _CALLS:
+        symbol = getattr(library, f"Intlm{name.title()}")
+        jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
     return True
 
 
@@ -44,6 +45,8 @@ def kernels() -> ctypes.CDLL:
     library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_int64
     library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
     library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+    library.intlm_prepared_size.restype = ctypes.c_int64
+    library.intlm_prepared_size.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.intlm_measured.argtypes = [ctypes.POINTER(ctypes.c_int64)]
     return library
 
@@ -111,6 +114,11 @@ class NativeEngine:
             np.int64,
         )
 
+    @property
+    def prepared_size(self) -> int:
+        """Bytes of what `prepare` makes: it depends on the instruction set."""
+        return kernels().intlm_prepared_size(self.attribute.ctypes.data_as(ctypes.c_void_p), self.attribute.size)
+
     def _flat(self, parameters: Parameters) -> Array:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])
 
@@ -129,7 +137,12 @@ class NativeEngine:
         parts = jax.lax.split(flat, self.sizes)
         return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
 
-    def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
+    def prepare(self, parameters: Parameters) -> Prepared:
+        """See `Engine.prepare`."""
+        call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
+        return call(self._flat(parameters), problem=self.attribute)
+
+    def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
         vocab = self.problem.architecture.vocab_size
         shapes = (
@@ -137,5 +150,21 @@ class NativeEngine:
             jax.ShapeDtypeStruct(states.shape, jnp.int8),
         )
         call = jax.ffi.ffi_call("intlm_infer", shapes)
-        logits, states = call(self._flat(parameters), tokens.astype(jnp.uint16), states, problem=self.attribute)
+        logits, states = call(prepared, tokens.astype(jnp.uint16), states, problem=self.attribute)
         return logits, states
+
+    def generate(
+        self, prepared: Prepared, logits: Array, states: Array, key: Array, position: Array, inverse: Array,
+        top_k: int, count: int,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """See `Engine.generate`."""
+        shapes = (
+            jax.ShapeDtypeStruct((count,), jnp.int32),
+            jax.ShapeDtypeStruct(logits.shape, jnp.int16),
+            jax.ShapeDtypeStruct(states.shape, jnp.int8),
+        )
+        call = jax.ffi.ffi_call("intlm_generate", shapes)
+        drawn, logits, states = call(
+            prepared, logits, states, key, position, inverse, problem=self.attribute, top_k=np.int64(top_k)
+        )
+        return drawn, logits, states

@@ -12,7 +12,8 @@ from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise,
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
 from intlm.model.parameters import Parameters, Specification, map_specifications, stack_layers, unstack_layers
-from intlm.population.engine import Problem
+from intlm.model.sampling import sample
+from intlm.population.engine import Prepared, Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
@@ -81,9 +82,13 @@ class XlaEngine:
         architecture = self.problem.architecture
         return unstack_layers(map_specifications(gather_all, architecture), architecture)
 
-    def infer(self, parameters: Parameters, tokens: Array, states: Array) -> tuple[Array, Array]:
+    def prepare(self, parameters: Parameters) -> Prepared:
+        """See `Engine.prepare`."""
+        return stack_layers(parameters)
+
+    def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
-        weights = PlainWeights(stack_layers(parameters))
+        weights = PlainWeights(prepared)
 
         def read(states: Array, token: Array) -> tuple[Array, Array]:
             logits, states = step(weights, token, states, self.problem.architecture)
@@ -91,6 +96,21 @@ class XlaEngine:
 
         states, logits = jax.lax.scan(read, jnp.moveaxis(states, 1, 0), tokens.astype(jnp.int32).T)
         return logits.swapaxes(0, 1), jnp.moveaxis(states, 0, 1)
+
+    def generate(
+        self, prepared: Prepared, logits: Array, states: Array, key: Array, position: Array, inverse: Array,
+        top_k: int, count: int,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """See `Engine.generate`."""
+
+        def write(carry: tuple[Array, Array], position: Array) -> tuple[tuple[Array, Array], Array]:
+            logits, states = carry
+            token = sample(logits, key, position, inverse, top_k)
+            logits, states = self.infer(prepared, token[None, None], states[None])
+            return (logits[0, 0], states[0]), token
+
+        (logits, states), drawn = jax.lax.scan(write, (logits, states), position + jnp.arange(count, dtype=jnp.uint32))
+        return drawn, logits, states
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:

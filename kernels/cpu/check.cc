@@ -1,4 +1,4 @@
-/* Prints a digest of the three calls over pseudo-random problems, for every instruction set that runs here.
+/* Prints a digest of the calls over pseudo-random problems, for every instruction set that runs here.
  *
  * The digests of all instruction sets and builds must be equal: kernels/check.sh compares a sanitized build, and one
  * for 64-bit Arm under an emulator, with this machine's. Needs no JAX.
@@ -18,14 +18,6 @@ extern const Kernels intlm_avx512, intlm_avxvnni, intlm_avx2;
 extern const Kernels intlm_neon;
 #endif
 extern const Kernels intlm_plain;
-
-void intlm::parallel(int64_t count, int, void* context, void (*task)(void*, int64_t, int)) {
-  for (int64_t i = 0; i < count; ++i) task(context, i, 0);
-}
-
-bool intlm::measuring = false;
-void intlm::spend(Phase, int64_t) {}
-int64_t intlm::now() { return 0; }
 
 static uint64_t state;
 static uint32_t random32() {
@@ -61,9 +53,36 @@ static void one(const Kernels& k) {
   add(losses), add(next);
   k.accumulate(p, fitness.data(), epoch, votes.data());
   add(votes);
+  std::vector<int8_t> prepared(k.prepared_size(p));
+  k.prepare(p, parameters.data(), prepared.data());
   next.resize(p.pairs * rows);
-  k.infer(p, parameters.data(), tokens.data(), p.pairs, length, states.data(), logits.data(), next.data());
+  k.infer(p, prepared.data(), tokens.data(), p.pairs, length, states.data(), logits.data(), next.data());
   add(logits), add(next);
+  const uint32_t key[4] = {random32(), random32(), 0, 2};
+  const int32_t inverse = between(1, 2048), top_k = between(1, p.vocab);
+  std::vector<int32_t> drawn(5);
+  logits.resize(p.vocab), next.resize(rows);
+  k.generate(p, prepared.data(), key, epoch, inverse, top_k, 5, logits.data(), next.data(), drawn.data());
+  add(drawn), add(logits), add(next);
+}
+
+/* One stream read by two workers is what one makes of it. */
+static bool team(const Kernels& k) {
+  Problem p{256, 192, 2, 512, true, 1, 4, 1, 1, {1, 2}, 2};
+  const int64_t h = p.hidden, rows = p.layers * h, length = 4;
+  std::vector<int8_t> parameters(2 * h * p.vocab + h + p.layers * (4 * h * h + 4 * h + 2 * h * p.feed_forward));
+  for (auto& v : parameters) v = (int8_t)between(-40, 40);
+  std::vector<uint16_t> tokens(length);
+  for (auto& v : tokens) v = (uint16_t)between(0, p.vocab - 1);
+  std::vector<int8_t> prepared(k.prepared_size(p)), states(rows), next[2];
+  std::vector<int16_t> logits[2];
+  k.prepare(p, parameters.data(), prepared.data());
+  for (int i = 0; i < 2; ++i) {
+    p.threads = i + 1;
+    next[i].resize(rows), logits[i].resize(length * p.vocab);
+    k.infer(p, prepared.data(), tokens.data(), 1, length, states.data(), logits[i].data(), next[i].data());
+  }
+  return parameters.size() > 1 << 18 && next[0] == next[1] && logits[0] == logits[1];
 }
 
 int main() {
@@ -78,6 +97,7 @@ int main() {
     if (!k->supported()) continue;
     state = 1, digest = 14695981039346656037u;
     for (int i = 0; i < 20; ++i) one(*k);
+    if (!team(*k)) return 1;
     std::printf("%016llx %s\n", (unsigned long long)digest, k->name);
   }
 }

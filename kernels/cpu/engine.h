@@ -1,9 +1,9 @@
 /* The engine: a tile of members goes through all layers and all tokens with its noise made once, in cache.
  *
- * Compiled once for each instruction set, in a namespace of its own. Products are blocks of members times groups of
- * sixteen outputs held in registers; their epilogue adds the perturbation and rescales. Everything between two
- * products is a pass over a member's int8 or int16 vectors, sixteen lanes at a time. Section numbers are those of
- * docs/numerics.md.
+ * Compiled once for each instruction set, in a namespace of its own. Products are blocks of members times vectors of
+ * outputs held in registers; when their sums are there, the perturbation is added, they are rescaled, and what the
+ * model does with them next (a gate, a residual) is done before they leave the registers. Section numbers are those
+ * of docs/numerics.md.
  */
 #pragma once
 
@@ -21,17 +21,18 @@ using intlm::Problem;
 
 constexpr int kSlack = 64;  // bytes that a load may read past a buffer's end
 constexpr int kTilePairs = 12;
-/* Members and groups of sixteen outputs whose accumulators fit the registers. */
+/* Vectors of sums that the registers hold beside their operands, and vectors of outputs taken together. */
 #if INTLM_AVX512
-constexpr int kMembers = 6, kGroups = 4;
+constexpr int kSums = 24, kUnits = 2;
 #elif defined(__aarch64__)
-constexpr int kMembers = 6, kGroups = 1;
+constexpr int kSums = 6, kUnits = 1;
 #else
-constexpr int kMembers = 4, kGroups = 1;
+constexpr int kSums = 4, kUnits = 1;
 #endif
 
-static inline int pad16(int n) { return (n + 15) & ~15; }
 static inline int blocks(int n) { return (n + 15) / 16; }
+static inline int units(int n) { return (n + kLanes - 1) / kLanes; }
+static inline int padded(int n) { return units(n) * kLanes; }
 
 /* Zeroed memory, aligned to a cache line. Not std::vector: templates of the standard library that two files share
  * are merged by the linker, and the one kept may be the one compiled for the newer processor. */
@@ -82,9 +83,13 @@ struct Matrix {
   uint32_t number = 0;
   int64_t offset = 0;  // in the flat parameters
   intlm_rescale_t scale = {0, 0};
-  Buffer<int8_t> packed;   // [groups][fan_in / 4][16][4]
-  Buffer<int32_t> start;   // [groups * 16], what takes the encoding's constant part away
-  int groups() const { return blocks(fan_out); }
+  int64_t at = -1;                 // in the prepared parameters
+  const int8_t* packed = nullptr;  // [panels][fan_in / 4][units of one][kParts][16][4], outputs in the order of `column`
+  const int32_t* start = nullptr;  // [units][kParts][16]: the rounding, less the encoding's constant part
+  /* A panel is kUnits units of outputs, but for a last one of a single unit. */
+  int panels() const { return (units(fan_out) + kUnits - 1) / kUnits; }
+  bool whole(int panel) const { return (panel + 1) * kUnits <= units(fan_out); }
+  int64_t packed_bytes() const { return (int64_t)padded(fan_out) * fan_in; }
   int noise_bytes(int rank) const { return rank * (blocks(fan_in) + blocks(fan_out)) * 16; }
 };
 
@@ -102,7 +107,8 @@ struct Model {
   Matrix embedding, head;
   VectorParameter output_norm;
   std::vector<Layer> layers;
-  int64_t size = 0;
+  int64_t size = 0;           // parameters
+  int64_t prepared_size = 0;  // bytes of what `prepare` makes of them: themselves, then the matrices packed
 
   explicit Model(const Problem& p) : layers(p.layers) {
     uint32_t number = 0;
@@ -132,26 +138,52 @@ struct Model {
     vector(output_norm);
     matrix(head, p.vocab, p.hidden);
     head.scale = intlm_logit_rescale(p.hidden);
+    prepared_size = (size + 63) / 64 * 64;
+    for (Matrix* m : packed_matrices()) {
+      m->at = prepared_size;
+      prepared_size += m->packed_bytes() + padded(m->fan_out) * (int64_t)sizeof(int32_t);
+    }
   }
 
-  void pack(const int8_t* parameters) {
-    auto one = [&](Matrix& m) {
-      m.packed = Buffer<int8_t>((size_t)m.groups() * 16 * m.fan_in);
-      m.start = Buffer<int32_t>((size_t)m.groups() * 16);
-      for (int o = 0; o < m.fan_out; ++o) {
-        const int8_t* row = parameters + m.offset + (int64_t)o * m.fan_in;
-        int8_t* group = m.packed.data() + (int64_t)(o / 16) * 16 * m.fan_in + o % 16 * 4;
-        int32_t sum = 0;
-        for (int k = 0; k < m.fan_in; ++k) {
-          group[k / 4 * 64 + k % 4] = row[k];
-          sum += row[k];
-        }
-        m.start[o] = -kEncoding * sum;
-      }
-    };
+  void bind(const int8_t* prepared) {
+    for (Matrix* m : packed_matrices()) {
+      m->packed = prepared + m->at;
+      m->start = (const int32_t*)(m->packed + m->packed_bytes());
+    }
+  }
+
+  void prepare(const int8_t* parameters, int8_t* prepared, int threads) {
+    std::copy(parameters, parameters + size, prepared);
+    auto matrices = packed_matrices();
+    parallel((int64_t)matrices.size(), threads, [&](int64_t index, int) { pack(*matrices[index], parameters, prepared); });
+  }
+
+ private:
+  std::vector<Matrix*> packed_matrices() {
+    std::vector<Matrix*> found{&head};
     for (Layer& layer : layers)
-      for (Matrix& m : layer.products) one(m);
-    one(head);
+      for (Matrix& m : layer.products) found.push_back(&m);
+    return found;
+  }
+
+  static void pack(const Matrix& m, const int8_t* parameters, int8_t* prepared) {
+    int8_t* out = prepared + m.at;
+    int32_t* start = (int32_t*)(out + m.packed_bytes());
+    for (int panel = 0; panel < m.panels(); ++panel) {
+      const int vectors = m.whole(panel) ? kUnits * kParts : kParts;
+      const int8_t* rows[kUnits * kLanes];
+      for (int v = 0; v < vectors; ++v)
+        for (int lane = 0; lane < 16; ++lane) {
+          const int o = (panel * kUnits + v / kParts) * kLanes + column(v % kParts, lane);
+          const int8_t* row = o < m.fan_out ? parameters + m.offset + (int64_t)o * m.fan_in : nullptr;
+          *start++ = (m.scale.shift ? 1 << (m.scale.shift - 1) : 0) - (row ? kEncoding * sum_row(row, m.fan_in) : 0);
+          rows[16 * v + lane] = row;
+        }
+      for (int k = 0; k < m.fan_in; k += 4)
+        for (int i = 0; i < 16 * vectors; ++i, out += 4)
+          if (rows[i]) std::memcpy(out, rows[i] + k, 4);
+          else std::memset(out, 0, 4);
+    }
   }
 };
 
@@ -161,29 +193,35 @@ struct Counter {
   uint32_t key[4], epoch;
 };
 
-/* The noise of blocks 0 .. count-1 of (epoch, pair, number); out has room for count blocks rounded up to 64. */
-static void draw(const Counter& c, uint32_t pair, uint32_t number, int count, int8_t* out) {
+/* Threefry-4x32-13, V a vector of counters or one of them. key: four words. */
+template <class V>
+static inline void threefry(const uint32_t* key, V x[4]) {
   static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};
-  uint32_t k[5] = {c.key[0], c.key[1], c.key[2], c.key[3], 0x1BD11BDAu ^ c.key[0] ^ c.key[1] ^ c.key[2] ^ c.key[3]};
+  const uint32_t k[5] = {key[0], key[1], key[2], key[3], 0x1BD11BDAu ^ key[0] ^ key[1] ^ key[2] ^ key[3]};
+  for (int j = 0; j < 4; ++j) x[j] += k[j];
+#pragma GCC unroll 13
+  for (int d = 0; d < 13; ++d) {
+    int b = d % 2 == 0 ? 1 : 3, e = d % 2 == 0 ? 3 : 1, r0 = rotations[d % 8][0], r1 = rotations[d % 8][1];
+    x[0] += x[b];
+    x[b] = ((x[b] << r0) | (x[b] >> (32 - r0))) ^ x[0];
+    x[2] += x[e];
+    x[e] = ((x[e] << r1) | (x[e] >> (32 - r1))) ^ x[2];
+    if (d % 4 == 3) {
+      int i = d / 4 + 1;
+      for (int j = 0; j < 4; ++j) x[j] += k[(i + j) % 5];
+      x[3] += (uint32_t)i;
+    }
+  }
+}
+
+/* The noise of blocks begin .. begin + count - 1 of (epoch, pair, number); out has room for `drawn_bytes(count)`. */
+static void draw(const Counter& c, uint32_t pair, uint32_t number, int begin, int count, int8_t* out) {
   /* Lane (l, i) of four lanes l of four holds block 4 i + l, so that the transposed words come out in order. */
   u32x16 lanes;
   for (int l = 0; l < 16; ++l) lanes[l] = 4 * (l % 4) + l / 4;
   for (int first = 0; first < count; first += 16) {
-    u32x16 x[4] = {(u32x16){} + (c.epoch + k[0]), (u32x16){} + (pair + k[1]), (u32x16){} + (number + k[2]),
-                   lanes + ((uint32_t)first + k[3])};
-#pragma GCC unroll 13
-    for (int d = 0; d < 13; ++d) {
-      int b = d % 2 == 0 ? 1 : 3, e = d % 2 == 0 ? 3 : 1, r0 = rotations[d % 8][0], r1 = rotations[d % 8][1];
-      x[0] += x[b];
-      x[b] = ((x[b] << r0) | (x[b] >> (32 - r0))) ^ x[0];
-      x[2] += x[e];
-      x[e] = ((x[e] << r1) | (x[e] >> (32 - r1))) ^ x[2];
-      if (d % 4 == 3) {
-        int i = d / 4 + 1;
-        for (int j = 0; j < 4; ++j) x[j] += k[(i + j) % 5];
-        x[3] += (uint32_t)i;
-      }
-    }
+    u32x16 x[4] = {(u32x16){} + c.epoch, (u32x16){} + pair, (u32x16){} + number, lanes + (uint32_t)(begin + first)};
+    threefry(c.key, x);
     alignas(64) uint32_t words[64];
 #if INTLM_AVX512
     __m512i low01 = _mm512_unpacklo_epi32((__m512i)x[0], (__m512i)x[1]), low23 = _mm512_unpacklo_epi32((__m512i)x[2], (__m512i)x[3]);
@@ -206,96 +244,98 @@ static inline size_t drawn_bytes(int count) { return (size_t)(count + 3) / 4 * 6
 
 /* A matrix's noise for the pairs of a tile. */
 struct MatrixNoise {
-  int rank = 0, fan_in = 0, components = 0, width = 0;
-  int64_t stride = 0;        // bytes of one pair's raw noise
-  Buffer<int8_t> raw;        // [pairs][rank][B, A], each padded to 16
-  Buffer<int32_t> b_start;   // [pairs][rank], what takes the encoding's constant part away
-  Buffer<int16_t> a;         // [pairs][components][width][2]: A and at last the rounding, two by two
+  int rank = 0, fan_in = 0, b_width = 0, width = 0;
+  int64_t stride = 0;       // bytes of one pair
+  Buffer<int8_t> raw;       // [pairs][rank][B, A], each padded to 16
+  int members = 0;          // of a row of b_start
+  Buffer<int32_t> b_start;  // [rank][members], what takes the encoding's constant part away
 
-  void reserve(const Matrix& m, int rank_, int pairs, bool outputs) {
-    rank = rank_, fan_in = m.fan_in, width = m.groups() * 16;
-    components = (rank + 2) / 2;
+  void reserve(const Matrix& m, int rank_, int pairs) {
+    rank = rank_, fan_in = m.fan_in, b_width = blocks(m.fan_in) * 16, width = b_width + blocks(m.fan_out) * 16;
     stride = drawn_bytes(m.noise_bytes(rank) / 16);
-    raw = Buffer<int8_t>(stride * pairs);
-    if (!outputs) return;
-    b_start = Buffer<int32_t>((size_t)rank * pairs);
-    a = Buffer<int16_t>((size_t)pairs * components * width * 2);
+    raw.reserve(stride * pairs);
   }
 
-  const int8_t* b_row(int pair, int k) const { return raw.data() + pair * stride + (int64_t)k * (blocks(fan_in) * 16 + width); }
-  const int8_t* a_row(int pair, int k) const { return b_row(pair, k) + blocks(fan_in) * 16; }
-  const int16_t* a_pairs(int pair) const { return a.data() + (int64_t)pair * components * width * 2; }
+  const int8_t* b_row(int pair, int k) const { return raw.data() + pair * stride + (int64_t)k * width; }
+  const int8_t* a_row(int pair, int k) const { return b_row(pair, k) + b_width; }
 
   void make(const Matrix& m, const Counter& counter, int pair, uint32_t global) {
-    draw(counter, global, m.number, m.noise_bytes(rank) / 16, raw.data() + pair * stride);
-    if (!a.size()) return;
-    for (int k = 0; k < rank; ++k) {
-      int32_t sum = 0;
-      const int8_t* b = b_row(pair, k);
-      for (int i = 0; i < fan_in; ++i) sum += b[i];
-      b_start[pair * rank + k] = -kEncoding * sum;
-    }
-    int16_t* out = a.data() + (int64_t)pair * components * width * 2;
-    for (int c = 0; c < components; ++c, out += 2 * width)
-      for (int j = 0; j < 2; ++j) {
-        int k = 2 * c + j;
-        const int8_t* row = k < rank ? a_row(pair, k) : nullptr;
-        for (int o = 0; o < m.fan_out; ++o) out[2 * o + j] = row ? row[o] : k == rank;
-      }
+    draw(counter, global, m.number, 0, m.noise_bytes(rank) / 16, raw.data() + pair * stride);
+  }
+
+  /* What products with B need, for this many pairs; the last vector of sixteen members is whole. */
+  void start(int pairs) {
+    members = (2 * pairs + 15) & ~15;
+    b_start.reserve((size_t)rank * members);
+    for (int k = 0; k < rank; ++k)
+      for (int pair = 0; pair < pairs; ++pair)
+        for (int s = 0; s < 2; ++s) b_start[k * members + 2 * pair + s] = kEncoding ? -kEncoding * sum_row(b_row(pair, k), fan_in) : 0;
   }
 };
 
 /* ---- The tile ---- */
 
+/* A worker and those that go through its tile with it, each making its share of every product's outputs. */
+struct Team {
+  int part = 0, parts = 1;
+  intlm::Barrier* barrier = nullptr;
+  intlm::Stopwatch watch{intlm::kCopies};
+  void meet() {
+    if (barrier) barrier->wait();
+  }
+  int from(int panels) const { return panels * part / parts; }
+  int to(int panels) const { return panels * (part + 1) / parts; }
+};
+
 template <bool P>
 struct Tile {
   const Problem& p;
   const Model& model;
-  int capacity;  // members
-  int hidden, feed_forward, vocab;  // padded to sixteen
+  const int8_t* parameters;
+  /* Members. With a perturbation a whole number of blocks goes through every product, those that are not there too. */
+  int capacity;
+  int hidden, feed_forward, vocab;  // padded
   int32_t rank_multiplier, mean_multiplier;
-  bool table;
   MatrixNoise embedding_noise, head_noise;
-  std::vector<MatrixNoise> noise;    // [layers * products]
-  Buffer<int8_t> vectors;            // [layers * kLayerVectors + 1][members or 1][hidden]
-  Buffer<int8_t> x;                  // [members][hidden], the residual stream
-  Buffer<uint8_t> normed, reset, wide;  // encoded: [members][hidden], [members][feed_forward]
-  Buffer<uint8_t> state;             // encoded: [layers][members][hidden]
-  Buffer<int16_t> y0, y1, gate;      // [members][widest]
-  Buffer<int32_t> t;                 // [members][components], pairs of int16
-  int y_stride;
+  std::vector<MatrixNoise> noise;  // [layers * products]
+  Buffer<int8_t> vectors;          // [layers * kLayerVectors + 1][members or 1][hidden]
+  Buffer<int8_t> x;                // [members][hidden], the residual stream
+  Buffer<uint8_t> normed;          // encoded: [parts][members][hidden]
+  Buffer<uint8_t> reset, wide;     // encoded: [members][hidden], [members][feed_forward]
+  Buffer<uint8_t> state;           // encoded: [layers][members][hidden]
+  Buffer<int16_t> y, gate;         // [members][hidden]
+  Buffer<int16_t> logits;          // [members][vocab]
+  Buffer<int32_t> t;               // [(rank + 1) / 2][t_stride], pairs of int16
+  int t_stride;
   int members = 0;
-  intlm::Stopwatch watch{intlm::kNoise};
 
-  Tile(const Problem& problem, const Model& m, int capacity_)
-      : p(problem), model(m), capacity(capacity_), hidden(pad16(p.hidden)), feed_forward(pad16(p.feed_forward)),
-        vocab(pad16(p.vocab)), rank_multiplier(intlm_rank_multiplier(p.rank)),
-        mean_multiplier(intlm_mean_multiplier(p.hidden)), table(p.table) {
-    size_t rows = (size_t)p.layers * kLayerVectors + 1;
+  Tile(const Problem& problem, const Model& m, const int8_t* parameters_, int capacity_, int parts = 1)
+      : p(problem), model(m), parameters(parameters_), capacity(P ? (capacity_ + 11) / 12 * 12 : capacity_), hidden(padded(p.hidden)),
+        feed_forward(padded(p.feed_forward)), vocab((p.vocab + 63) & ~63), rank_multiplier(intlm_rank_multiplier(p.rank)),
+        mean_multiplier(intlm_mean_multiplier(p.hidden)), t_stride((capacity + 15) & ~15) {
+    const size_t rows = (size_t)p.layers * kLayerVectors + 1, own = (size_t)capacity * hidden;
     vectors = Buffer<int8_t>(rows * (P ? capacity : 1) * hidden);
-    x = Buffer<int8_t>((size_t)capacity * hidden);
-    normed = Buffer<uint8_t>((size_t)capacity * hidden);
-    reset = Buffer<uint8_t>((size_t)capacity * hidden);
+    x = Buffer<int8_t>(own);
+    normed = Buffer<uint8_t>(own * parts);
+    reset = Buffer<uint8_t>(own);
     wide = Buffer<uint8_t>((size_t)capacity * feed_forward);
-    state = Buffer<uint8_t>((size_t)p.layers * capacity * hidden);
-    y_stride = std::max(std::max(hidden, feed_forward), vocab);
-    y0 = Buffer<int16_t>((size_t)capacity * y_stride);
-    y1 = Buffer<int16_t>((size_t)capacity * y_stride);
-    gate = Buffer<int16_t>((size_t)capacity * hidden);
-    t = Buffer<int32_t>((size_t)capacity * ((p.rank + 2) / 2));
-    if (P) {
-      embedding_noise.reserve(m.embedding, p.rank, capacity / 2, false);
-      head_noise.reserve(m.head, p.rank, capacity / 2, true);
-      noise.resize((size_t)p.layers * kLayerProducts);
-      for (int l = 0; l < p.layers; ++l)
-        for (int i = 0; i < kLayerProducts; ++i)
-          noise[l * kLayerProducts + i].reserve(m.layers[l].products[i], p.rank, capacity / 2, true);
-    }
+    state = Buffer<uint8_t>((size_t)p.layers * own);
+    y = Buffer<int16_t>(own);
+    gate = Buffer<int16_t>(own);
+    if (!P) return;
+    logits = Buffer<int16_t>((size_t)capacity * vocab);
+    t = Buffer<int32_t>((size_t)t_stride * ((p.rank + 1) / 2));
+    embedding_noise.reserve(m.embedding, p.rank, capacity / 2);
+    head_noise.reserve(m.head, p.rank, capacity / 2);
+    noise.resize((size_t)p.layers * kLayerProducts);
+    for (int l = 0; l < p.layers; ++l)
+      for (int i = 0; i < kLayerProducts; ++i)
+        noise[l * kLayerProducts + i].reserve(m.layers[l].products[i], p.rank, capacity / 2);
   }
 
   int8_t* vector_row(int row, int member) { return vectors.data() + ((int64_t)row * (P ? capacity : 1) + (P ? member : 0)) * hidden; }
 
-  void set_vector(int row, const VectorParameter& v, const int8_t* parameters, const Counter* counter, int64_t first_pair) {
+  void set_vector(int row, const VectorParameter& v, const Counter* counter, int64_t first_pair) {
     const int8_t* w = parameters + v.offset;
     if (!P) {
       std::copy(w, w + p.hidden, vector_row(row, 0));
@@ -303,7 +343,7 @@ struct Tile {
     }
     Buffer<int8_t> z(drawn_bytes(blocks(p.hidden)));
     for (int pair = 0; pair < members / 2; ++pair) {
-      draw(*counter, (uint32_t)(first_pair + pair), v.number, blocks(p.hidden), z.data());
+      draw(*counter, (uint32_t)(first_pair + pair), v.number, 0, blocks(p.hidden), z.data());
       int8_t *plus = vector_row(row, 2 * pair), *minus = vector_row(row, 2 * pair + 1);
       for (int i = 0; i < p.hidden; ++i) {
         int32_t change = intlm_rshift(z[i], p.sigma_shift);
@@ -314,27 +354,27 @@ struct Tile {
   }
 
   /* Everything that a tile of members needs before its first token. states: [members][layers][hidden]. */
-  void start(const int8_t* parameters, const Counter* counter, int64_t first_pair, int count, const int8_t* states) {
+  void start(const Counter* counter, int64_t first_pair, int count, const int8_t* states) {
     members = count;
-    for (int l = 0; l < p.layers; ++l) {
-      for (int i = 0; i < kLayerVectors; ++i)
-        set_vector(l * kLayerVectors + i, model.layers[l].vectors[i], parameters, counter, first_pair);
+    for (int l = 0; l < p.layers; ++l)
       for (int m = 0; m < members; ++m) {
         uint8_t* out = state.data() + ((int64_t)l * capacity + m) * hidden;
-        for (int i = 0; i < hidden; ++i)
-          out[i] = (uint8_t)((i < p.hidden ? states[((int64_t)m * p.layers + l) * p.hidden + i] : 0) + kEncoding);
+        const int8_t* in = states + ((int64_t)m * p.layers + l) * p.hidden;
+        for (int i = 0; i < p.hidden; ++i) out[i] = (uint8_t)(in[i] + kEncoding);
       }
-    }
-    set_vector(p.layers * kLayerVectors, model.output_norm, parameters, counter, first_pair);
+    for (int l = 0; l < p.layers; ++l)
+      for (int i = 0; i < kLayerVectors; ++i)
+        set_vector(l * kLayerVectors + i, model.layers[l].vectors[i], counter, first_pair);
+    set_vector(p.layers * kLayerVectors, model.output_norm, counter, first_pair);
     if (!P) return;
-    for (int pair = 0; pair < members / 2; ++pair) {
-      uint32_t global = (uint32_t)(first_pair + pair);
-      embedding_noise.make(model.embedding, *counter, pair, global);
-      head_noise.make(model.head, *counter, pair, global);
-      for (int l = 0; l < p.layers; ++l)
-        for (int i = 0; i < kLayerProducts; ++i)
-          noise[l * kLayerProducts + i].make(model.layers[l].products[i], *counter, pair, global);
-    }
+    auto make = [&](MatrixNoise& n, const Matrix& m) {
+      for (int pair = 0; pair < members / 2; ++pair) n.make(m, *counter, pair, (uint32_t)(first_pair + pair));
+      n.start(members / 2);
+    };
+    make(embedding_noise, model.embedding);
+    make(head_noise, model.head);
+    for (int l = 0; l < p.layers; ++l)
+      for (int i = 0; i < kLayerProducts; ++i) make(noise[l * kLayerProducts + i], model.layers[l].products[i]);
   }
 
   void finish(int8_t* states) {
@@ -345,90 +385,158 @@ struct Tile {
       }
   }
 
-  static i8x16 decode(const uint8_t* at) { return load<i8x16>(at) ^ (int8_t)kEncoding; }
-  static void encode(uint8_t* at, i8x16 v) { store(at, v ^ (int8_t)kEncoding); }
+  static Narrow decode(const uint8_t* at) { return load<Narrow>(at) ^ (int8_t)kEncoding; }
+  static void encode(uint8_t* at, Narrow v) { store(at, v ^ (int8_t)kEncoding); }
 
-  /* Section 7: t, two components an int32, the rounding last. */
+  /* Section 7: every t, two a lane; the rounding stands beside an odd one's last. */
   void project(const MatrixNoise& n, const uint8_t* in, int stride) {
-    int32_t half = p.sigma_shift ? 1 << (p.sigma_shift - 1) : 0;
-    for (int m = 0; m < members; ++m) {
-      int16_t* out = (int16_t*)(t.data() + (int64_t)m * n.components);
+    const int32_t half = p.sigma_shift ? 1 << (p.sigma_shift - 1) : 0;
+    auto clamp = [](i32x16 v, int32_t limit) {
+      v = v > limit ? (i32x16){} + limit : v;
+      return v < -limit ? (i32x16){} - limit : v;
+    };
+    for (int m = 0; m < members; m += 16)
       for (int k = 0; k < n.rank; ++k) {
-        int32_t along = dot_row(in + (int64_t)m * stride, n.b_row(m / 2, k), n.fan_in) + n.b_start[m / 2 * n.rank + k];
-        along = intlm_clamp(along, 1 << 23) * rank_multiplier;
-        out[k] = (int16_t)intlm_clamp(intlm_rshift(along, 11), INTLM_MAX16);
+        i32x16 along = dot_rows(in + (int64_t)m * stride, stride, n.b_row(m / 2, k), n.stride, n.fan_in, std::min(16, members - m));
+        along = clamp(along + load<i32x16>(n.b_start.data() + k * n.members + m), 1 << 23) * rank_multiplier;
+        along = clamp(rounding_shift(along, 11), INTLM_MAX16);
+        int32_t* out = t.data() + (int64_t)(k / 2) * t_stride + m;
+        const i32x16 first = (k % 2 ? load<i32x16>(out) : along) & 0xFFFF;
+        const i32x16 second = k % 2 ? along : (i32x16){} + half;
+        store(out, first | (i32x16)((u32x16)second << 16));
       }
-      out[n.rank] = (int16_t)half;
-      if (n.rank % 2 == 0) out[n.rank + 1] = 0;
-    }
   }
 
-  template <int MB, int GB>
-  inline void block(const Matrix& w, const MatrixNoise* n, const uint8_t* in, int stride, int m0, int g0, int16_t* out) {
-    Sums acc[MB][GB];
-    const int8_t* rows = w.packed.data() + (int64_t)g0 * 16 * w.fan_in;
-    for (int g = 0; g < GB; ++g) {
-      Sums begin = load<Sums>(w.start.data() + 16 * (g0 + g));
-      for (int m = 0; m < MB; ++m) acc[m][g] = begin;
-    }
-    const uint8_t* from = in + (int64_t)m0 * stride;
-    for (int k = 0; k < w.fan_in; k += 4) {
+  /* What a product reads while bytes are stored, which for all the compiler knows may change anything not local. */
+  struct Operands {
+    const int8_t* packed;
+    const int32_t* start;
+    int fan_in, shift;
+    int16_t multiplier;
+    const uint8_t* in;  // [members][stride], encoded
+    int stride;
+    const int8_t* a;  // A of the first pair, and from one pair and from one rank to the next
+    int64_t next_pair, next_rank;
+    const int32_t* along;  // t
+    int t_stride, rank, sigma_shift;
+  };
+
+  /* Sums of MB members times UB vectors of outputs, perturbed and rescaled, each vector handed to
+   * sink(member, first output, values). RANK: the rank, or 0 for any. */
+  template <int MB, int UB, int RANK, class Sink>
+  static inline void block(const Operands& operands, int m0, int u0, const Sink sink) {
+    const Operands o = operands;
+    Sums acc[MB][UB][kParts];
 #pragma GCC unroll 8
+    for (int u = 0; u < UB; ++u)
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        Sums begin = load<Sums>(o.start + 16 * ((u0 + u) * kParts + part));
+#pragma GCC unroll 12
+        for (int m = 0; m < MB; ++m) acc[m][u][part] = begin;
+      }
+    const uint8_t* from = o.in + (int64_t)m0 * o.stride;
+    const int8_t* weights = o.packed + (int64_t)u0 * kLanes * o.fan_in;
+    const int64_t stride = o.stride;
+    for (const uint8_t* end = from + o.fan_in; from != end; from += 4, weights += 64 * UB * kParts) {
+#pragma GCC unroll 12
       for (int m = 0; m < MB; ++m)
 #pragma GCC unroll 8
-        for (int g = 0; g < GB; ++g)
-          acc[m][g] = dot4(acc[m][g], from + m * stride + k, rows + (int64_t)g * 16 * w.fan_in + k * 16);
+        for (int u = 0; u < UB; ++u)
+#pragma GCC unroll 2
+          for (int part = 0; part < kParts; ++part)
+            acc[m][u][part] = dot4(acc[m][u][part], from + m * stride, weights + (u * kParts + part) * 64);
     }
-    const i16x16 multiplier = (i16x16){} + (int16_t)w.scale.multiplier;
+    const Wide multiplier = (Wide){} + o.multiplier;
+    const int rank = RANK ? RANK : o.rank;
+    const int32_t half = o.sigma_shift ? 1 << (o.sigma_shift - 1) : 0;
+    constexpr int kTogether = P ? 2 : 1;
+#pragma GCC unroll 12
+    for (int m = 0; m < MB; m += kTogether)
 #pragma GCC unroll 8
-    for (int m = 0; m < MB; ++m)
-#pragma GCC unroll 8
-      for (int g = 0; g < GB; ++g) {
-        i32x16 total = load<i32x16>(&acc[m][g]);
+      for (int u = 0; u < UB; ++u) {
+        const int first = (u0 + u) * kLanes;
+        i32x16 change[kTogether][kParts];
         if (P) {
-          const int16_t* a = n->a_pairs((m0 + m) / 2) + 32 * (g0 + g);
-          const int32_t* along = t.data() + (int64_t)(m0 + m) * n->components;
-          i32x16 change = dot2(a, along[0]);
-          for (int c = 1; c < n->components; ++c) change = dot2_add(change, a + (int64_t)c * 2 * n->width, along[c]);
-          change >>= p.sigma_shift;
-          total = m % 2 ? total - change : total + change;
+          const int8_t* a = o.a + (m0 + m) / 2 * o.next_pair + first;
+          const int32_t* along = o.along + m0 + m;
+          int k = 0;
+          do {
+            i32x16 pairs[kParts];
+            pair_up(a, k + 1 < rank ? a + o.next_rank : nullptr, pairs);
+#pragma GCC unroll 2
+            for (int s = 0; s < kTogether; ++s)
+#pragma GCC unroll 2
+              for (int part = 0; part < kParts; ++part)
+                change[s][part] = k ? dot2_add(change[s][part], pairs[part], along[s]) : dot2(pairs[part], along[s]);
+            a += 2 * o.next_rank, along += o.t_stride;
+          } while ((k += 2) < rank);
         }
-        store(out + (int64_t)(m0 + m) * y_stride + 16 * (g0 + g),
-              mulhrs(narrow(rounding_shift(total, w.scale.shift)), multiplier));
+#pragma GCC unroll 2
+        for (int s = 0; s < kTogether; ++s) {
+          i32x16 total[kParts];
+#pragma GCC unroll 2
+          for (int part = 0; part < kParts; ++part) {
+            total[part] = load<i32x16>(&acc[m + s][u][part]);
+            if (P) {
+              const i32x16 by = (rank % 2 ? change[s][part] : change[s][part] + half) >> o.sigma_shift;
+              total[part] = s ? total[part] - by : total[part] + by;
+            }
+            total[part] >>= o.shift;
+          }
+          sink(m0 + m + s, first, mulhrs(narrow(total), multiplier));
+        }
       }
   }
 
-  template <int MB>
-  inline void members_block(const Matrix& w, const MatrixNoise* n, const uint8_t* in, int stride, int m0, int16_t* out) {
-    int g = 0;
-    for (; g + kGroups <= w.groups(); g += kGroups) block<MB, kGroups>(w, n, in, stride, m0, g, out);
-    for (; g + kGroups / 2 <= w.groups() && kGroups > 2; g += kGroups / 2) block<MB, (kGroups + 1) / 2>(w, n, in, stride, m0, g, out);
-    for (; g < w.groups(); ++g) block<MB, 1>(w, n, in, stride, m0, g, out);
-  }
-
-  /* in: encoded [members][stride]. out: int16 [members][y_stride], rescaled. */
-  void product(const Matrix& w, const MatrixNoise* n, const uint8_t* in, int stride, int16_t* out) {
-    if (P) project(*n, in, stride);
+  template <int UB, int RANK, class Sink>
+  __attribute__((noinline)) static void every_member(const Operands& o, int members, int u, const Sink& sink) {
+    constexpr int kMost = kSums / (UB * kParts);
     int m = 0;
-    for (; m + kMembers <= members; m += kMembers) members_block<kMembers>(w, n, in, stride, m, out);
-    for (; m + 2 <= members; m += 2) members_block<2>(w, n, in, stride, m, out);
-    if (!P && m < members) members_block<1>(w, n, in, stride, m, out);
+    for (; m + (P ? 1 : kMost) <= members; m += kMost) block<kMost, UB, RANK>(o, m, u, sink);
+    if (!P)
+      for (; m < members; ++m) block<1, UB, RANK>(o, m, u, sink);
   }
 
-  /* Section 5.3, every member: x to normed. */
-  void norm(int row) {
-    for (int m = 0; m < members; ++m) {
-      const int8_t *in = x.data() + (int64_t)m * hidden, *w = vector_row(row, m);
-      uint8_t* out = normed.data() + (int64_t)m * hidden;
-      int16_t gain = intlm_reciprocal[intlm_mean(sum_magnitudes(in, hidden), mean_multiplier)];
-      for (int i = 0; i < hidden; i += 16) {
-        i16x16 scaled = widen(load<i8x16>(in + i)) * widen(load<i8x16>(w + i));
-        encode(out + i, narrow8(mulhrs(scaled, (i16x16){} + gain)));
+  /* in: encoded [members][stride]. A panel of weights stays in the nearest cache while every member meets it. */
+  template <class Sink>
+  void product(Team& team, const Matrix& w, const MatrixNoise* n, const uint8_t* in, int stride, const Sink& sink) {
+    Operands o{w.packed, w.start, w.fan_in, w.scale.shift, (int16_t)w.scale.multiplier, in, stride};
+    if (P) {
+      team.watch.on(intlm::kProjection);
+      project(*n, in, stride);
+      o.a = n->a_row(0, 0), o.next_pair = n->stride, o.next_rank = n->width;
+      o.along = t.data(), o.t_stride = t_stride, o.rank = n->rank, o.sigma_shift = p.sigma_shift;
+    }
+    team.watch.on(intlm::kProducts);
+    for (int panel = team.from(w.panels()); panel < team.to(w.panels()); ++panel)
+      if (const int u = panel * kUnits; w.whole(panel))
+        P && p.rank == 1 ? every_member<kUnits, 1>(o, members, u, sink) : every_member<kUnits, 0>(o, members, u, sink);
+      else
+        P && p.rank == 1 ? every_member<1, 1>(o, members, u, sink) : every_member<1, 0>(o, members, u, sink);
+  }
+
+  /* Section 5.3, every member: x to this worker's normed. */
+  const uint8_t* norm(Team& team, int row) {
+    team.watch.on(intlm::kNorm);
+    uint8_t* own = normed.data() + (int64_t)team.part * capacity * hidden;
+    for (int m0 = 0; m0 < members; m0 += 16) {
+      const int count = std::min(16, members - m0);
+      const i32x16 totals = magnitudes(x.data() + (int64_t)m0 * hidden, hidden, p.hidden, count);
+      for (int m = 0; m < count; ++m) {
+        const int64_t at = (int64_t)(m0 + m) * hidden;
+        const int8_t* w = vector_row(row, m0 + m);
+        const int16_t gain = intlm_reciprocal[intlm_mean(totals[m], mean_multiplier)];
+        for (int i = 0; i < hidden; i += kLanes) {
+          const Wide scaled = widen(load<Narrow>(x.data() + at + i)) * widen(load<Narrow>(w + i));
+          encode(own + at + i, narrow8(mulhrs(scaled, (Wide){} + gain)));
+        }
       }
     }
+    return own;
   }
 
-  void embed(const int8_t* parameters, const uint16_t* tokens) {
+  void embed(const uint16_t* tokens) {
     for (int m = 0; m < members; m += P ? 2 : 1) {
       const int token = tokens[m];
       const int8_t* row = parameters + model.embedding.offset + (int64_t)token * p.hidden;
@@ -439,93 +547,100 @@ struct Tile {
       }
       int32_t a[256];
       for (int k = 0; k < p.rank; ++k) a[k] = embedding_noise.a_row(m / 2, k)[token] * rank_multiplier;
-      for (int i = 0; i < p.hidden; i += 16) {
-        i32x16 sum = {};
-        for (int k = 0; k < p.rank; ++k) sum += a[k] * widen(widen(load<i8x16>(embedding_noise.b_row(m / 2, k) + i)));
-        i16x16 change = narrow(rounding_shift(sum, 11 + p.sigma_shift));
-        const i16x16 most = (i16x16){} + (int16_t)(2 * INTLM_MAX8);  // more saturates whatever it is added to
-        change = change > most ? most : change;
-        change = change < -most ? -most : change;
-        const i16x16 base = widen(load<i8x16>(row + i));  // the next parameter stands behind the last row
+      for (int i = 0; i < p.hidden; i += kLanes) {
+        int16_t changes[kLanes];
+        for (int part = 0; part < kParts; ++part) {
+          i32x16 sum = {};
+          for (int k = 0; k < p.rank; ++k)
+            sum += a[k] * widen(widen(load<i8x16>(embedding_noise.b_row(m / 2, k) + i + 16 * part)));
+          sum = rounding_shift(sum, 11 + p.sigma_shift);
+          const i32x16 most = (i32x16){} + 2 * INTLM_MAX8;  // more saturates whatever it is added to
+          sum = sum > most ? most : sum;
+          sum = sum < -most ? -most : sum;
+          store(changes + 16 * part, __builtin_convertvector(sum, i16x16));
+        }
+        const Wide base = widen(load<Narrow>(row + i)), change = load<Wide>(changes);
         store(out + i, narrow8(base + change));
         store(out + hidden + i, narrow8(base - change));
       }
-      std::fill(out + p.hidden, out + hidden, 0);
-      std::fill(out + hidden + p.hidden, out + 2 * hidden, 0);
     }
   }
 
-  /* Section 5.2 for every member; logits are left in y0. */
-  void step(const int8_t* parameters, const uint16_t* tokens) {
-    for (int m = 0; m < members; ++m)
-      if (tokens[m] == 0)
-        for (int l = 0; l < p.layers; ++l) std::memset(state.data() + ((int64_t)l * capacity + m) * hidden, kEncoding, hidden);
-    embed(parameters, tokens);
-    const i16x16 one = (i16x16){} + (int16_t)INTLM_GATE_ONE, unit = (i16x16){} + (int16_t)INTLM_GATE_MULTIPLIER;
+  /* Section 5.2 for every member, up to the logits, which go to sink(member, first, values). */
+  template <class Sink>
+  void step(Team& team, const uint16_t* tokens, const Sink& sink) {
+    if (team.part == 0) {
+      team.watch.on(intlm::kEmbedding);
+      for (int m = 0; m < members; ++m)
+        if (tokens[m] == 0)
+          for (int l = 0; l < p.layers; ++l) std::memset(state.data() + ((int64_t)l * capacity + m) * hidden, kEncoding, hidden);
+      embed(tokens);
+    }
+    team.meet();
+    const Wide one = (Wide){} + (int16_t)INTLM_GATE_ONE, unit = (Wide){} + (int16_t)INTLM_GATE_MULTIPLIER;
+    /* Sinks hold copies of what they use: see Operands. */
+    const int64_t width = hidden, wide_width = feed_forward, bias_width = P ? hidden : 0;
+    int16_t *const kept = y.data(), *const shares = gate.data();
+    uint8_t *const opened = reset.data(), *const up = wide.data();
+    int8_t* const residual = x.data();
+    const bool table = p.table;
+    auto keep = [=](int m, int first, Wide found) { store(kept + m * width + first, found); };
     for (int l = 0; l < p.layers; ++l) {
       const Layer& layer = model.layers[l];
       const MatrixNoise* n = P ? noise.data() + (int64_t)l * kLayerProducts : nullptr;
       auto of = [&](int i) { return P ? n + i : nullptr; };
       uint8_t* h = state.data() + (int64_t)l * capacity * hidden;
-      norm(l * kLayerVectors + kCellNorm);
-      product(layer.products[kGateInput], of(kGateInput), normed.data(), hidden, y0.data());
-      product(layer.products[kGateState], of(kGateState), h, hidden, y1.data());
-      for (int m = 0; m < members; ++m) {
-        const int8_t* bias = vector_row(l * kLayerVectors + kGateBias, m);
-        for (int i = 0; i < hidden; i += 16) {
-          int64_t at = (int64_t)m * y_stride + i, own = (int64_t)m * hidden + i;
-          i8x16 open = narrow8(load<i16x16>(y0.data() + at) + load<i16x16>(y1.data() + at) + widen(load<i8x16>(bias + i)));
-          if (table) open = lookup(open, intlm_sigmoid);
-          i16x16 share = widen(open) + one;
-          store(gate.data() + own, share);
-          encode(reset.data() + own, narrow8(mulhrs(share * widen(decode(h + own)), unit)));
-        }
-      }
-      product(layer.products[kCandidateInput], of(kCandidateInput), normed.data(), hidden, y0.data());
-      product(layer.products[kCandidateState], of(kCandidateState), reset.data(), hidden, y1.data());
-      for (int m = 0; m < members; ++m) {
-        const int8_t* bias = vector_row(l * kLayerVectors + kCandidateBias, m);
-        for (int i = 0; i < hidden; i += 16) {
-          int64_t at = (int64_t)m * y_stride + i, own = (int64_t)m * hidden + i;
-          i8x16 found = narrow8(load<i16x16>(y0.data() + at) + load<i16x16>(y1.data() + at) + widen(load<i8x16>(bias + i)));
-          if (table) found = lookup(found, intlm_tanh);
-          i16x16 share = load<i16x16>(gate.data() + own);
-          i16x16 next = mulhrs((one + one - share) * widen(decode(h + own)) + share * widen(found), unit);
-          encode(h + own, narrow8(next));
-          if (table) next = (next + (int16_t)(1 << (INTLM_STATE_SHIFT - 1))) >> (int16_t)INTLM_STATE_SHIFT;
-          int8_t* residual = x.data() + own;
-          store(residual, narrow8(widen(load<i8x16>(residual)) + next));
-        }
-      }
-      norm(l * kLayerVectors + kFeedForwardNorm);
-      product(layer.products[kUp], of(kUp), normed.data(), hidden, y0.data());
-      for (int m = 0; m < members; ++m)
-        for (int i = 0; i < feed_forward; i += 16)
-          encode(wide.data() + (int64_t)m * feed_forward + i, narrow8(load<i16x16>(y0.data() + (int64_t)m * y_stride + i)));
-      product(layer.products[kDown], of(kDown), wide.data(), feed_forward, y0.data());
-      for (int m = 0; m < members; ++m)
-        for (int i = 0; i < hidden; i += 16) {
-          int8_t* residual = x.data() + (int64_t)m * hidden + i;
-          store(residual, narrow8(widen(load<i8x16>(residual)) + load<i16x16>(y0.data() + (int64_t)m * y_stride + i)));
-        }
+      const int8_t* gate_bias = vector_row(l * kLayerVectors + kGateBias, 0);
+      const int8_t* candidate_bias = vector_row(l * kLayerVectors + kCandidateBias, 0);
+      const uint8_t* in = norm(team, l * kLayerVectors + kCellNorm);
+      product(team, layer.products[kGateInput], of(kGateInput), in, hidden, keep);
+      product(team, layer.products[kGateState], of(kGateState), h, hidden, [=](int m, int first, Wide found) {
+        const int64_t at = m * width + first;
+        Narrow open = narrow8(found + load<Wide>(kept + at) + widen(load<Narrow>(gate_bias + m * bias_width + first)));
+        if (table) open = lookup(open, intlm_sigmoid);
+        const Wide share = widen(open) + one;
+        store(shares + at, share);
+        encode(opened + at, narrow8(mulhrs(share * widen(decode(h + at)), unit)));
+      });
+      product(team, layer.products[kCandidateInput], of(kCandidateInput), in, hidden, keep);
+      team.meet();
+      product(team, layer.products[kCandidateState], of(kCandidateState), opened, hidden, [=](int m, int first, Wide found) {
+        const int64_t at = m * width + first;
+        Narrow candidate = narrow8(found + load<Wide>(kept + at) + widen(load<Narrow>(candidate_bias + m * bias_width + first)));
+        if (table) candidate = lookup(candidate, intlm_tanh);
+        const Wide share = load<Wide>(shares + at);
+        Wide next = mulhrs((one + one - share) * widen(decode(h + at)) + share * widen(candidate), unit);
+        encode(h + at, narrow8(next));
+        if (table) next = (next + (int16_t)(1 << (INTLM_STATE_SHIFT - 1))) >> (int16_t)INTLM_STATE_SHIFT;
+        store(residual + at, narrow8(widen(load<Narrow>(residual + at)) + next));
+      });
+      team.meet();
+      in = norm(team, l * kLayerVectors + kFeedForwardNorm);
+      product(team, layer.products[kUp], of(kUp), in, hidden,
+              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, narrow8(found)); });
+      team.meet();
+      product(team, layer.products[kDown], of(kDown), up, feed_forward, [=](int m, int first, Wide found) {
+        const int64_t at = m * width + first;
+        store(residual + at, narrow8(widen(load<Narrow>(residual + at)) + found));
+      });
+      team.meet();
     }
-    norm(p.layers * kLayerVectors);
-    product(model.head, P ? &head_noise : nullptr, normed.data(), hidden, y0.data());
+    product(team, model.head, P ? &head_noise : nullptr, norm(team, p.layers * kLayerVectors), hidden, sink);
+    team.meet();
   }
 };
 
 /* ---- Loss (section 6) ---- */
 
+/* logits has room for a whole number of 64, those beyond the vocabulary to be overwritten. */
+constexpr int kLossLanes = INTLM_AVX512 ? 64 : kLanes;
+
 static int32_t log_sum_exp2(int16_t* logits, int vocab) {
-  for (int i = vocab; i < pad16(vocab); ++i) logits[i] = -32768;  // its term is zero
+  const int whole = (vocab + kLossLanes - 1) / kLossLanes * kLossLanes;
+  for (int i = vocab; i < whole; ++i) logits[i] = -32768;  // its term is zero
 #if INTLM_AVX512
-  const int whole = pad16(vocab);
-  auto part = [&](int i) {
-    return i + 32 <= whole ? _mm512_loadu_si512(logits + i)
-                           : _mm512_inserti64x4(_mm512_set1_epi16(-32768), _mm256_loadu_si256((const __m256i*)(logits + i)), 0);
-  };
   __m512i largest = _mm512_set1_epi16(-32768);
-  for (int i = 0; i < whole; i += 32) largest = _mm512_max_epi16(largest, part(i));
+  for (int i = 0; i < whole; i += 32) largest = _mm512_max_epi16(largest, _mm512_loadu_si512(logits + i));
   __m256i m256 = _mm256_max_epi16(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1));
   __m128i m128 = _mm_max_epi16(_mm256_castsi256_si128(m256), _mm256_extracti128_si256(m256, 1));
   /* minpos finds the least unsigned value: that of 32767 - x, for the largest x. */
@@ -534,42 +649,45 @@ static int32_t log_sum_exp2(int16_t* logits, int vocab) {
   /* EXP2 in three planes of bytes: a permutation looks 128 entries up at once. */
   static const struct Planes {
     alignas(64) uint8_t byte[3][256];
-    uint8_t one[256];
     Planes() {
       for (int i = 0; i < 256; ++i)
         for (int j = 0; j < 3; ++j) byte[j][i] = (uint8_t)((uint32_t)intlm_exp2[i] >> (8 * j));
     }
   } planes;
-  const __m512i low8 = _mm512_set1_epi32(0xFF), mid8 = _mm512_set1_epi32(0xFF00), high8 = _mm512_set1_epi32(0xFF0000);
-  const __m512i unit = _mm512_set1_epi32(1);
+  const __m512i low8 = _mm512_set1_epi16(0xFF), high8 = _mm512_set1_epi16((int16_t)0xFF00), one8 = _mm512_set1_epi8(1);
+  const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
   uint64_t sum = 0;
   for (int begin = 0; begin < whole; begin += 2048) {
-    __m512i acc = _mm512_setzero_si512();
-    for (int i = begin; i < std::min(begin + 2048, whole); i += 32) {
-      __m512i below = _mm512_sub_epi16(largest, part(i));
-      __mmask64 upper = _mm512_movepi8_mask(below);
-      __m512i found[3];
+    __m512i acc = zero;
+    for (int i = begin; i < std::min(begin + 2048, whole); i += 64) {
+      /* The low bytes of 64 differences together, as indices, and the high ones, in the same order. */
+      const __m512i first = _mm512_sub_epi16(largest, _mm512_loadu_si512(logits + i));
+      const __m512i second = _mm512_sub_epi16(largest, _mm512_loadu_si512(logits + i + 32));
+      const __m512i index = _mm512_ternarylogic_epi32(low8, first, _mm512_slli_epi16(second, 8), 0xEA);
+      const __m512i shift = _mm512_ternarylogic_epi32(high8, second, _mm512_srli_epi16(first, 8), 0xEA);
+      const __mmask64 upper = _mm512_movepi8_mask(index);
+      __m512i b[4], e[4], q[4];
       for (int j = 0; j < 3; ++j) {
         const uint8_t* plane = planes.byte[j];
-        __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(plane), below, _mm512_load_si512(plane + 64));
-        __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), below, _mm512_load_si512(plane + 192));
-        found[j] = _mm512_mask_blend_epi8(upper, low, high);
+        __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(plane), index, _mm512_load_si512(plane + 64));
+        __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), index, _mm512_load_si512(plane + 192));
+        b[j] = _mm512_mask_blend_epi8(upper, low, high);
       }
-      /* 2^24 itself, at index 0, does not fit three bytes: there the planes hold zero. */
-      __m512i even = _mm512_or_si512(_mm512_or_si512(_mm512_and_si512(found[0], low8), _mm512_and_si512(_mm512_slli_epi32(found[1], 8), mid8)),
-                                     _mm512_and_si512(_mm512_slli_epi32(found[2], 16), high8));
-      __m512i odd = _mm512_or_si512(_mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(found[0], 16), low8), _mm512_and_si512(_mm512_srli_epi32(found[1], 8), mid8)),
-                                    _mm512_and_si512(found[2], high8));
-      even = _mm512_mask_mov_epi32(even, _mm512_testn_epi32_mask(even, even), _mm512_set1_epi32(1 << 24));
-      odd = _mm512_mask_mov_epi32(odd, _mm512_testn_epi32_mask(odd, odd), _mm512_set1_epi32(1 << 24));
-      __m512i q_even = _mm512_and_si512(_mm512_srli_epi32(below, 8), low8), q_odd = _mm512_srli_epi32(below, 24);
-      even = _mm512_srlv_epi32(_mm512_add_epi32(even, _mm512_srli_epi32(_mm512_sllv_epi32(unit, q_even), 1)), q_even);
-      odd = _mm512_srlv_epi32(_mm512_add_epi32(odd, _mm512_srli_epi32(_mm512_sllv_epi32(unit, q_odd), 1)), q_odd);
-      acc = _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+      b[3] = _mm512_maskz_mov_epi8(_mm512_testn_epi8_mask(index, index), one8);  // 2^24, at index 0
+      const __m512i low01 = _mm512_unpacklo_epi8(b[0], b[1]), low23 = _mm512_unpacklo_epi8(b[2], b[3]);
+      const __m512i high01 = _mm512_unpackhi_epi8(b[0], b[1]), high23 = _mm512_unpackhi_epi8(b[2], b[3]);
+      const __m512i low_q = _mm512_unpacklo_epi8(shift, zero), high_q = _mm512_unpackhi_epi8(shift, zero);
+      e[0] = _mm512_unpacklo_epi16(low01, low23), q[0] = _mm512_unpacklo_epi16(low_q, zero);
+      e[1] = _mm512_unpackhi_epi16(low01, low23), q[1] = _mm512_unpackhi_epi16(low_q, zero);
+      e[2] = _mm512_unpacklo_epi16(high01, high23), q[2] = _mm512_unpacklo_epi16(high_q, zero);
+      e[3] = _mm512_unpackhi_epi16(high01, high23), q[3] = _mm512_unpackhi_epi16(high_q, zero);
+      for (int j = 0; j < 4; ++j) {
+        const __m512i rounding = _mm512_srli_epi32(_mm512_sllv_epi32(one, q[j]), 1);
+        acc = _mm512_add_epi32(acc, _mm512_srlv_epi32(_mm512_add_epi32(e[j], rounding), q[j]));
+      }
     }
-    alignas(64) uint32_t lanes[16];
-    _mm512_store_si512(lanes, acc);
-    for (uint32_t lane : lanes) sum += lane;
+    const __m512i lanes = _mm512_add_epi64(_mm512_and_si512(acc, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(acc, 32));
+    sum += (uint64_t)_mm512_reduce_add_epi64(lanes);
   }
 #else
   int32_t top = logits[0];
@@ -580,163 +698,278 @@ static int32_t log_sum_exp2(int16_t* logits, int vocab) {
   return intlm_log_sum(top, sum, intlm_log2);
 }
 
-/* ---- The three calls ---- */
+/* ---- The calls ---- */
+
+static int64_t prepared_size(const Problem& p) { return Model(p).prepared_size; }
+
+static void prepare(const Problem& p, const int8_t* parameters, int8_t* prepared) {
+  Model(p).prepare(parameters, prepared, p.threads);
+}
 
 static Counter noise_counter(const Problem& p, uint32_t epoch) { return {{p.seed[0], p.seed[1], 0, 0}, epoch}; }
 
 static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t* tokens, int64_t length,
                      const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next) {
   Model model(p);
-  model.pack(parameters);
+  Buffer<int8_t> prepared(model.prepared_size);
+  model.prepare(parameters, prepared.data(), p.threads);
+  model.bind(prepared.data());
   const Counter counter = noise_counter(p, epoch);
   const int64_t per_thread = (p.pairs + p.threads - 1) / p.threads;
   const int pairs = (int)std::min<int64_t>(kTilePairs, per_thread);
   const int64_t tiles = (p.pairs + pairs - 1) / pairs, row = (int64_t)p.layers * p.hidden;
   std::vector<std::unique_ptr<Tile<true>>> own(p.threads);
   parallel(tiles, p.threads, [&](int64_t index, int worker) {
-    if (!own[worker]) own[worker].reset(new Tile<true>(p, model, 2 * pairs));
+    Team alone;
+    if (!own[worker]) own[worker].reset(new Tile<true>(p, model, prepared.data(), 2 * pairs));
     Tile<true>& tile = *own[worker];
     const int64_t first = index * pairs;
     const int count = 2 * (int)std::min<int64_t>(pairs, p.pairs - first);
-    tile.start(parameters, &counter, first, count, states + 2 * first * row);
+    alone.watch.on(intlm::kNoise);
+    tile.start(&counter, first, count, states + 2 * first * row);
     int32_t* total = losses + 2 * first;
     std::fill(total, total + count, 0);
     uint16_t reading[2 * kTilePairs];
+    auto text = [&](int m) { return tokens + (first + m / 2) / p.group * (length + 1); };
     for (int64_t at = 0; at < length; ++at) {
-      auto text = [&](int m) { return tokens + (first + m / 2) / p.group * (length + 1) + at; };
-      for (int m = 0; m < count; ++m) reading[m] = text(m)[0];
-      tile.step(parameters, reading);
+      for (int m = 0; m < count; ++m) reading[m] = text(m)[at];
+      int16_t* const out = tile.logits.data();
+      const int64_t width = tile.vocab;
+      tile.step(alone, reading, [=](int m, int from, Wide found) { store(out + m * width + from, found); });
+      alone.watch.on(intlm::kLoss);
       for (int m = 0; m < count; ++m) {
-        int16_t* logits = tile.y0.data() + (int64_t)m * tile.y_stride;
-        const int32_t chosen = logits[text(m)[1]];
+        int16_t* logits = tile.logits.data() + (int64_t)m * tile.vocab;
+        const int32_t chosen = logits[text(m)[at + 1]];
         total[m] += log_sum_exp2(logits, p.vocab) - chosen;
       }
     }
+    alone.watch.on(intlm::kCopies);
     tile.finish(next + 2 * first * row);
   });
 }
 
-static void infer(const Problem& p, const int8_t* parameters, const uint16_t* tokens, int64_t batch, int64_t length,
+/* Where logits go that are a product's vectors of outputs: to a row of the vocabulary's width. */
+static inline void put_logits(int16_t* row, int vocab, int first, Wide found) {
+  if (first + kLanes <= vocab) store(row + first, found);
+  else std::memcpy(row + first, &found, (vocab - first) * sizeof(int16_t));
+}
+
+/* Workers for one tile: as many as have weights enough to read between two meetings. */
+static int team_size(const Problem& p, const Model& model) {
+  return (int)std::min<int64_t>(p.threads, 1 + model.size / (1 << 18));
+}
+
+static void infer(const Problem& p, const int8_t* prepared, const uint16_t* tokens, int64_t batch, int64_t length,
                   const int8_t* states, int16_t* logits, int8_t* next) {
   Model model(p);
-  model.pack(parameters);
-  const int64_t per_thread = (batch + p.threads - 1) / p.threads;
-  const int streams = (int)std::min<int64_t>(2 * kTilePairs, per_thread);
-  const int64_t tiles = (batch + streams - 1) / streams, row = (int64_t)p.layers * p.hidden;
-  std::vector<std::unique_ptr<Tile<false>>> own(p.threads);
-  parallel(tiles, p.threads, [&](int64_t index, int worker) {
-    if (!own[worker]) own[worker].reset(new Tile<false>(p, model, streams));
-    Tile<false>& tile = *own[worker];
-    const int64_t first = index * streams;
-    const int count = (int)std::min<int64_t>(streams, batch - first);
-    tile.start(parameters, nullptr, first, count, states + first * row);
+  model.bind(prepared);
+  const int64_t row = (int64_t)p.layers * p.hidden;
+  auto read = [&](Tile<false>& tile, Team& team, int64_t first) {
     uint16_t reading[2 * kTilePairs];
     for (int64_t at = 0; at < length; ++at) {
-      for (int m = 0; m < count; ++m) reading[m] = tokens[(first + m) * length + at];
-      tile.step(parameters, reading);
-      for (int m = 0; m < count; ++m) {
-        const int16_t* found = tile.y0.data() + (int64_t)m * tile.y_stride;
-        std::copy(found, found + p.vocab, logits + ((first + m) * length + at) * p.vocab);
-      }
+      for (int m = 0; m < tile.members; ++m) reading[m] = tokens[(first + m) * length + at];
+      int16_t* const out = logits + (first * length + at) * p.vocab;
+      const int64_t width = length * p.vocab;
+      const int vocab = p.vocab;
+      tile.step(team, reading, [=](int m, int from, Wide found) { put_logits(out + m * width, vocab, from, found); });
     }
+  };
+  const int parts = team_size(p, model);
+  if (batch < parts) {
+    Tile<false> tile(p, model, prepared, (int)batch, parts);
+    tile.start(nullptr, 0, (int)batch, states);
+    intlm::Barrier barrier(parts);
+    parallel(parts, parts, [&](int64_t index, int) {
+      Team team{(int)index, parts, &barrier};
+      read(tile, team, 0);
+    });
+    tile.finish(next);
+    return;
+  }
+  const int64_t per_thread = (batch + p.threads - 1) / p.threads;
+  const int streams = (int)std::min<int64_t>(2 * kTilePairs, per_thread);
+  const int64_t tiles = (batch + streams - 1) / streams;
+  std::vector<std::unique_ptr<Tile<false>>> own(p.threads);
+  parallel(tiles, p.threads, [&](int64_t index, int worker) {
+    Team alone;
+    if (!own[worker]) own[worker].reset(new Tile<false>(p, model, prepared, streams));
+    Tile<false>& tile = *own[worker];
+    const int64_t first = index * streams;
+    tile.start(nullptr, 0, (int)std::min<int64_t>(streams, batch - first), states + first * row);
+    read(tile, alone, first);
+    alone.watch.on(intlm::kCopies);
     tile.finish(next + first * row);
   });
 }
 
-/* Section 9. Pairs are taken two by two: a lane's product is the sum over two of them. */
-static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, int32_t* votes) {
+/* Section 10: `count` tokens of one stream, the first drawn from `logits`, which are left as those of the next. */
+static void generate(const Problem& p, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
+                     int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens) {
   Model model(p);
-  const Counter counter = noise_counter(p, epoch);
-  constexpr int kPairs = 64;
-  std::vector<const Matrix*> matrices{&model.embedding, &model.head};
-  std::vector<const VectorParameter*> vectors{&model.output_norm};
-  for (const Layer& layer : model.layers) {
-    for (const Matrix& m : layer.products) matrices.push_back(&m);
-    for (const VectorParameter& v : layer.vectors) vectors.push_back(&v);
-  }
-  const int64_t chunks = (p.pairs + kPairs - 1) / kPairs;
-  const int workers = (int)std::min<int64_t>(p.threads, chunks);
-  std::vector<Buffer<int32_t>> partial(workers);
-  parallel(chunks, workers, [&](int64_t index, int worker) {
-    Buffer<int32_t>& own = partial[worker];
-    if (!own.size()) own = Buffer<int32_t>(model.size);
-    const int64_t first = index * kPairs;
-    const int count = (int)std::min<int64_t>(kPairs, p.pairs - first), twos = (count + 1) / 2;
-    const int8_t* f = fitness + first;
-    Buffer<int16_t> a, b;
-    MatrixNoise n;
-    for (const Matrix* m : matrices) {
-      n.reserve(*m, p.rank, 1, false);
-      const int in = pad16(m->fan_in), out = m->groups() * 16, terms = twos * p.rank;
-      a.reserve((size_t)terms * 2 * out);
-      b.reserve((size_t)terms * 2 * in);
-      if (count % 2)  // the last pair of pairs has one: what is left of other matrices must not count
-        std::memset(a.data(), 0, (size_t)terms * 2 * out * sizeof(int16_t));
-      for (int pair = 0; pair < count; ++pair) {
-        n.make(*m, counter, 0, (uint32_t)(first + pair));
-        for (int k = 0; k < p.rank; ++k) {
-          const int8_t *from_a = n.a_row(0, k), *from_b = n.b_row(0, k);
-          int16_t* to_a = a.data() + ((int64_t)(pair / 2) * p.rank + k) * 2 + pair % 2;  // [out][terms][2]
-          int16_t* to_b = b.data() + ((int64_t)(pair / 2) * p.rank + k) * 2 * in + pair % 2;  // [terms][in][2]
-          for (int o = 0; o < out; ++o) to_a[(int64_t)o * terms * 2] = (int16_t)(f[pair] * from_a[o]);
-          for (int i = 0; i < in; ++i) to_b[2 * i] = from_b[i];
-        }
+  model.bind(prepared);
+  const int parts = team_size(p, model);
+  Tile<false> tile(p, model, prepared, 1, parts);
+  tile.start(nullptr, 0, 1, states);
+  intlm::Barrier barrier(parts);
+  parallel(parts, parts, [&](int64_t index, int) {
+    Team team{(int)index, parts, &barrier};
+    uint16_t token = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (team.part == 0) {
+        uint32_t word[4] = {position + (uint32_t)i, 0, 0, 0};
+        threefry(key, word);
+        tokens[i] = intlm_sample(logits, p.vocab, word[0], inverse, top_k, intlm_exp2);
+        token = (uint16_t)tokens[i];
       }
-      int32_t* z = own.data() + m->offset;
-      auto rows = [&](auto height, int o, int i) {
-        constexpr int OB = decltype(height)::value;
-        i32x16 acc[OB] = {};
-        for (int term = 0; term < terms; ++term) {
-          const int16_t* row = b.data() + ((int64_t)term * in + i) * 2;
-          for (int j = 0; j < OB; ++j) {
-            int32_t two;
-            std::memcpy(&two, a.data() + ((int64_t)(o + j) * terms + term) * 2, 4);
-            acc[j] = dot2_add(acc[j], row, two);
-          }
-        }
-        const int lanes = std::min(16, m->fan_in - i);
-        for (int j = 0; j < OB; ++j)
-          for (int l = 0; l < lanes; ++l) z[(int64_t)(o + j) * m->fan_in + i + l] += acc[j][l];
-      };
-      for (int i = 0; i < m->fan_in; i += 16) {
-        int o = 0;
-        for (; o + 8 <= m->fan_out; o += 8) rows(std::integral_constant<int, 8>{}, o, i);
-        for (; o < m->fan_out; ++o) rows(std::integral_constant<int, 1>{}, o, i);
-      }
+      const int vocab = p.vocab;
+      tile.step(team, &token, [=](int, int from, Wide found) { put_logits(logits, vocab, from, found); });
     }
-    Buffer<int8_t> z(drawn_bytes(blocks(p.hidden)));
-    for (const VectorParameter* v : vectors)
-      for (int pair = 0; pair < count; ++pair) {
-        draw(counter, (uint32_t)(first + pair), v->number, blocks(p.hidden), z.data());
-        for (int i = 0; i < p.hidden; ++i) own[v->offset + i] += 16 * f[pair] * z[i];
-      }
   });
-  std::fill(votes, votes + model.size, 0);
-  for (auto& own : partial)
-    if (own.size())
-      for (int64_t i = 0; i < model.size; ++i) votes[i] += own[i];
+  tile.finish(states);
+}
+
+/* ---- Votes (section 9) ---- */
+
+/* Two rows of int8 values as int16 pairs, each times its own factor; count rounded up to sixteen. */
+static void zip(const int8_t* first, int32_t f0, const int8_t* second, int32_t f1, int count, int32_t* out) {
+  for (int i = 0; i < count; i += 16) {
+    const i32x16 low = widen(widen(load<i8x16>(first + i))) * f0, high = widen(widen(load<i8x16>(second + i))) * f1;
+    store(out + i, (low & 0xFFFF) | (i32x16)((u32x16)high << 16));
+  }
+}
+
+/* Adds the products of pairs a[terms][outputs] and b[terms][inputs] to OB rows and IB vectors of z. */
+template <int OB, int IB>
+static inline void outer(const int32_t* a, int64_t a_stride, const int32_t* b, int64_t b_stride, int terms, int32_t* z, int64_t z_stride) {
+  i32x16 acc[OB][IB];
+#pragma GCC unroll 8
+  for (int o = 0; o < OB; ++o)
+#pragma GCC unroll 2
+    for (int i = 0; i < IB; ++i) acc[o][i] = load<i32x16>(z + o * z_stride + 16 * i);
+  for (int term = 0; term < terms; ++term, a += a_stride, b += b_stride)
+#pragma GCC unroll 8
+    for (int o = 0; o < OB; ++o)
+#pragma GCC unroll 2
+      for (int i = 0; i < IB; ++i) acc[o][i] = dot2_add(acc[o][i], load<i32x16>(b + 16 * i), a[o]);
+#pragma GCC unroll 8
+  for (int o = 0; o < OB; ++o)
+#pragma GCC unroll 2
+    for (int i = 0; i < IB; ++i) store(z + o * z_stride + 16 * i, acc[o][i]);
+}
+
+/* What one worker keeps from one slab of votes to the next. */
+struct Ballot {
+  static constexpr int kPairs = 128, kRows = 256;  // pairs whose noise is held at once; outputs of a slab
+  Buffer<int8_t> drawn[2];
+  Buffer<int32_t> a, b, z;
+
+  /* Rows from `first` of a matrix: Z = sum over pairs of f A B^T. B is drawn anew for every slab. */
+  void matrix(const Problem& p, const Counter& counter, const int8_t* fitness, const Matrix& m, int first, int32_t* votes) {
+    const int rows = std::min(kRows, m.fan_out - first), b_blocks = blocks(m.fan_in), width = b_blocks + blocks(m.fan_out);
+    const int64_t a_stride = kRows + 16, in = 16 * b_blocks;  // not a power of two: rows must not share a place in the cache
+    a.reserve((size_t)kPairs / 2 * p.rank * a_stride), b.reserve((size_t)kPairs / 2 * p.rank * in), z.reserve((size_t)kRows * in);
+    std::fill(z.data(), z.data() + kRows * in, 0);
+    for (Buffer<int8_t>& d : drawn) d.reserve(p.rank * (drawn_bytes(b_blocks) + drawn_bytes(kRows / 16)));
+    for (int64_t begin = 0; begin < p.pairs; begin += kPairs) {
+      const int count = (int)std::min<int64_t>(kPairs, p.pairs - begin);
+      int terms = 0;
+      watch.on(intlm::kNoise);
+      for (int pair = 0; pair < count; pair += 2) {
+        const int8_t* f = fitness + begin + pair;
+        const int32_t other = pair + 1 < count ? f[1] : 0;
+        if (f[0] == 0 && other == 0) continue;
+        for (int s = 0; s < 2; ++s)
+          for (int k = 0; k < p.rank; ++k) {
+            const uint32_t global = (uint32_t)(begin + pair + s);
+            int8_t* to = drawn[s].data() + k * (drawn_bytes(b_blocks) + drawn_bytes(kRows / 16));
+            draw(counter, global, m.number, k * width, b_blocks, to);
+            draw(counter, global, m.number, k * width + b_blocks + first / 16, blocks(rows), to + drawn_bytes(b_blocks));
+          }
+        for (int k = 0; k < p.rank; ++k, ++terms) {
+          const int64_t at = k * (drawn_bytes(b_blocks) + drawn_bytes(kRows / 16));
+          zip(drawn[0].data() + at, 1, drawn[1].data() + at, 1, m.fan_in, b.data() + terms * in);
+          const int64_t from = at + drawn_bytes(b_blocks);
+          zip(drawn[0].data() + from, f[0], drawn[1].data() + from, other, rows, a.data() + terms * a_stride);
+        }
+      }
+      watch.on(intlm::kVotes);
+      int i = 0;
+      auto columns = [&](auto vectors) {
+        constexpr int IB = decltype(vectors)::value, OB = kSums >= 24 ? 8 : 4;
+        for (int o = 0; o < rows; o += OB)
+          outer<OB, IB>(a.data() + o, a_stride, b.data() + i, in, terms, z.data() + o * in + i, in);
+      };
+      for (; i + 32 <= in; i += 32) columns(std::integral_constant<int, 2>{});
+      for (; i < in; i += 16) columns(std::integral_constant<int, 1>{});
+    }
+    for (int o = 0; o < rows; ++o)
+      std::copy_n(z.data() + o * in, m.fan_in, votes + m.offset + (int64_t)(first + o) * m.fan_in);
+  }
+
+  void vector(const Problem& p, const Counter& counter, const int8_t* fitness, const VectorParameter& v, int32_t* votes) {
+    watch.on(intlm::kNoise);
+    const int count = blocks(p.hidden);
+    drawn[0].reserve(drawn_bytes(count)), z.reserve(16 * count);
+    std::fill(z.data(), z.data() + 16 * count, 0);
+    for (int64_t pair = 0; pair < p.pairs; ++pair) {
+      if (!fitness[pair]) continue;
+      draw(counter, (uint32_t)pair, v.number, 0, count, drawn[0].data());
+      for (int i = 0; i < 16 * count; i += 16)
+        store(z.data() + i, load<i32x16>(z.data() + i) + 16 * fitness[pair] * widen(widen(load<i8x16>(drawn[0].data() + i))));
+    }
+    std::copy_n(z.data(), p.hidden, votes + v.offset);
+  }
+
+  intlm::Stopwatch watch{intlm::kVotes};
+};
+
+static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, int32_t* votes) {
+  const Model model(p);
+  const Counter counter = noise_counter(p, epoch);
+  struct Slab {
+    const Matrix* matrix;
+    const VectorParameter* vector;
+    int first;
+  };
+  std::vector<Slab> slabs;
+  auto add = [&](const Matrix& m) {
+    for (int first = 0; first < m.fan_out; first += Ballot::kRows) slabs.push_back({&m, nullptr, first});
+  };
+  add(model.embedding), add(model.head);
+  for (const Layer& layer : model.layers)
+    for (const Matrix& m : layer.products) add(m);
+  for (const Layer& layer : model.layers)
+    for (const VectorParameter& v : layer.vectors) slabs.push_back({nullptr, &v, 0});
+  slabs.push_back({nullptr, &model.output_norm, 0});
+  std::vector<std::unique_ptr<Ballot>> own(p.threads);
+  parallel((int64_t)slabs.size(), p.threads, [&](int64_t index, int worker) {
+    if (!own[worker]) own[worker].reset(new Ballot);
+    const Slab& slab = slabs[index];
+    if (slab.matrix) own[worker]->matrix(p, counter, fitness, *slab.matrix, slab.first, votes);
+    else own[worker]->vector(p, counter, fitness, *slab.vector, votes);
+  });
 }
 
 /* ---- The machine's bounds, for `intlm bench` ---- */
 
 /* Products of one register block after another, all in the nearest cache. */
 static int64_t multiply(int64_t repetitions, int32_t* sink) {
-  constexpr int kDepth = 256;
-  Buffer<uint8_t> x(kMembers * kDepth);
-  Buffer<int8_t> w(kGroups * 16 * kDepth);
+  constexpr int kDepth = 256, kColumns = kUnits * kParts, kRows = kSums / kColumns;
+  Buffer<uint8_t> x(kRows * kDepth);
+  Buffer<int8_t> w(kColumns * 16 * kDepth);
   for (size_t i = 0; i < x.size(); ++i) x[i] = (uint8_t)(*sink + i);
   for (size_t i = 0; i < w.size(); ++i) w[i] = (int8_t)(*sink - i);
-  Sums acc[kMembers][kGroups] = {};
+  Sums acc[kRows][kColumns] = {};
   for (int64_t r = 0; r < repetitions; ++r)
     for (int k = 0; k < kDepth; k += 4)
 #pragma GCC unroll 8
-      for (int m = 0; m < kMembers; ++m)
+      for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
-        for (int g = 0; g < kGroups; ++g)
+        for (int g = 0; g < kColumns; ++g)
           acc[m][g] = dot4(acc[m][g], x.data() + m * kDepth + k, w.data() + (g * kDepth + k) * 16);
   for (auto& row : acc)
     for (const Sums& sums : row) *sink ^= load<i32x16>(&sums)[*sink & 15];
-  return repetitions * kDepth * kMembers * kGroups * 16;
+  return repetitions * kDepth * kSums * 16;
 }
 
 static void read(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink) {

@@ -1,7 +1,6 @@
 /* XLA's FFI: buffers and attributes in, their shapes checked once, one of the instruction sets' kernels called. */
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -12,22 +11,6 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
-
-void intlm::parallel(int64_t count, int threads, void* context, void (*task)(void*, int64_t, int)) {
-  std::atomic<int64_t> next{0};
-  auto work = [&](int worker) {
-    for (int64_t index; (index = next.fetch_add(1)) < count;) task(context, index, worker);
-  };
-  std::vector<std::thread> others;
-  for (int i = 1; i < std::min<int64_t>(threads, count); ++i) others.emplace_back(work, i);
-  work(0);
-  for (auto& other : others) other.join();
-}
-
-bool intlm::measuring = false;
-static std::atomic<int64_t> spent[intlm::kPhases];
-void intlm::spend(Phase phase, int64_t nanoseconds) { spent[phase] += nanoseconds; }
-int64_t intlm::now() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
 
 using intlm::Kernels;
 using intlm::Problem;
@@ -67,16 +50,10 @@ extern "C" const char* intlm_isa() {
 extern "C" const char* intlm_phases() { return intlm::kPhaseNames; }
 
 /* Starts measuring what workers spend their time on. */
-extern "C" void intlm_measure() {
-  for (auto& phase : spent) phase = 0;
-  intlm::measuring = true;
-}
+extern "C" void intlm_measure() { intlm::start_measuring(); }
 
 /* Stops; the nanoseconds of each phase, summed over workers. */
-extern "C" void intlm_measured(int64_t* nanoseconds) {
-  intlm::measuring = false;
-  std::copy(std::begin(spent), std::end(spent), nanoseconds);
-}
+extern "C" void intlm_measured(int64_t* nanoseconds) { intlm::stop_measuring(nanoseconds); }
 
 template <class Task>
 static int64_t timed(int threads, const Task& task) {
@@ -167,21 +144,58 @@ static ffi::Error Accumulate(ffi::Buffer<ffi::S8> fitness, ffi::Buffer<ffi::U32>
   return ffi::Error::Success();
 }
 
-static ffi::Error Infer(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::S8> states,
+static ffi::Error Prepare(ffi::Buffer<ffi::S8> parameters, ffi::ResultBuffer<ffi::S8> prepared,
+                          ffi::Span<const int64_t> problem) {
+  Problem p;
+  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+  if (!has(parameters, {weights(p)}) || !has(*prepared, {choose()->prepared_size(p)}))
+    return refuse("prepare: a buffer's shape does not fit the problem");
+  choose()->prepare(p, parameters.typed_data(), prepared->typed_data());
+  return ffi::Error::Success();
+}
+
+static ffi::Error Infer(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::S8> states,
                         ffi::ResultBuffer<ffi::S16> logits, ffi::ResultBuffer<ffi::S8> next,
                         ffi::Span<const int64_t> problem) {
   Problem p;
   if (ffi::Error e = read(problem, &p); e.failure()) return e;
   if (tokens.dimensions().size() != 2) return refuse("infer: tokens have two axes");
   const int64_t batch = tokens.dimensions()[0], length = tokens.dimensions()[1];
-  if (!has(parameters, {weights(p)}) || !has(states, {batch, p.layers, p.hidden}) ||
+  if (!has(prepared, {choose()->prepared_size(p)}) || !has(states, {batch, p.layers, p.hidden}) ||
       !has(*next, {batch, p.layers, p.hidden}) || !has(*logits, {batch, length, p.vocab}))
     return refuse("infer: a buffer's shape does not fit the problem");
   for (size_t i = 0; i < tokens.element_count(); ++i)
     if (tokens.typed_data()[i] >= p.vocab) return refuse("infer: a token is outside the vocabulary");
-  choose()->infer(p, parameters.typed_data(), tokens.typed_data(), batch, length, states.typed_data(),
+  choose()->infer(p, prepared.typed_data(), tokens.typed_data(), batch, length, states.typed_data(),
                   logits->typed_data(), next->typed_data());
   return ffi::Error::Success();
+}
+
+/* inverse: 256 / temperature */
+static ffi::Error Generate(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::S16> logits, ffi::Buffer<ffi::S8> states,
+                           ffi::Buffer<ffi::U32> key, ffi::Buffer<ffi::U32> position, ffi::Buffer<ffi::S32> inverse,
+                           ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::S16> logits_after,
+                           ffi::ResultBuffer<ffi::S8> states_after, ffi::Span<const int64_t> problem,
+                           int64_t top_k) {
+  Problem p;
+  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+  if (!has(prepared, {choose()->prepared_size(p)}) || !has(logits, {p.vocab}) || !has(*logits_after, {p.vocab}) ||
+      !has(states, {p.layers, p.hidden}) || !has(*states_after, {p.layers, p.hidden}) || !has(key, {4}) ||
+      position.element_count() != 1 || inverse.element_count() != 1 || tokens->dimensions().size() != 1)
+    return refuse("generate: a buffer's shape does not fit the problem");
+  if (*inverse.typed_data() < 1 || *inverse.typed_data() > 1 << 15 || top_k < 1 || top_k > p.vocab)
+    return refuse("generate: the temperature or top_k is outside docs/numerics.md, section 10");
+  std::copy_n(logits.typed_data(), logits.element_count(), logits_after->typed_data());
+  std::copy_n(states.typed_data(), states.element_count(), states_after->typed_data());
+  choose()->generate(p, prepared.typed_data(), key.typed_data(), *position.typed_data(), *inverse.typed_data(),
+                     (int32_t)top_k, tokens->dimensions()[0], logits_after->typed_data(),
+                     states_after->typed_data(), tokens->typed_data());
+  return ffi::Error::Success();
+}
+
+extern "C" int64_t intlm_prepared_size(const int64_t* problem, int64_t count) {
+  Problem p;
+  return read(ffi::Span<const int64_t>(problem, count), &p).failure() ? 0 : choose()->prepared_size(p);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate,
@@ -199,6 +213,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmAccumulate, Accumulate,
                                   .Arg<ffi::Buffer<ffi::U32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Attr<ffi::Span<const int64_t>>("problem"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmPrepare, Prepare,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Attr<ffi::Span<const int64_t>>("problem"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmInfer, Infer,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::S8>>()
@@ -207,3 +226,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmInfer, Infer,
                                   .Ret<ffi::Buffer<ffi::S16>>()
                                   .Ret<ffi::Buffer<ffi::S8>>()
                                   .Attr<ffi::Span<const int64_t>>("problem"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmGenerate, Generate,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::S16>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S16>>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Attr<ffi::Span<const int64_t>>("problem")
+                                  .Attr<int64_t>("top_k"));

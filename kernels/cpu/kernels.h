@@ -1,6 +1,7 @@
 /* What an instruction set's kernels offer to the FFI layer. Shapes are checked there, once. */
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace intlm {
@@ -22,9 +23,15 @@ struct Kernels {
                    const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next);
   /* votes: one int32 a parameter, in the order of the parameters. */
   void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, int32_t* votes);
+  /* The shared weights as the two calls below want them: how many bytes, and they. */
+  int64_t (*prepared_size)(const Problem&);
+  void (*prepare)(const Problem&, const int8_t* parameters, int8_t* prepared);
   /* tokens [batch, length]; states [batch, layers, hidden]; logits [batch, length, vocab]. */
-  void (*infer)(const Problem&, const int8_t* parameters, const uint16_t* tokens, int64_t batch, int64_t length,
+  void (*infer)(const Problem&, const int8_t* prepared, const uint16_t* tokens, int64_t batch, int64_t length,
                 const int8_t* states, int16_t* logits, int8_t* next);
+  /* logits [vocab] and states [layers, hidden] are read and replaced; tokens [count]. */
+  void (*generate)(const Problem&, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
+                   int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens);
   /* For `intlm bench`: products of bytes on registers alone, returning how many; reading of a buffer. */
   int64_t (*multiply)(int64_t repetitions, int32_t* sink);
   void (*read)(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink);
@@ -36,6 +43,8 @@ constexpr const char* kPhaseNames = "noise,embedding,norm,projection,products,lo
 extern bool measuring;
 void spend(Phase phase, int64_t nanoseconds);
 int64_t now();  // nanoseconds
+void start_measuring();
+void stop_measuring(int64_t nanoseconds[kPhases]);
 
 /* A worker's stopwatch: from `on` to the next, time counts for a phase. */
 class Stopwatch {
@@ -55,7 +64,19 @@ class Stopwatch {
   int64_t since_;
 };
 
-/* Runs task(context, index, worker) for every index below count; workers are numbered from 0. */
+/* Runs task(context, index, worker) for every index below count; workers are numbered from 0. Where count is at most
+ * threads and tasks wait for each other, each has a worker of its own. */
 void parallel(int64_t count, int threads, void* context, void (*task)(void*, int64_t, int));
+
+/* Where workers wait until all of them are there. */
+class Barrier {
+ public:
+  explicit Barrier(int workers) : workers_(workers) {}
+  void wait();
+
+ private:
+  const int workers_;
+  std::atomic<int> arrived_{0}, round_{0};
+};
 
 }  // namespace intlm

@@ -1,4 +1,4 @@
-/* Vectors of sixteen lanes, for whichever instruction set this file is compiled.
+/* Vectors for whichever instruction set this file is compiled: sixteen int32 lanes, and `kLanes` int16 or int8 lanes.
  *
  * Arithmetic on them is the compiler's own (GCC and clang vector extensions), so that the engine is written once;
  * what a compiler does not find by itself (byte dot products, rounding multiplies, saturating narrowing, byte
@@ -23,10 +23,21 @@
 
 namespace INTLM_NAMESPACE {
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512VL__) && defined(__AVX512BW__)
+#define INTLM_AVX512 1
+#else
+#define INTLM_AVX512 0
+#endif
+
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef int16_t i16x16 __attribute__((vector_size(32)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
+
+/* Lanes of a pass over int16 or int8 values, and how many vectors of sixteen int32 sums make as many. */
+constexpr int kLanes = INTLM_AVX512 ? 32 : 16, kParts = kLanes / 16;
+typedef int16_t Wide __attribute__((vector_size(2 * kLanes)));
+typedef int8_t Narrow __attribute__((vector_size(kLanes)));
 
 template <class V>
 static inline V load(const void* p) {
@@ -41,13 +52,10 @@ static inline void store(void* p, V v) {
 }
 
 static inline i16x16 widen(i8x16 v) { return __builtin_convertvector(v, i16x16); }
-static inline i32x16 widen(i16x16 v) { return __builtin_convertvector(v, i32x16); }
-
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512VL__) && defined(__AVX512BW__)
-#define INTLM_AVX512 1
-#else
-#define INTLM_AVX512 0
+#if INTLM_AVX512
+static inline Wide widen(Narrow v) { return __builtin_convertvector(v, Wide); }
 #endif
+static inline i32x16 widen(i16x16 v) { return __builtin_convertvector(v, i32x16); }
 
 #if INTLM_AVX512 || defined(__AVXVNNI__)
 constexpr int kEncoding = 128;  // what is added to an activation
@@ -69,45 +77,97 @@ static inline i32x16 dot4(i32x16 acc, const uint8_t* x, const int8_t* w) {
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
 }
 
-/* sum over k < count of x[k] * b[k], encoded x; count a multiple of 8; b is padded to 64 with zeros. */
-static inline int32_t dot_row(const uint8_t* x, const int8_t* b, int count) {
-  __m512i acc = _mm512_setzero_si512();
-  int k = 0;
-  for (; k + 64 <= count; k += 64) acc = _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(x + k), _mm512_loadu_si512(b + k));
-  if (k < count) {
-    __mmask64 mask = ~(__mmask64)0 >> (64 - (count - k));
-    acc = _mm512_dpbusd_epi32(acc, _mm512_maskz_loadu_epi8(mask, x + k), _mm512_loadu_si512(b + k));
-  }
-  return _mm512_reduce_add_epi32(acc);
+/* The sums of sixteen vectors' lanes, given the sums of neighbours' halves: transposed as they are summed. */
+static inline __m512i halves(__m512i first, __m512i second) {
+  return _mm512_add_epi32(_mm512_unpacklo_epi32(first, second), _mm512_unpackhi_epi32(first, second));
+}
+static inline i32x16 sums_of(__m512i r[8]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < 8; j += 2) r[j] = _mm512_add_epi32(_mm512_unpacklo_epi64(r[j], r[j + 1]), _mm512_unpackhi_epi64(r[j], r[j + 1]));
+#pragma GCC unroll 2
+  for (int j = 0; j < 8; j += 4)
+    r[j] = _mm512_add_epi32(_mm512_shuffle_i32x4(r[j], r[j + 2], 0x88), _mm512_shuffle_i32x4(r[j], r[j + 2], 0xDD));
+  return (i32x16)_mm512_add_epi32(_mm512_shuffle_i32x4(r[0], r[4], 0x88), _mm512_shuffle_i32x4(r[0], r[4], 0xDD));
 }
 
-/* sum of |x[k]| over plain int8 values; count a multiple of 16. */
-static inline int32_t sum_magnitudes(const int8_t* x, int count) {
+/* sums[j] = sum over k < count of x[j * x_stride + k] * b[j / 2 * b_stride + k], encoded x, for sixteen rows j, of which
+ * those from `rows` on (an even number) are not read. */
+static inline i32x16 dot_rows(const uint8_t* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
+  __m512i r[8];
+  const int whole = count & ~63;
+  const __mmask64 mask = ((__mmask64)1 << (count & 63)) - 1;
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const int pair = 2 * j < rows ? j : 0;  // in place of those that are not there
+    const uint8_t *from = x + 2 * pair * x_stride, *other = from + x_stride;
+    const int8_t* row = b + pair * b_stride;
+    __m512i first = _mm512_setzero_si512(), second = first;
+    for (int k = 0; k < whole; k += 64) {
+      const __m512i along = _mm512_loadu_si512(row + k);
+      first = _mm512_dpbusd_epi32(first, _mm512_loadu_si512(from + k), along);
+      second = _mm512_dpbusd_epi32(second, _mm512_loadu_si512(other + k), along);
+    }
+    if (mask) {
+      const __m512i along = _mm512_maskz_loadu_epi8(mask, row + whole);
+      first = _mm512_dpbusd_epi32(first, _mm512_maskz_loadu_epi8(mask, from + whole), along);
+      second = _mm512_dpbusd_epi32(second, _mm512_maskz_loadu_epi8(mask, other + whole), along);
+    }
+    r[j] = halves(first, second);
+  }
+  return sums_of(r);
+}
+
+/* sums[j] = sum over k < count of |x[j * stride + k]|, for sixteen rows, of which those from `rows` on are not read. */
+static inline i32x16 magnitudes(const int8_t* x, int64_t stride, int count, int rows) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  const int whole = count & ~63;
+  const __mmask64 mask = ((__mmask64)1 << (count & 63)) - 1;
+  __m512i r[8], both[2];
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const int8_t* row = x + (2 * j + i < rows ? 2 * j + i : 0) * stride;
+      both[i] = _mm512_setzero_si512();
+      for (int k = 0; k < whole; k += 64) both[i] = _mm512_dpbusd_epi32(both[i], _mm512_abs_epi8(_mm512_loadu_si512(row + k)), ones);
+      if (mask) both[i] = _mm512_dpbusd_epi32(both[i], _mm512_abs_epi8(_mm512_maskz_loadu_epi8(mask, row + whole)), ones);
+    }
+    r[j] = halves(both[0], both[1]);
+  }
+  return sums_of(r);
+}
+
+/* sum of int8 values. */
+static inline int32_t sum_row(const int8_t* x, int count) {
   __m512i acc = _mm512_setzero_si512();
   const __m512i ones = _mm512_set1_epi8(1);
   int k = 0;
-  for (; k + 64 <= count; k += 64) acc = _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(_mm512_loadu_si512(x + k)), ones);
-  if (k < count) {
-    __mmask64 mask = ~(__mmask64)0 >> (64 - (count - k));
-    acc = _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(_mm512_maskz_loadu_epi8(mask, x + k)), ones);
-  }
+  for (; k + 64 <= count; k += 64) acc = _mm512_dpbusd_epi32(acc, ones, _mm512_loadu_si512(x + k));
+  if (k < count) acc = _mm512_dpbusd_epi32(acc, ones, _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - (count - k)), x + k));
   return _mm512_reduce_add_epi32(acc);
 }
 
-/* sum over j < 2 of a[2 i + j] * t[j]: a is 32 int16 values, t two. */
-static inline i32x16 dot2(const int16_t* a, int32_t t) {
-  return (i32x16)_mm512_madd_epi16(_mm512_loadu_si512(a), _mm512_set1_epi32(t));
+/* Two rows of int8 values as int16 pairs in int32 lanes, in the order of the sums' lanes; ones in place of no second. */
+static inline void pair_up(const int8_t* first, const int8_t* second, i32x16 out[kParts]) {
+  const __m512i a = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)first));
+  const __m512i b = second ? _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)second)) : _mm512_set1_epi16(1);
+  out[0] = (i32x16)_mm512_unpacklo_epi16(a, b);
+  out[1] = (i32x16)_mm512_unpackhi_epi16(a, b);
 }
 
-static inline i32x16 dot2_add(i32x16 acc, const int16_t* a, int32_t t) {
-  return (i32x16)_mm512_dpwssd_epi32((__m512i)acc, _mm512_loadu_si512(a), _mm512_set1_epi32(t));
+/* Each lane's pair times the pair t, summed. */
+static inline i32x16 dot2(i32x16 pairs, int32_t t) { return (i32x16)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi32(t)); }
+static inline i32x16 dot2_add(i32x16 acc, i32x16 pairs, int32_t t) {
+  return (i32x16)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)pairs, _mm512_set1_epi32(t));
 }
 
-static inline i16x16 mulhrs(i16x16 a, i16x16 b) { return (i16x16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b); }
-/* Saturates at -32768: with an odd multiplier below 2^14 the rescaled value is that of -32767. */
-static inline i16x16 narrow(i32x16 v) { return (i16x16)_mm512_cvtsepi32_epi16((__m512i)v); }
-static inline i8x16 narrow8(i16x16 v) {
-  return (i8x16)_mm_max_epi8(_mm256_cvtsepi16_epi8((__m256i)v), _mm_set1_epi8(-127));
+static inline Wide mulhrs(Wide a, Wide b) { return (Wide)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b); }
+/* Saturates at -32768: with an odd multiplier below 2^14 the rescaled value is that of -32767. The instruction takes
+ * four lanes of one operand and four of the other in turn; `column` says where that puts a lane. */
+static inline Wide narrow(const i32x16 v[kParts]) { return (Wide)_mm512_packs_epi32((__m512i)v[0], (__m512i)v[1]); }
+static inline int column(int part, int lane) { return lane / 4 * 8 + part * 4 + lane % 4; }
+static inline Narrow narrow8(Wide v) {
+  return (Narrow)_mm256_max_epi8(_mm512_cvtsepi16_epi8((__m512i)v), _mm256_set1_epi8(-127));
 }
 
 #elif defined(__AVX2__)
@@ -134,16 +194,40 @@ static inline Sums dot4(Sums acc, const uint8_t* x, const int8_t* w) {
   return acc;
 }
 
-static inline i16x16 mulhrs(i16x16 a, i16x16 b) { return (i16x16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b); }
-static inline i16x16 narrow(i32x16 v) {
+static inline i32x16 dot2(i32x16 pairs, int32_t t) {
   __m256i half[2];
-  std::memcpy(half, &v, 64);
-  return (i16x16)_mm256_permute4x64_epi64(_mm256_packs_epi32(half[0], half[1]), 0xD8);
+  std::memcpy(half, &pairs, 64);
+  for (__m256i& h : half) h = _mm256_madd_epi16(h, _mm256_set1_epi32(t));
+  return load<i32x16>(half);
 }
-static inline i8x16 narrow8(i16x16 v) {
+static inline i32x16 dot2_add(i32x16 acc, i32x16 pairs, int32_t t) { return acc + dot2(pairs, t); }
+
+/* sum over k < count of x[k] * b[k], encoded x. */
+static inline int32_t dot_row(const uint8_t* x, const int8_t* b, int count) {
+  __m256i acc = _mm256_setzero_si256();
+  int k = 0;
+  for (; k + 16 <= count; k += 16) {
+    const __m128i four = _mm_loadu_si128((const __m128i*)(x + k));
+    const __m256i wide = kEncoding ? _mm256_cvtepu8_epi16(four) : _mm256_cvtepi8_epi16(four);
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(wide, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + k)))));
+  }
+  __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(acc), _mm256_extracti128_si256(acc, 1));
+  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4E));
+  int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xB1)));
+  for (; k < count; ++k) sum += encoded(x[k]) * b[k];
+  return sum;
+}
+
+static inline Wide mulhrs(Wide a, Wide b) { return (Wide)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b); }
+static inline Wide narrow(const i32x16 v[kParts]) {
+  __m256i half[2];
+  std::memcpy(half, v, 64);
+  return (Wide)_mm256_permute4x64_epi64(_mm256_packs_epi32(half[0], half[1]), 0xD8);
+}
+static inline Narrow narrow8(Wide v) {
   __m128i half[2];
   std::memcpy(half, &v, 32);
-  return (i8x16)_mm_max_epi8(_mm_packs_epi16(half[0], half[1]), _mm_set1_epi8(-127));
+  return (Narrow)_mm_max_epi8(_mm_packs_epi16(half[0], half[1]), _mm_set1_epi8(-127));
 }
 
 #else
@@ -168,55 +252,72 @@ static inline i32x16 dot4(i32x16 acc, const uint8_t* x, const int8_t* w) {
 }
 #endif
 
-static inline i16x16 mulhrs(i16x16 a, i16x16 b) {
-  return __builtin_convertvector((widen(a) * widen(b) + (1 << 14)) >> 15, i16x16);
+static inline i32x16 dot2(i32x16 pairs, int32_t t) {
+  /* Two int16 values an int32 lane, little-endian: the low half is taken by shifting it up and down again. */
+  return ((pairs << 16) >> 16) * (int32_t)(int16_t)t + (pairs >> 16) * (t >> 16);
 }
-static inline i16x16 narrow(i32x16 v) {
-  v = v > INTLM_MAX16 ? (i32x16){} + INTLM_MAX16 : v;
-  v = v < -INTLM_MAX16 ? (i32x16){} - INTLM_MAX16 : v;
-  return __builtin_convertvector(v, i16x16);
-}
-static inline i8x16 narrow8(i16x16 v) {
-  v = v > INTLM_MAX8 ? (i16x16){} + INTLM_MAX8 : v;
-  v = v < -INTLM_MAX8 ? (i16x16){} - INTLM_MAX8 : v;
-  return __builtin_convertvector(v, i8x16);
-}
+static inline i32x16 dot2_add(i32x16 acc, i32x16 pairs, int32_t t) { return acc + dot2(pairs, t); }
 
-#endif
-
-#if !INTLM_AVX512
 static inline int32_t dot_row(const uint8_t* x, const int8_t* b, int count) {
   int32_t sum = 0;
   for (int k = 0; k < count; ++k) sum += encoded(x[k]) * b[k];
   return sum;
 }
-static inline int32_t sum_magnitudes(const int8_t* x, int count) {
-  int32_t sum = 0;
-  for (int k = 0; k < count; ++k) sum += x[k] < 0 ? -x[k] : x[k];
-  return sum;
+
+static inline Wide mulhrs(Wide a, Wide b) {
+  return __builtin_convertvector((widen(a) * widen(b) + (1 << 14)) >> 15, Wide);
 }
-static inline i32x16 dot2(const int16_t* a, int32_t t) {
-  /* Two int16 values an int32 lane, little-endian: the low half is taken by shifting it up and down again. */
-  i32x16 both = load<i32x16>(a);
-  int32_t low = (int16_t)t, high = t >> 16;
-  return ((both << 16) >> 16) * low + (both >> 16) * high;
+static inline Wide narrow(const i32x16 v[kParts]) {
+  i32x16 kept = v[0] > INTLM_MAX16 ? (i32x16){} + INTLM_MAX16 : v[0];
+  kept = kept < -INTLM_MAX16 ? (i32x16){} - INTLM_MAX16 : kept;
+  return __builtin_convertvector(kept, Wide);
 }
-static inline i32x16 dot2_add(i32x16 acc, const int16_t* a, int32_t t) { return acc + dot2(a, t); }
+static inline Narrow narrow8(Wide v) {
+  v = v > INTLM_MAX8 ? (Wide){} + INTLM_MAX8 : v;
+  v = v < -INTLM_MAX8 ? (Wide){} - INTLM_MAX8 : v;
+  return __builtin_convertvector(v, Narrow);
+}
+
 #endif
 
-/* acc >> shift, rounded; no rounding term where it is in the sum already. */
+#if !INTLM_AVX512
+static inline int column(int, int lane) { return lane; }
+
+static inline i32x16 dot_rows(const uint8_t* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
+  i32x16 sums = {};
+  for (int j = 0; j < rows; ++j) sums[j] = dot_row(x + j * x_stride, b + j / 2 * b_stride, count);
+  return sums;
+}
+static inline int32_t sum_row(const int8_t* x, int count) {
+  int32_t sum = 0;
+  for (int k = 0; k < count; ++k) sum += x[k];
+  return sum;
+}
+static inline i32x16 magnitudes(const int8_t* x, int64_t stride, int count, int rows) {
+  i32x16 sums = {};
+  for (int j = 0; j < rows; ++j)
+    for (int k = 0; k < count; ++k) sums[j] += x[j * stride + k] < 0 ? -x[j * stride + k] : x[j * stride + k];
+  return sums;
+}
+static inline void pair_up(const int8_t* first, const int8_t* second, i32x16 out[kParts]) {
+  const i32x16 a = widen(widen(load<i8x16>(first))), b = second ? widen(widen(load<i8x16>(second))) : (i32x16){} + 1;
+  out[0] = (a & 0xFFFF) | (i32x16)((u32x16)b << 16);
+}
+#endif
+
+/* v >> shift, rounded. */
 static inline i32x16 rounding_shift(i32x16 v, int shift) { return shift ? (v + (1 << (shift - 1))) >> shift : v; }
 
-/* out[i] = table[in[i] + 128], 16 at a time; count a multiple of 16. */
-static inline i8x16 lookup(i8x16 v, const int8_t* table) {
+/* table[v + 128], lane by lane. */
+static inline Narrow lookup(Narrow v, const int8_t* table) {
 #if INTLM_AVX512
-  __m512i index = _mm512_xor_si512(_mm512_castsi128_si512((__m128i)v), _mm512_set1_epi8((char)0x80));
+  __m512i index = _mm512_xor_si512(_mm512_castsi256_si512((__m256i)v), _mm512_set1_epi8((char)0x80));
   __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), index, _mm512_loadu_si512(table + 64));
   __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), index, _mm512_loadu_si512(table + 192));
-  return (i8x16)_mm512_castsi512_si128(_mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
+  return (Narrow)_mm512_castsi512_si256(_mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
 #else
-  i8x16 found;
-  for (int i = 0; i < 16; ++i) found[i] = table[v[i] + 128];
+  Narrow found;
+  for (int i = 0; i < kLanes; ++i) found[i] = table[v[i] + 128];
   return found;
 #endif
 }

@@ -151,7 +151,8 @@ def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
 @pytest.fixture(scope="module", params=ENGINES)
 def infer(request: pytest.FixtureRequest, bridge: Any) -> Callable[..., Any]:
     """Compiled inference of a small model."""
-    return jax.jit(make_engine(request.param, bridge.problem(INFERRED, oracle.Noise(0, 1, 4), 1)).infer)
+    engine = make_engine(request.param, bridge.problem(INFERRED, oracle.Noise(0, 1, 4), 1))
+    return jax.jit(lambda parameters, tokens, states: engine.infer(engine.prepare(parameters), tokens, states))
 
 
 INFERRED = oracle.Shape(7, 24, 40, 2, "table")

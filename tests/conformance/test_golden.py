@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +18,11 @@ from intlm.arithmetic.fixed_point import rank_multiplier, rounding_shift, satura
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
 from intlm.eggroll import fitness, threshold
 from intlm.eggroll.perturbation import Factors, Perturbation, parameter_noise, votes
-from intlm.generation import sample
 from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
 from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
-from intlm.population import make_engine
+from intlm.model.sampling import sample
+from intlm.population import Problem, make_engine, native
 from intlm.training import TrainState
 from intlm.version import NUMERICS_VERSION
 
@@ -160,7 +161,9 @@ def test_logits(engine: str, case: Case, bridge: Any) -> None:
     problem = bridge.problem(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
     assert problem.architecture == architecture(case)
     tokens, states = jnp.array([case["tokens"]], jnp.uint16), jnp.array([case["states"]], jnp.int8)
-    found, after = jax.jit(make_engine(engine, problem).infer)(parameters(case["parameters"]), tokens, states)
+    made = make_engine(engine, problem)
+    prepared = jax.jit(made.prepare)(parameters(case["parameters"]))
+    found, after = jax.jit(made.infer)(prepared, tokens, states)
     assert found[0].tolist() == case["logits"] and after[0].tolist() == case["states_after"]
 
 
@@ -211,12 +214,28 @@ def test_update(engine: str, case: Case, bridge: Any) -> None:
         assert_parameters(state.parameters, step["parameters_after"])
 
 
+def draws(vocabulary: int) -> list[Callable[..., Any]]:
+    """What draws a token: the reference, and the native engine where there is one."""
+    if not native.available():
+        return [sample]
+    problem = Problem(Architecture(vocabulary, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)
+    engine = make_engine("native", problem)
+    prepared = engine.prepare(initialise(problem.architecture, 0))
+
+    def draw(logits: Any, key: Any, position: Any, inverse: Any, top_k: int) -> Any:
+        states = jnp.zeros((1, 8), jnp.int8)
+        return engine.generate(prepared, logits, states, key, position, inverse, top_k, 1)[0][0]
+
+    return [sample, draw]
+
+
 def test_sampling() -> None:
     for case in cases("sampling"):
         key = jnp.array(seed_key(int(case["seed"]), Domain.SAMPLING), jnp.uint32)
         row, v = jnp.array(case["logits"], jnp.int16), jnp.int32(case["v"])
-        found = [int(sample(row, key, jnp.uint32(i), v, case["k"])) for i in range(len(case["tokens"]))]
-        assert found == case["tokens"]
+        for draw in draws(len(row)):
+            found = [int(draw(row, key, jnp.uint32(i), v, case["k"])) for i in range(len(case["tokens"]))]
+            assert found == case["tokens"]
 
 
 def test_sampling_from_the_largest_vocabulary() -> None:
@@ -230,5 +249,7 @@ def test_sampling_from_the_largest_vocabulary() -> None:
     for row in rows:
         row += 2**14 - 1 - row.max()  # int16, as far as logits go
         for v in (256, 300):
-            drawn = [int(sample(row.astype(np.int16), key, jnp.uint32(i), jnp.int32(v), 65536)) for i in range(3)]
-            assert drawn == [oracle.sample(row, v, 65536, 3, i) for i in range(3)]
+            expected = [oracle.sample(row, v, 65536, 3, i) for i in range(3)]
+            for draw in draws(len(row)):
+                drawn = [int(draw(row.astype(np.int16), key, jnp.uint32(i), jnp.int32(v), 65536)) for i in range(3)]
+                assert drawn == expected

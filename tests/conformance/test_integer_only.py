@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
-from intlm.generation import sample
+from intlm.model.sampling import sample
 from intlm.population import make_engine
 from intlm.training import initial_state, make_update_step
 
@@ -75,7 +75,11 @@ def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, bridge:
 def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
     problem = bridge.problem(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
     parameters = jax.eval_shape(lambda: initial_state(problem, 1)).parameters
-    infer = make_engine(engine, problem).infer
+    made = make_engine(engine, problem)
+
+    def infer(parameters: Any, tokens: jax.Array, states: jax.Array) -> Any:
+        return made.infer(made.prepare(parameters), tokens, states)
+
     assert not_integers(infer, parameters, jnp.zeros((2, 3), jnp.uint16), jnp.zeros((2, 2, 8), jnp.int8)) == set()
 
 

@@ -77,7 +77,7 @@ PROBLEMS = st.builds(
 @hypothesis_settings(max_examples=6)  # compiling the reference is most of what an example costs
 @given(PROBLEMS, st.sampled_from(["any", "ends", "normal"]), st.integers(0, 2**31))
 def test_every_shape(problem: Problem, kind: str, seed: int) -> None:
-    """Random shapes, odd remainders of tiles and lanes, extreme weights and states; all three calls."""
+    """Random shapes, odd remainders of tiles and lanes, extreme weights and states; all calls."""
     rng = np.random.default_rng(seed)
     architecture, pairs = problem.architecture, problem.pairs
     problem = problem._replace(group_size=int(rng.choice([g for g in range(1, pairs + 1) if pairs % g == 0])))
@@ -91,12 +91,16 @@ def test_every_shape(problem: Problem, kind: str, seed: int) -> None:
     reference, engine = XlaEngine(problem), native.NativeEngine(problem)
     jit = partial(jax.jit, compiler_options=quick_options())
     texts = tokens.repeat(problem.group_size, axis=0)
+    logits = jnp.asarray(rng.integers(-16000, 16000, architecture.vocab_size), jnp.int16)
+    key = jnp.asarray(rng.integers(0, 2**32, 4), jnp.uint32)
+    inverse, top_k = jnp.int32(rng.integers(1, 1024)), int(rng.integers(1, architecture.vocab_size, endpoint=True))
 
     def all_of(which: XlaEngine | native.NativeEngine) -> list[np.ndarray]:
         found = (
             jit(which.evaluate)(parameters, tokens, states, update),
             jit(which.accumulate)(fitness, update),
-            jit(which.infer)(parameters, texts, states[:, 0]),
+            jit(which.infer)(prepared := jit(which.prepare)(parameters), texts, states[:, 0]),
+            jit(partial(which.generate, top_k=top_k, count=3))(prepared, logits, states[0, 0], key, update, inverse),
         )
         return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
 
@@ -163,4 +167,4 @@ def test_every_build_gives_the_same_digest() -> None:
     """Without JAX: as installed, under the sanitizers, and for Arm where an emulator is; the digest is version 1's."""
     run = subprocess.run([str(ROOT / "kernels" / "check.sh")], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert {line.split()[0] for line in run.stdout.splitlines()[:-1]} == {"79f9c4046175ded8"}
+    assert {line.split()[0] for line in run.stdout.splitlines()[:-1]} == {"13ed62d1c1ba5a37"}
