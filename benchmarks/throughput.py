@@ -8,8 +8,7 @@ file (github.com/ESHyperscale/nano-egg), run with --peer-python, an interpreter 
 datasets, scipy, tqdm, jax); it gets the same text, shapes, population and tokens. The two run in turn, `--rounds`
 times, and the ratio is taken round by round.
 
-Then, in this process, the engine's parts: pure inference with the shared weights on the same batch (one stream a
-member), evaluation, accumulation and the whole update, and the ratio of the last to the first.
+The parts of an update, and their share of what the machine can do, are what `intlm bench CONFIG` prints.
 """
 
 import argparse
@@ -23,9 +22,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from intlm import config as configuration
 from intlm.tracking.table import format_table
@@ -108,59 +106,6 @@ def peer(
     return Measurement(statistics.median(found[1:]), first, memory)
 
 
-def parts(path: Path, text: Path, engine_name: str) -> str:
-    """The engine's parts, in this process, as a table."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from intlm import training
-    from intlm.eggroll import fitness
-    from intlm.model.forward import zero_states
-    from intlm.population import make_engine
-    from intlm.run import problem_of
-
-    config = configuration.load(path, {"data.train": str(text), "engine": engine_name})
-    problem = problem_of(config, 256)
-    engine = make_engine(config.engine, problem)
-    state = training.initial_state(problem, config.seed)
-    data = np.frombuffer(text.read_bytes(), np.uint8)
-    members, length = config.eggroll.population, config.train.tokens_per_update
-    starts = np.arange(members) * ((len(data) - length - 1) // members)
-    streams = data[starts[:, None] + np.arange(length + 1)].astype(np.uint16)
-    tokens = jnp.asarray(streams[: config.pairs // config.eggroll.group_size])
-    update = jnp.uint32(0)
-
-    evaluate, accumulate = jax.jit(engine.evaluate), jax.jit(engine.accumulate)
-    losses, _ = evaluate(state.parameters, tokens, state.members, update)
-    shaped = fitness.shape(config.eggroll.fitness, losses, problem.perturbation.rank)
-    whole = jax.jit(training.make_update_step(problem, engine, config.eggroll.fitness))
-    infer = jax.jit(engine.infer)
-    plain = zero_states((members,), problem.architecture)
-
-    def seconds(call: Callable[[], Any]) -> float:
-        jax.block_until_ready(call())
-        took = []
-        for _ in range(5):
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            took.append(time.perf_counter() - began)
-        return statistics.median(took)
-
-    times = {
-        "pure inference": seconds(lambda: infer(state.parameters, jnp.asarray(streams[:, :-1]), plain)),
-        "evaluation": seconds(lambda: evaluate(state.parameters, tokens, state.members, update)),
-        "accumulation": seconds(lambda: accumulate(shaped, update)),
-        "whole update": seconds(lambda: whole(state, tokens, update, jnp.int32(0))),
-    }
-    inference = times["pure inference"]
-    rows = [
-        (name, f"{time_ * 1000:.1f}", f"{members * length / time_:,.0f}", f"{inference / time_:.3f}")
-        for name, time_ in times.items()
-    ]
-    return format_table([f"engine {engine.name}", "ms", "tokens/s", "over inference"], rows)
-
-
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +134,6 @@ def main() -> None:
     print(format_table(["whole update", "tokens/s", "first update, s", "peak GB", "intlm / peer"], rows))
     if ratios:
         print(f"ratio: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, max {max(ratios):.2f}")
-    print(parts(args.config, text, args.engine))
 
 
 def show(measured: Measurement) -> tuple[str, ...]:

@@ -90,6 +90,18 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from intlm.bench import bench
+
+    config = configuration.load(args.config, configuration.overrides_from(args))
+    found = bench(config, args.config.stem, args.rounds, args.picture)
+    if args.json:
+        print(json.dumps(found.summary()))
+    else:
+        print(found.text() + (f"\npicture: {args.picture}" if args.picture else ""))
+    return 0
+
+
 def _count(text: str) -> int:
     number = int(text)
     if number < 0:
@@ -156,6 +168,15 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
+
+    made = command("bench", _bench, "How fast a config is on this machine, and where the time goes.")
+    made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="draw where an update's time goes, as a PNG")
+    made.add_argument(
+        "--rounds", type=_count, default=None, metavar="N", help="measurements (default: 5, 3 where they take long)"
+    )
+    configuration.add_arguments(made)
     return top
 
 

@@ -20,7 +20,7 @@ from intlm.errors import RunError
 from intlm.run import load
 
 REPOSITORY = Path(__file__).parents[1]
-COMMANDS = ("prepare", "train", "evaluate", "generate", "inspect")
+COMMANDS = ("prepare", "train", "evaluate", "generate", "inspect", "bench")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -59,8 +59,9 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     for name, key in config.KEYS.items():
         kind = "PATH" if key.metadata["path"] else "N" if key.type is int else "TEXT"
         flag = f"--{name} {'|'.join(key.metadata['choices']) or kind}"
-        assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "train"))
+        assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "train", "bench"))
     wanted = {
+        "bench": ["--json", "--picture FILE", "--rounds N"],
         "train": ["--run-dir DIR", "--resume"],
         "evaluate": ["--text FILE", "--json", "--split", "--batch N"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
@@ -134,7 +135,7 @@ def test_arguments_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
 def test_configurations_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The message names the file or the command line, the key, and what was expected; nothing is made."""
     path = tmp_path / "a.toml"
-    for command in ("prepare", "train"):
+    for command in ("prepare", "train", "bench"):
         words = [command, path]
         assert refused(capsys, *words).startswith(f"intlm: {path}: cannot be read: ")
         tiny.write_config(path, {**tiny.KEYS, "model.hiden_size": 8})

@@ -1,0 +1,491 @@
+"""How fast a configuration is on this machine: each part of an update, beside the most that the machine could do.
+
+- What is timed is training's own calls on the configuration's own text, one part after another in every round, each
+  again and again if it is short. Ratios are taken within a round: a machine whose speed changes changes them less.
+- A multiply-accumulate is one of a matrix product: a token costs as many as the matrices have weights. Embeddings are
+  looked up, which is none; the products with the perturbations, of rank a few, are not counted.
+- Pure inference is the shared weights on as many streams as there are members, each with its member's text.
+"""
+
+import math
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from intlm.arithmetic.fixed_point import Array
+from intlm.config import Config
+from intlm.data.shards import Corpus
+from intlm.eggroll import fitness, threshold
+from intlm.eggroll.perturbation import is_matrix, noise
+from intlm.errors import ConfigError
+from intlm.generation import generate
+from intlm.model import SEPARATOR
+from intlm.model.forward import zero_states
+from intlm.model.parameters import Kind, Specification, specifications
+from intlm.population import Problem, native
+from intlm.population.xla import XlaEngine, fold_in_chunks
+from intlm.run import BLOCK
+from intlm.tracking import picture
+from intlm.tracking.table import format_table, human
+from intlm.training import Trainer, prepare_corpus
+
+ROUNDS, FEWEST_ROUNDS = 5, 3
+PATIENCE = 60  # seconds after which no round begins but the fewest
+MOST_LOGITS = 1 << 27  # that inference may write at once; where it would be more, it reads fewer streams,
+WHOLE_STREAMS = 48  # a multiple of these
+FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of BLOCK
+COUNTED = 0.2  # seconds that a part is repeated for in a round
+COLDEST = "0.0078125"  # the temperature that draws the likeliest token by the way that all others are drawn
+
+PARTS = ("inference", "evaluation", "noise", "accumulation", "rest", "update", "generation")
+PHASES = {
+    "peak": "byte products at the machine's peak",
+    "products": "products' rest: rescaling, perturbation, gates",
+    "projection": "projections on the noise",
+    "embedding": "embedding lookups",
+    "norm": "norms",
+    "loss": "losses of logits",
+    "votes": "products of the votes",
+    "copies": "copies of states",
+    "rest": "all else, and threads that wait",
+}
+
+
+class Round(NamedTuple):
+    """What one round measured."""
+
+    seconds: dict[str, float]  # of a part's call
+    phases: dict[str, dict[str, float]]  # what those of evaluation and accumulation are made of
+    peak: float | None  # multiply-accumulates a second of all threads; None without the native library
+    reading: float | None  # bytes a second that all threads read of as many as the matrices have, each its share
+
+
+class Spread(NamedTuple):
+    """A quantity over the rounds."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the rounds say of the parts."""
+
+    name: str
+    config: Config
+    problem: Problem
+    engine: str
+    instruction_set: str | None  # of the native library, None without it
+    threads: int
+    streams: int  # of inference
+    written: int  # tokens, by generation
+    peak_memory: int  # bytes
+    rounds: list[Round]
+
+    def macs_per_token(self) -> int:
+        """Multiply-accumulates of one token."""
+        return macs_per_token(self.problem)
+
+    def noise_values(self) -> int:
+        """Values of noise in an update: for each pair both factors of a matrix, and a vector's own."""
+        rank = self.problem.perturbation.rank
+        values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.problem))
+        return self.problem.pairs * sum(values)
+
+    def tokens(self, part: str) -> int:
+        """Tokens of text for which one call of a part works."""
+        if part == "generation":
+            return self.written
+        streams = self.streams if part == "inference" else 2 * self.problem.pairs
+        return streams * self.config.train.tokens_per_update
+
+    def macs(self, part: str) -> int | None:
+        """Multiply-accumulates of one call: those of its tokens, but those of the votes for accumulation."""
+        if part == "accumulation":
+            weights = sum(_size(s) for s in _parameters(self.problem) if is_matrix(s.kind))
+            return self.problem.pairs * self.problem.perturbation.rank * weights
+        return None if part in ("noise", "rest") else self.tokens(part) * self.macs_per_token()
+
+    def seconds(self, part: str) -> Spread | None:
+        """Of one call."""
+        return self._spread(lambda r: r.seconds[part])
+
+    def tokens_per_second(self, part: str) -> Spread | None:
+        """What the machine would do if the part were all there is."""
+        return self._spread(lambda r: self._speed(r, part))
+
+    def macs_per_second(self, part: str) -> Spread | None:
+        """None for a part that has no products."""
+        return self._spread(lambda r: _ratio(self.macs(part), r.seconds[part]))
+
+    def peak(self) -> Spread | None:
+        """The most multiply-accumulates a second that the machine's threads make."""
+        return self._spread(lambda r: r.peak)
+
+    def share_of_peak(self, part: str) -> Spread | None:
+        """Its multiply-accumulates over what the machine could have made."""
+        return self._spread(lambda r: _ratio(_ratio(self.macs(part), r.seconds[part]), r.peak))
+
+    def over_inference(self, part: str) -> Spread | None:
+        """Its tokens per second over those of pure inference."""
+        return self._spread(lambda r: _ratio(self._speed(r, part), self._speed(r, "inference")))
+
+    def share_of_bound(self) -> Spread | None:
+        """Generation's speed over that of threads which read the matrices, a byte a weight, once a token."""
+        return self._spread(lambda r: _ratio(self._speed(r, "generation"), _ratio(r.reading, self.macs_per_token())))
+
+    def _speed(self, round_: Round, part: str) -> float | None:
+        return _ratio(self.tokens(part), round_.seconds[part])
+
+    def _spread(self, value: Callable[[Round], float | None]) -> Spread | None:
+        found = [value(round_) for round_ in self.rounds]
+        known = [v for v in found if v is not None]
+        return Spread(min(known), statistics.median(known), max(known)) if len(known) == len(found) else None
+
+    def summary(self) -> dict[str, Any]:
+        """The medians, for JSON; None for what this machine has not."""
+
+        def median(spread: Spread | None) -> float | None:
+            return spread.median if spread else None
+
+        def ends(spread: Spread | None) -> list[float] | None:
+            return [spread.low, spread.high] if spread else None
+
+        timed = [part for part in PARTS if part != "generation"]
+        return {
+            "config": self.name,
+            "engine": self.engine,
+            "instruction_set": self.instruction_set,
+            "threads": self.threads,
+            "rounds": len(self.rounds),
+            "members": 2 * self.problem.pairs,
+            "tokens_per_update": self.config.train.tokens_per_update,
+            "parameters": sum(_size(s) for s in _parameters(self.problem)),
+            "inference_streams": self.streams,
+            "macs_per_token": self.macs_per_token(),
+            "seconds": {part: median(self.seconds(part)) for part in timed},
+            "tokens_per_second": {part: median(self.tokens_per_second(part)) for part in timed if part != "rest"},
+            "macs_per_second": median(self.macs_per_second("evaluation")),
+            "peak_macs_per_second": median(self.peak()),
+            "share_of_peak": median(self.share_of_peak("evaluation")),
+            "evaluation_over_inference": median(self.over_inference("evaluation")),
+            "evaluation_over_inference_range": ends(self.over_inference("evaluation")),
+            "update_over_inference": median(self.over_inference("update")),
+            "update_over_inference_range": ends(self.over_inference("update")),
+            "noise_values_per_second": median(self._spread(lambda r: _ratio(self.noise_values(), r.seconds["noise"]))),
+            "generation": {
+                "tokens_per_second": median(self.tokens_per_second("generation")),
+                "share_of_bound": median(self.share_of_bound()),
+            },
+            "peak_memory_bytes": self.peak_memory,
+        }
+
+    def text(self) -> str:
+        """The same for a terminal."""
+
+        def middle(spread: Spread | None, unit: float = 1) -> str:
+            return shown(spread.median / unit) if spread else "-"
+
+        def all_of(spread: Spread | None, unit: float = 1) -> str:
+            return " / ".join(shown(value / unit) for value in spread) if spread else "-"
+
+        found = self.summary()
+        labels = {
+            "inference": "pure inference",
+            "noise": "noise, within evaluation",
+            "rest": "rest of the update",
+            "update": "whole update",
+            "generation": f"one stream, {self.written:,} tokens",
+        }
+        if self.streams < found["members"]:
+            labels["inference"] += f", {self.streams:,} streams"
+        rows = [
+            (
+                labels.get(part, part),
+                all_of(self.seconds(part), 1e-3),
+                middle(self.tokens_per_second(part)),
+                middle(self.macs_per_second(part), 1e9),
+                middle(self.share_of_peak(part), 0.01),
+                middle(self.over_inference(part)),
+            )
+            for part in PARTS
+        ]
+        made = found["noise_values_per_second"]
+        further = [
+            ("evaluation over inference", all_of(self.over_inference("evaluation"))),
+            ("whole update over inference", all_of(self.over_inference("update"))),
+            ("machine's peak, GMAC/s of signed bytes", all_of(self.peak(), 1e9)),
+            ("one stream, % of reading the weights once a token", all_of(self.share_of_bound(), 0.01)),
+            ("noise", f"{human(self.noise_values())} values" + (f", {human(made)} a second" if made else "")),
+            ("training's peak memory", f"{self.peak_memory / 1e9:.2f} GB"),
+        ]
+        instructions = f" ({self.instruction_set})" if self.engine == "native" else ""
+        return "\n".join(
+            [
+                f"engine {self.engine}{instructions}, {self.threads} threads",
+                f"{self.name}: {found['members']:,} members of {human(found['parameters'])} parameters, "
+                f"{found['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds a token",
+                "",
+                format_table(["", "ms", "tokens/s", "GMAC/s", "% of peak", "over inference"], rows),
+                "",
+                format_table([f"of {len(self.rounds)} rounds", "min / median / max"], further),
+            ]
+        )
+
+    def breakdown(self) -> list[tuple[str, str, float]]:
+        """Where a whole update's time goes: what is done, for which part of the update, its seconds."""
+        found = []
+        for part in ("evaluation", "accumulation"):
+            took = statistics.median(r.seconds[part] for r in self.rounds)
+            known = sum(sum(r.phases[part].values()) for r in self.rounds)
+            phases = {
+                # Measuring them took time of its own.
+                phase: sum(r.phases[part][phase] for r in self.rounds) / known * took
+                for phase in self.rounds[0].phases[part]
+            }
+            peak, macs = self.peak(), self.macs(part)
+            if part == "evaluation" and "products" in phases and peak and macs:
+                phases["peak"] = min(phases["products"], macs / peak.median)
+                phases["products"] -= phases["peak"]
+            found += [(PHASES.get(phase, phase), part, seconds) for phase, seconds in phases.items() if seconds]
+        rest, whole = (statistics.median(r.seconds[part] for r in self.rounds) for part in ("rest", "update"))
+        found.append(("fitness and optimizer", "rest of the update", rest))
+        scale = whole / sum(seconds for _, _, seconds in found)  # medians do not add up exactly
+        return [(label, part, seconds * scale) for label, part, seconds in found]
+
+
+class Workload:
+    """What is timed: a trainer's calls, and its engine's on the same text. Each returns its seconds."""
+
+    def __init__(self, config: Config, corpus: Corpus) -> None:
+        self.config = config
+        self.trainer = trainer = Trainer(config, Path(os.devnull), corpus)  # nothing is written before it runs
+        self.problem, self.engine = trainer.problem, trainer.engine
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = config.threads or cores
+        shares = 256 * self.threads  # a thread reads so many bytes at once
+        self.readable = max(1, macs_per_token(self.problem) // shares) * shares
+        tokens = config.train.tokens_per_update
+        most = MOST_LOGITS // (tokens * self.problem.architecture.vocab_size)
+        whole = most // WHOLE_STREAMS * WHOLE_STREAMS or most
+        self.streams = min(2 * self.problem.pairs, whole)
+        self.evaluate, self.accumulate = jax.jit(self.engine.evaluate), jax.jit(self.engine.accumulate)
+        self.prepare, self.infer = jax.jit(self.engine.prepare), jax.jit(self.engine.infer)
+        self.draw = jax.jit(self._noise)
+        self.calls: dict[str, Callable[[], float]] = {
+            "update": self.update,
+            "evaluation": self.evaluation,
+            "accumulation": self.accumulation,
+            "inference": self.inference,
+            "generation": self.generation,
+        }
+        self.multiplications = self.readings = 0
+        self.written = FEWEST_WRITTEN
+
+    def warm_up(self) -> int:
+        """Compile everything and decide how often to repeat what is short. Returns training's peak memory, bytes."""
+        self.update()
+        self.update()
+        memory = peak_memory()
+        self.evaluation()
+        self.accumulation()
+        self.inference()
+        self.generation()
+        self.written = _repetitions(self._write, FEWEST_WRITTEN) // BLOCK * BLOCK
+        self.generation()  # another length may be another program
+        for part in ("evaluation", "accumulation"):
+            self.phases(part, 1.0)
+        if native.available():
+            self.multiplications = _repetitions(lambda n: native.multiply_rate(self.threads, n), 1)
+            self.readings = _repetitions(lambda n: native.read_rate(self.threads, self.readable, n), 1)
+        return memory
+
+    def round(self, done: Callable[[], Any]) -> Round:
+        """Every part once, `done` called after each."""
+        peak = reading = None
+        if native.available():
+            peak = native.multiply_rate(self.threads, self.multiplications)
+            reading = native.read_rate(self.threads, self.readable, self.readings)
+        seconds = {}
+        for part, call in self.calls.items():
+            seconds[part] = _mean(call)[0]
+            done()
+        phases = {part: self.phases(part, seconds[part]) for part in ("evaluation", "accumulation")}
+        seconds["noise"] = phases["evaluation"]["noise"]
+        seconds["rest"] = max(0.0, seconds["update"] - seconds["evaluation"] - seconds["accumulation"])
+        done()
+        return Round(seconds, phases, peak, reading)
+
+    def update(self) -> float:
+        """A whole update. The text that it reads is what all else reads until the next."""
+        trainer, eggroll = self.trainer, self.config.eggroll
+        self.batch = trainer.streams.batch(trainer.update)
+        self.tokens, self.number = jnp.asarray(self.batch, jnp.uint16), jnp.uint32(trainer.update)
+        quantile = jnp.int32(threshold.quantile(trainer.update, eggroll.alpha, eggroll.alpha_decay_updates))
+
+        def step() -> Any:
+            trainer.state, report = trainer.step(trainer.state, self.tokens, self.number, quantile)
+            self.losses = report.losses
+            return trainer.state, report
+
+        trainer.update += 1
+        return _timed(step)
+
+    def evaluation(self) -> float:
+        """The population on its text."""
+        state = self.trainer.state
+        return _timed(lambda: self.evaluate(state.parameters, self.tokens, state.members, self.number))
+
+    def accumulation(self) -> float:
+        """The votes that the last update's losses give."""
+        shaped = fitness.shape(self.config.eggroll.fitness, self.losses, self.problem.perturbation.rank)
+        jax.block_until_ready(shaped)
+        return _timed(lambda: self.accumulate(shaped, self.number))
+
+    def inference(self) -> float:
+        """The shared weights on the population's text."""
+        texts = np.repeat(self.batch[:, :-1], 2 * self.problem.group_size, axis=0)[: self.streams]
+        tokens, states = jnp.asarray(texts, jnp.uint16), zero_states((self.streams,), self.problem.architecture)
+        prepared = self.prepare(self.trainer.state.parameters)
+        jax.block_until_ready((tokens, states, prepared))
+        return _timed(lambda: self.infer(prepared, tokens, states))
+
+    def generation(self) -> float:
+        """One stream writes."""
+        model, parameters = self.trainer.model, self.trainer.state.parameters
+        head = np.array(parameters["head"])
+        # The separator's logit is the mean of the others': it is never the largest, so that the document goes on.
+        head[SEPARATOR] = np.delete(head, SEPARATOR, axis=0).mean(axis=0)
+        model.parameters = {**parameters, "head": jnp.asarray(head)}
+        return _timed(lambda: self._write(self.written))
+
+    def phases(self, part: str, took: float) -> dict[str, float]:
+        """What evaluation or accumulation is made of; `took`: its seconds in this round."""
+        if self.engine.name == "native":
+            with native.phases() as spent:
+                took, calls = _mean(self.calls[part])
+            found = {phase: seconds / self.threads / calls for phase, seconds in spent.items()}
+            return {**found, "rest": max(0.0, took - sum(found.values()))}
+        if part == "accumulation":
+            return {"noise and its products with fitness": took}
+        made, _ = _mean(lambda: _timed(lambda: self.draw(self.number)))
+        return {"noise": made, "all but noise": max(0.0, took - made)}
+
+    def _write(self, tokens: int) -> bytes:
+        return b"".join(generate(self.trainer.model, b"", tokens, COLDEST))
+
+    def _noise(self, update: Array) -> Array:
+        """The sum of all the population's noise, made as the `xla` engine makes it; int32, which may wrap."""
+        architecture, perturbation = self.problem.architecture, self.problem.perturbation
+        epoch = perturbation.epoch(update)
+
+        def add(total: Array, pairs: Array) -> Array:
+            drawn = jax.tree.leaves(noise(architecture, perturbation, epoch, pairs))
+            return total + sum(jnp.sum(values, dtype=jnp.int32) for values in drawn)
+
+        pairs = jnp.arange(self.problem.pairs, dtype=jnp.uint32)
+        return fold_in_chunks(add, jnp.int32(0), pairs, XlaEngine(self.problem).chunk_pairs)
+
+
+def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | None = None) -> Report:
+    """Measure a configuration, which is called `name` in what is shown; `drawing`: where to draw a PNG of it.
+
+    rounds: how many; None for five, or fewer where they would take more than a minute. Nothing is written but the
+    prepared text and the drawing. Raises ConfigError or DataError for what the user can mend.
+    """
+    if rounds is not None and rounds < 1:
+        raise ConfigError(f"--rounds = {rounds}: must be at least 1")
+    if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
+        raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
+    workload = Workload(config, prepare_corpus(config))
+    found: list[Round] = []
+    wanted, fewest = rounds or ROUNDS, rounds or FEWEST_ROUNDS
+    steps = len(workload.calls) + 1
+    began = time.monotonic()
+    with tqdm(desc="bench", total=(wanted + 1) * steps, disable=None, leave=False, bar_format="{l_bar}{bar}") as bar:
+        memory = workload.warm_up()
+        bar.update(steps)
+        while len(found) < wanted and (len(found) < fewest or time.monotonic() - began < PATIENCE):
+            found.append(workload.round(bar.update))
+    report = Report(
+        name,
+        config,
+        workload.problem,
+        workload.engine.name,
+        native.instruction_set() if native.available() else None,
+        workload.threads,
+        workload.streams,
+        workload.written,
+        memory,
+        found,
+    )
+    if drawing:
+        picture.breakdown(report.breakdown(), drawing, f"{name}: where an update's time goes")
+    return report
+
+
+def macs_per_token(problem: Problem) -> int:
+    """Multiply-accumulates of one token: the weights of all matrices, those of the embedding left out."""
+    return sum(_size(s) for s in _parameters(problem) if s.kind is Kind.MATRIX)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held."""
+    try:  # where it is, for getrusage counts what the process held that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1 << 10)
+
+
+def shown(number: float) -> str:
+    """Three significant digits, and all that are before the point."""
+    digits = 2 - math.floor(math.log10(abs(number))) if number else 0
+    return f"{number:,.{max(0, digits)}f}"
+
+
+def _parameters(problem: Problem) -> list[Specification]:
+    return specifications(problem.architecture)
+
+
+def _size(specification: Specification) -> int:
+    return int(np.prod(specification.shape))
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    """Seconds until what a call returns is there."""
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def _mean(call: Callable[[], float]) -> tuple[float, int]:
+    """The mean of what a call returns, seconds, over as many calls as are counted; and how many these are."""
+    found = [call()]
+    while sum(found) < COUNTED:
+        found.append(call())
+    return statistics.fmean(found), len(found)
+
+
+def _repetitions(call: Callable[[int], Any], fewest: int) -> int:
+    """How often to repeat something for it to take the time that is counted."""
+    count = fewest
+    while (took := _timed(lambda: call(count))) < COUNTED / 8:  # noqa: B023 (called at once)
+        count *= 4
+    return max(fewest, round(count * COUNTED / took))

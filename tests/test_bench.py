@@ -1,0 +1,269 @@
+"""intlm.bench: what is printed follows from what was measured, and everything is measured. No timing is asserted."""
+
+import json
+import struct
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from conftest import quick_options
+
+from intlm import bench as module
+from intlm.bench import PARTS, Report, Round, Workload, bench, shown
+from intlm.cli import main
+from intlm.model import SEPARATOR
+from intlm.model.forward import zero_states
+from intlm.population import native
+from intlm.run import problem_of
+from intlm.training import prepare_corpus
+
+VOCABULARY = 5
+# Of the tiny model, hidden 16 and feed-forward 16: six square matrices of its layer, and the head.
+MACS = 6 * 256 + VOCABULARY * 16
+TOKENS = tiny.MEMBERS * tiny.TOKENS
+NUMBERS = {
+    "threads", "rounds", "members", "tokens_per_update", "parameters", "inference_streams", "macs_per_token",
+    "macs_per_second", "evaluation_over_inference", "update_over_inference", "noise_values_per_second",
+    "peak_memory_bytes",
+}  # fmt: skip
+OF_THE_PEAK = {"peak_macs_per_second", "share_of_peak"}
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is repeated, and compiling is quick."""
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=quick_options()))
+    monkeypatch.setattr(module, "COUNTED", 0.001)
+    monkeypatch.setattr(module, "FEWEST_WRITTEN", 64)
+
+
+def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields: Any) -> Report:
+    """A report of known rounds, each this much slower than the first."""
+    config = config or tiny.load_config()
+    seconds = {"inference": 0.5, "evaluation": 1.0, "noise": 0.25, "accumulation": 0.5, "rest": 0.5, "update": 2.0}
+    phases = {
+        "evaluation": {"noise": 0.5, "products": 1.0, "norm": 0.0, "rest": 0.5},
+        "accumulation": {"noise": 0.0, "votes": 0.5},
+    }
+    rounds = [
+        Round(
+            {part: took * factor for part, took in {**seconds, "generation": 0.1}.items()},
+            {part: {phase: took * factor for phase, took in found.items()} for part, found in phases.items()},
+            peak and peak / factor,
+            peak and MACS * 1000 / factor,
+        )
+        for factor in factors
+    ]
+    told = {"engine": "native", "instruction_set": "some", "streams": tiny.MEMBERS, **fields}
+    return Report("tiny", config, problem_of(config, VOCABULARY), threads=2, written=50, peak_memory=1 << 30,
+                  rounds=rounds, **told)  # fmt: skip
+
+
+def test_rates_and_ratios() -> None:
+    """Medians over the rounds, of ratios taken within a round: here the same however slow the round is."""
+    found = made(1, 4, 2).summary()
+    assert found["rounds"] == 3 and found["members"] == tiny.MEMBERS and found["macs_per_token"] == MACS
+    assert found["seconds"]["update"] == 4.0 and found["seconds"]["noise"] == 0.5
+    assert found["tokens_per_second"] == {
+        "inference": TOKENS, "evaluation": TOKENS / 2, "noise": TOKENS * 2, "accumulation": TOKENS,
+        "update": TOKENS / 4,
+    }  # fmt: skip
+    assert found["macs_per_second"] == TOKENS * MACS / 2
+    assert found["peak_macs_per_second"] == 2e6
+    assert found["share_of_peak"] == pytest.approx(TOKENS * MACS / 4e6)
+    assert (found["update_over_inference"], found["evaluation_over_inference"]) == (0.25, 0.5)
+    assert found["update_over_inference_range"] == [0.25, 0.25]
+    assert found["generation"] == {"tokens_per_second": 250, "share_of_bound": pytest.approx(0.5)}
+    assert found["peak_memory_bytes"] == 1 << 30
+
+
+def test_fewer_streams_are_accounted_for() -> None:
+    """Inference on half of the streams in the same time is half as fast."""
+    whole, half = made(1), made(1, streams=tiny.MEMBERS // 2)
+    assert half.summary()["tokens_per_second"]["inference"] == whole.summary()["tokens_per_second"]["inference"] / 2
+    assert half.summary()["update_over_inference"] == 0.5
+    assert "pure inference, 16 streams" in half.text() and "pure inference  " in whole.text()
+
+
+def test_products_and_values() -> None:
+    """What a call multiplies and draws, counted from the parameters; rank 3."""
+    report = made(1, config=tiny.load_config(eggroll__rank=3))
+    assert report.macs("update") == report.macs("evaluation") == report.macs("inference") == TOKENS * MACS
+    assert report.macs("generation") == 50 * MACS
+    assert report.macs("accumulation") == tiny.MEMBERS // 2 * 3 * (MACS + VOCABULARY * 16)
+    assert report.macs("noise") is None and report.macs("rest") is None
+    factors, vectors = 6 * (16 + 16) + 2 * (VOCABULARY + 16), 5 * 16
+    assert report.noise_values() == tiny.MEMBERS // 2 * (3 * factors + vectors)
+
+
+def test_the_text_has_a_row_for_each_part() -> None:
+    lines = made(1, 2, 4).text().splitlines()
+    assert lines[:2] == [
+        "engine native (some), 2 threads",
+        "tiny: 32 members of 1.78k parameters, 8 tokens each, 1.62k multiply-adds a token",
+    ]
+    assert len(lines[5 : lines.index("", 5)]) == len(PARTS)
+    (whole,) = (line for line in lines if line.startswith("whole update  "))
+    assert whole.split()[2:] == ["2,000", "/", "4,000", "/", "8,000", "64.0", "0.000103", "5.17", "0.250"]
+    assert any(
+        line.startswith("whole update over inference") and line.endswith("0.250 / 0.250 / 0.250") for line in lines
+    )
+    assert lines[-1].startswith("training's peak memory") and lines[-1].endswith("1.07 GB")
+
+
+def test_without_the_native_library_there_is_no_peak() -> None:
+    report = made(1, 2, peak=None, engine="xla", instruction_set=None)
+    found = report.summary()
+    assert found["peak_macs_per_second"] is found["share_of_peak"] is found["generation"]["share_of_bound"] is None
+    assert found["instruction_set"] is None
+    (row,) = (line for line in report.text().splitlines() if line.startswith("evaluation  "))
+    assert row.split()[-2] == "-"
+    assert report.text().startswith("engine xla, 2 threads\n")
+
+
+def test_a_part_that_takes_no_time_has_no_rate() -> None:
+    report = made(1, 2)
+    report.rounds[0].seconds["rest"] = 0.0
+    assert report.tokens_per_second("rest") is None and report.seconds("rest")
+    report.text()
+
+
+def test_the_breakdown_is_of_the_whole_update() -> None:
+    """Phases are scaled to the part's own time; those that take none are left out; the peak's share is set apart."""
+    found = made(2, 2).breakdown()
+    groups = {group: sum(seconds for _, of, seconds in found if of == group) for _, group, _ in found}
+    assert groups == pytest.approx({"evaluation": 2.0, "accumulation": 1.0, "rest of the update": 1.0})
+    evaluation = {label: seconds for label, group, seconds in found if group == "evaluation"}
+    least = TOKENS * MACS / 2e6
+    assert evaluation == pytest.approx({
+        "noise": 0.5,
+        "byte products at the machine's peak": least,
+        "products' rest: rescaling, perturbation, gates": 1.0 - least,
+        "all else, and threads that wait": 0.5,
+    })  # fmt: skip
+    assert [label for label, group, _ in found if group == "accumulation"] == ["products of the votes"]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0, "0"), (1234567.8, "1,234,568"), (999.4, "999"), (12.345, "12.3"), (1, "1.00"), (0.012345, "0.0123")],
+)
+def test_three_digits(number: float, expected: str) -> None:
+    assert shown(number) == expected
+
+
+@pytest.mark.parametrize("engine", ["auto", "xla"])
+def test_json(engine: str, hasty: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything there is, measured once; where the parts are numbers, each follows from the others."""
+    assert main(["bench", str(tiny.CONFIG), "--json", "--rounds", "1", "--engine", engine]) == 0
+    found = json.loads(capsys.readouterr().out)
+    there = native.available()
+    assert found["config"] == "tiny"
+    assert found["engine"] == ("native" if engine == "auto" and there else "xla")
+    assert found["instruction_set"] == (native.instruction_set() if there else None)
+    timed = ["inference", "evaluation", "noise", "accumulation", "rest", "update"]
+    assert list(found["seconds"]) == timed
+    assert list(found["tokens_per_second"]) == [part for part in timed if part != "rest"]
+    rates = {**found["tokens_per_second"], "generation": found["generation"]["tokens_per_second"]}
+    assert all(isinstance(rate, float) and rate > 0 for rate in rates.values())
+    for names, known in ((NUMBERS, True), (OF_THE_PEAK, there)):
+        assert all((isinstance(found[name], int | float) and found[name] > 0) == known for name in names)
+    assert (found["generation"]["share_of_bound"] is not None) == there
+    rest = {"config", "engine", "instruction_set", "seconds", "tokens_per_second", "generation"}
+    ranges = {"update_over_inference_range", "evaluation_over_inference_range"}
+    assert set(found) == NUMBERS | OF_THE_PEAK | rest | ranges
+
+    assert found["rounds"] == 1 and found["inference_streams"] == tiny.MEMBERS
+    for part in ("evaluation", "update"):
+        ratio = found[f"{part}_over_inference"]
+        assert ratio == pytest.approx(rates[part] / rates["inference"])
+        assert found[f"{part}_over_inference_range"] == [ratio, ratio]
+    assert found["macs_per_second"] == pytest.approx(rates["evaluation"] * found["macs_per_token"])
+    if there:
+        assert found["share_of_peak"] == pytest.approx(found["macs_per_second"] / found["peak_macs_per_second"])
+
+
+def test_the_table_and_the_picture(
+    hasty: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is written, but the prepared text where it is not there."""
+    monkeypatch.chdir(tmp_path)
+    keys = [f"--{key}={value}" for key, value in {"eggroll.rank": 2, "data.prepared": "made"}.items()]
+    assert main(["bench", str(tiny.CONFIG), *keys, "--picture", "a.png", "--rounds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "whole update over inference" in out and "of 2 rounds" in out
+    assert out.splitlines()[-1] == "picture: a.png"
+    content = (tmp_path / "a.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", content[16:24]) == (1200, 750)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "made"]
+
+
+def test_rounds_end_where_patience_does(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0)
+    report = bench(tiny.load_config(), "tiny")
+    assert len(report.rounds) == module.FEWEST_ROUNDS
+    for round_ in report.rounds:
+        assert set(round_.seconds) == set(PARTS)
+        assert all(sum(phases.values()) > 0 for phases in round_.phases.values())
+
+
+@pytest.mark.parametrize(("most", "streams"), [(1 << 27, 96), (95, 48), (49, 48), (47, 47)])
+def test_inference_reads_as_many_streams_as_memory_allows(
+    most: int, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each its member's text: pairs and groups share theirs."""
+    monkeypatch.setattr(module, "MOST_LOGITS", most * tiny.TOKENS * VOCABULARY)
+    config = tiny.load_config(eggroll__population=96, eggroll__group_size=2)
+    workload = Workload(config, prepare_corpus(config))
+    assert workload.streams == streams
+    seen: list[Any] = []
+    workload.infer = lambda *arguments: seen.append(arguments)  # type: ignore[assignment]
+    workload.batch = workload.trainer.streams.batch(0)
+    workload.inference()
+    _, tokens, states = seen[0]
+    assert tokens.shape == (streams, tiny.TOKENS) and states.shape == (streams, 1, 16)
+    np.testing.assert_array_equal(tokens, [workload.batch[stream // 4, :-1] for stream in range(streams)])
+
+
+def test_the_stream_that_writes_never_ends(hasty: None) -> None:
+    """The separator is the likeliest token of no text, so that as many tokens are written as are counted."""
+    workload = Workload(tiny.load_config(), prepare_corpus(tiny.load_config()))
+    workload.generation()
+    model, rng = workload.trainer.model, np.random.default_rng(0)
+    tokens = rng.integers(0, VOCABULARY, (64, 32))
+    logits, _ = model.read(tokens, zero_states((64,), model.architecture))
+    assert (logits.max(axis=-1) > logits[..., SEPARATOR]).all()
+
+
+def test_peak_memory_is_this_process_s() -> None:
+    """Not that of the program which started it, and it grows with what is held."""
+    held = np.ones(1 << 29, np.int8)
+    script = """
+import numpy as np
+from intlm.bench import peak_memory
+before = peak_memory()
+np.ones(1 << 28, np.int8)
+print(before, peak_memory())
+"""
+    done = tiny.intlm(python=("-c", script))
+    before, after = map(int, done.stdout.split())
+    assert before < held.nbytes and after >= before + (1 << 27)
+
+
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found before anything is made or measured."""
+    new = ["--data.prepared", str(tmp_path / "prepared")]
+    for given, said in (
+        (["--rounds", "0"], "--rounds = 0: must be at least 1"),
+        (["--picture", str(tmp_path / "absent" / "a.png")], f"--picture = {tmp_path}/absent/a.png: expected a file in"),
+        (["--picture", str(tmp_path)], f"--picture = {tmp_path}: expected a file in"),
+    ):
+        assert main(["bench", str(tiny.CONFIG), *new, *given]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"intlm: {said}") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
