@@ -435,6 +435,35 @@ struct Tile {
 #pragma GCC unroll 12
         for (int m = 0; m < MB; ++m) acc[m][u][part] = begin;
       }
+    /* The perturbation first: it does not wait for the sums, so it is made while those of the last block end and
+     * these begin. */
+    i32x16 by[P ? MB : 1][UB][kParts];
+    if (P) {
+      const int rank = RANK ? RANK : o.rank;
+      const int32_t half = o.sigma_shift ? 1 << (o.sigma_shift - 1) : 0;
+#pragma GCC unroll 12
+      for (int m = 0; m < MB; m += 2)
+#pragma GCC unroll 8
+        for (int u = 0; u < UB; ++u) {
+          const int8_t* a = o.a + (m0 + m) / 2 * o.next_pair + (u0 + u) * kLanes;
+          const int32_t* along = o.along + m0 + m;
+          int k = 0;
+          do {
+            i32x16 pairs[kParts];
+            pair_up(a, k + 1 < rank ? a + o.next_rank : nullptr, pairs);
+#pragma GCC unroll 2
+            for (int s = 0; s < 2; ++s)
+#pragma GCC unroll 2
+              for (int part = 0; part < kParts; ++part) {
+                i32x16& change = by[m + s][u][part];
+                change = k ? dot2_add(change, pairs[part], along[s]) : dot2(pairs[part], along[s]);
+                if (k + 2 >= rank) change = (rank % 2 ? change : change + half) >> o.sigma_shift;
+              }
+            a += 2 * o.next_rank, along += o.t_stride;
+          } while ((k += 2) < rank);
+        }
+      asm volatile("" : "+m"(by));  // or the compiler moves it behind the sums
+    }
     const uint8_t* from = o.in + (int64_t)m0 * o.stride;
     const int8_t* weights = o.packed + (int64_t)u0 * kLanes * o.fan_in;
     const int64_t stride = o.stride;
@@ -448,44 +477,18 @@ struct Tile {
             acc[m][u][part] = dot4(acc[m][u][part], from + m * stride, weights + (u * kParts + part) * 64);
     }
     const Wide multiplier = (Wide){} + o.multiplier;
-    const int rank = RANK ? RANK : o.rank;
-    const int32_t half = o.sigma_shift ? 1 << (o.sigma_shift - 1) : 0;
-    constexpr int kTogether = P ? 2 : 1;
 #pragma GCC unroll 12
-    for (int m = 0; m < MB; m += kTogether)
+    for (int m = 0; m < MB; ++m)
 #pragma GCC unroll 8
       for (int u = 0; u < UB; ++u) {
-        const int first = (u0 + u) * kLanes;
-        i32x16 change[kTogether][kParts];
-        if (P) {
-          const int8_t* a = o.a + (m0 + m) / 2 * o.next_pair + first;
-          const int32_t* along = o.along + m0 + m;
-          int k = 0;
-          do {
-            i32x16 pairs[kParts];
-            pair_up(a, k + 1 < rank ? a + o.next_rank : nullptr, pairs);
+        i32x16 total[kParts];
 #pragma GCC unroll 2
-            for (int s = 0; s < kTogether; ++s)
-#pragma GCC unroll 2
-              for (int part = 0; part < kParts; ++part)
-                change[s][part] = k ? dot2_add(change[s][part], pairs[part], along[s]) : dot2(pairs[part], along[s]);
-            a += 2 * o.next_rank, along += o.t_stride;
-          } while ((k += 2) < rank);
+        for (int part = 0; part < kParts; ++part) {
+          total[part] = load<i32x16>(&acc[m][u][part]);
+          if (P) total[part] = m % 2 ? total[part] - by[m][u][part] : total[part] + by[m][u][part];
+          if (o.shift) total[part] >>= o.shift;
         }
-#pragma GCC unroll 2
-        for (int s = 0; s < kTogether; ++s) {
-          i32x16 total[kParts];
-#pragma GCC unroll 2
-          for (int part = 0; part < kParts; ++part) {
-            total[part] = load<i32x16>(&acc[m + s][u][part]);
-            if (P) {
-              const i32x16 by = (rank % 2 ? change[s][part] : change[s][part] + half) >> o.sigma_shift;
-              total[part] = s ? total[part] - by : total[part] + by;
-            }
-            total[part] >>= o.shift;
-          }
-          sink(m0 + m + s, first, mulhrs(narrow(total), multiplier));
-        }
+        sink(m0 + m, (u0 + u) * kLanes, mulhrs(narrow(total), multiplier));
       }
   }
 
