@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path(__file__).parent / "kernels" / "cpu"
@@ -64,8 +65,15 @@ class BuildKernels(build_ext):
             print(f"intlm: the native engine was not compiled ({error}); training will use XLA", file=sys.stderr)
 
 
+class Wheel(bdist_wheel):
+    """The kernels are called through ctypes and XLA: one wheel serves every Python 3 of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("intlm.population.libintlm", sources=[], optional=True)],
-        cmdclass={"build_ext": BuildKernels},
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
     )

@@ -35,16 +35,16 @@ from intlm.model.forward import zero_states
 from intlm.model.parameters import Kind, Specification, specifications
 from intlm.population import Problem, native
 from intlm.population.xla import XlaEngine, fold_in_chunks
-from intlm.run import BLOCK
+from intlm.run import WRITTEN
 from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
 from intlm.training import Trainer, prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
-MOST_LOGITS = 1 << 27  # that inference may write at once; where it would be more, it reads fewer streams,
-WHOLE_STREAMS = 48  # a multiple of these
-FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of BLOCK
+MOST_LOGITS = 1 << 23  # that inference writes at once: more would be fresh pages of memory every time. So it reads
+WHOLE_STREAMS = 48  # fewer streams than there are members where it must, a multiple of these
+FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of WRITTEN
 COUNTED = 0.2  # seconds that a part is repeated for in a round
 COLDEST = "0.0078125"  # the temperature that draws the likeliest token by the way that all others are drawn
 
@@ -303,7 +303,7 @@ class Workload:
         self.accumulation()
         self.inference()
         self.generation()
-        self.written = _repetitions(self._write, FEWEST_WRITTEN) // BLOCK * BLOCK
+        self.written = max(1, _repetitions(self._write, FEWEST_WRITTEN) // WRITTEN) * WRITTEN
         self.generation()  # another length may be another program
         for part in ("evaluation", "accumulation"):
             self.phases(part, 1.0)

@@ -9,7 +9,7 @@ import numpy as np
 from intlm.arithmetic.random_bits import Domain, seed_key
 from intlm.errors import ConfigError
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel
+from intlm.run import WRITTEN, LanguageModel
 
 MAX_INVERSE_TEMPERATURE = 1 << 15
 
@@ -36,9 +36,9 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
 ) -> Iterator[bytes]:
-    """The bytes that follow a prompt, token by token, until `tokens` are drawn or the document ends.
+    """The bytes that follow a prompt, a block of tokens at a time, until `tokens` are drawn or the document ends.
 
-    temperature: 0 takes the likeliest token. top_k: 0 for all. A token may stand for no byte of its own.
+    temperature: 0 takes the likeliest token. top_k: 0 for all.
     """
     inverse = inverse_temperature(temperature)
     if not 0 <= seed < 1 << 64:
@@ -53,9 +53,10 @@ def _draw(model: LanguageModel, prompt: bytes, tokens: int, inverse: int, top_k:
     decoder = model.tokenizer.stream_decoder()
     read, states = model.read(np.concatenate([[SEPARATOR], model.tokens(prompt)])[None], model.start(1))
     logits, states = jnp.asarray(read[0, -1]), states[0]
-    for position in range(0, tokens, BLOCK):
+    for position in range(0, tokens, WRITTEN):
         drawn, logits, states = model.write(logits, states, key, position, inverse, top_k)
-        for token in drawn[: tokens - position].tolist():
-            if token == SEPARATOR:
-                return
-            yield decoder.push(token)
+        drawn = drawn[: tokens - position]
+        ends = np.flatnonzero(drawn == SEPARATOR)
+        yield decoder.feed(drawn[: ends[0]] if len(ends) else drawn)
+        if len(ends):
+            return

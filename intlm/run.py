@@ -32,7 +32,8 @@ from intlm.model.parameters import Architecture, Parameters
 from intlm.population import Engine, Problem, make_engine
 from intlm.population.engine import Prepared
 
-BLOCK = 64  # tokens that one compiled call of inference reads or writes
+BLOCK = 64  # tokens that one compiled call of inference reads
+WRITTEN = 256  # tokens that one writes: what a call costs by itself is then little beside them
 
 
 def architecture_of(config: Config, vocab_size: int) -> Architecture:
@@ -105,9 +106,9 @@ class LanguageModel:
     def write(
         self, logits: Array, states: Array, key: Array, position: int, inverse: int, top_k: int
     ) -> tuple[np.ndarray, Array, Array]:
-        """Draw BLOCK tokens of one stream, reading each: see `Engine.generate`."""
+        """Draw WRITTEN tokens of one stream, reading each: see `Engine.generate`."""
         drawn, logits, states = self._generate(
-            self.prepared(), logits, states, key, jnp.uint32(position), jnp.int32(inverse), top_k=top_k, count=BLOCK
+            self.prepared(), logits, states, key, np.uint32(position), np.int32(inverse), top_k=top_k, count=WRITTEN
         )
         return np.asarray(drawn), logits, states
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiny
 from hypothesis import settings
 
 from intlm.eggroll.fitness import fitness_maximum
@@ -23,20 +24,6 @@ from intlm.training import make_update_step
 # The same examples every time: a failure here is a change of the code. No deadline, for the first call compiles.
 settings.register_profile("intlm", deadline=None, derandomize=True)
 settings.load_profile("intlm")
-
-
-@cache
-def quick_options() -> dict[str, Any]:
-    """Those of XLA's options below that this release knows. Compiling is most of what these tests cost; with them it
-    takes a quarter of the time, and of integers they change nothing."""
-    known = {}
-    for option in ({"xla_backend_optimization_level": 0}, {"xla_cpu_use_fusion_emitters": False}):
-        try:
-            jax.jit(lambda x: x + 1, compiler_options=option)(0)
-        except RuntimeError:  # XLA's own error for an option that it has not
-            continue
-        known |= option
-    return known
 
 
 class Recording:
@@ -65,7 +52,7 @@ def compiled_update(engine: str, problem: Problem, fitness: str, quickly: bool) 
         after, report = make_update_step(problem, recording, fitness)(*arguments)
         return after, report, recording.fitness, recording.votes
 
-    return jax.jit(run, compiler_options=quick_options() if quickly else None)
+    return jax.jit(run, compiler_options=tiny.quick_options() if quickly else None)
 
 
 class Bridge:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from conftest import quick_options
 
 from intlm import bench as module
 from intlm.bench import PARTS, Report, Round, Workload, bench, shown
@@ -36,7 +35,7 @@ OF_THE_PEAK = {"peak_macs_per_second", "share_of_peak"}
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is repeated, and compiling is quick."""
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=quick_options()))
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=tiny.quick_options()))
     monkeypatch.setattr(module, "COUNTED", 0.001)
     monkeypatch.setattr(module, "FEWEST_WRITTEN", 64)
 

@@ -17,7 +17,7 @@ from intlm.errors import ConfigError
 from intlm.generation import generate, inverse_temperature
 from intlm.model import SEPARATOR, sampling
 from intlm.model.sampling import sample
-from intlm.run import BLOCK, LanguageModel
+from intlm.run import WRITTEN, LanguageModel
 
 DRAWS = 20_000
 SEED = 2**63 + 5
@@ -162,13 +162,13 @@ class Forced(LanguageModel):
         return logits, states
 
     def write(self, logits: jax.Array, states: jax.Array, *_: object) -> tuple[np.ndarray, jax.Array, jax.Array]:
-        return np.full(BLOCK, logits.argmax()), logits, states
+        return np.full(WRITTEN, logits.argmax()), logits, states
 
 
 def test_the_document_ends_at_a_separator() -> None:
     """A model that expects a separator writes nothing; one that expects another token writes to the end."""
     model = tiny.make_model(AlphabetTokenizer(b"ab"))
-    assert list(generate(Forced(model, SEPARATOR), b"ab", 15)) == []
+    assert written(Forced(model, SEPARATOR), b"ab", 15) == b""
     assert written(Forced(model, 2), b"ab", 15) == b"a" * 15
 
 
@@ -208,9 +208,12 @@ def test_seeds_that_are_none(model: LanguageModel) -> None:
 
 
 def test_it_streams(model: LanguageModel) -> None:
-    """Each byte is there when its last token is."""
-    pieces = list(generate(model, b"", 30))
-    assert len(pieces) == 30 and all(len(piece) <= 1 for piece in pieces)
+    """A block is there before the next is drawn, and where blocks meet shows in nothing."""
+    pieces = generate(model, b"", 2 * WRITTEN + 10)
+    first = next(pieces)
+    assert 0 < len(first) <= WRITTEN
+    assert first + b"".join(pieces) == written(model, tokens=2 * WRITTEN + 10)
+    assert written(model, tokens=30) == first[:30]
 
 
 def test_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,10 +115,6 @@ class StreamDecoder:
         self._plain, self._escaped = tokenizer._decoding
         self._pending: tuple[int, ...] | None = None  # the tokens since an escape that is still open
 
-    def push(self, token: int) -> bytes:
-        """The byte that `token` completes, or nothing."""
-        return self.feed((token,))
-
     def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
         """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
         array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.int64)

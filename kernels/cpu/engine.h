@@ -281,7 +281,7 @@ struct Team {
   intlm::Barrier* barrier = nullptr;
   intlm::Stopwatch watch{intlm::kCopies};
   void meet() {
-    if (barrier) barrier->wait();
+    if (barrier) barrier->wait(part);
   }
   int from(int panels) const { return panels * part / parts; }
   int to(int panels) const { return panels * (part + 1) / parts; }

@@ -19,16 +19,16 @@ void parallel(int64_t count, int threads, void* context, void (*task)(void*, int
   for (auto& other : others) other.join();
 }
 
-void Barrier::wait() {
-  const int round = round_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == workers_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    return;
-  }
+Barrier::Barrier(int workers) : workers_(workers), lines_(new Line[workers]) {}
+Barrier::~Barrier() { delete[] lines_; }
+
+void Barrier::wait(int worker) {
+  const uint32_t round = lines_[worker].round.load(std::memory_order_relaxed) + 1;
+  lines_[worker].round.store(round, std::memory_order_release);
   /* A meeting is a microsecond away, unless a worker has no core. */
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-    if (spins > 4096) std::this_thread::yield();
+  for (int other = 0, spins = 0; other < workers_; ++other)
+    while ((int32_t)(lines_[other].round.load(std::memory_order_acquire) - round) < 0)
+      if (++spins > 4096) std::this_thread::yield();
 }
 
 bool measuring = false;

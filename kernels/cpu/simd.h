@@ -77,11 +77,34 @@ static inline i32x16 dot4(i32x16 acc, const uint8_t* x, const int8_t* w) {
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
 }
 
-/* The sums of sixteen vectors' lanes, given the sums of neighbours' halves: transposed as they are summed. */
-static inline __m512i halves(__m512i first, __m512i second) {
-  return _mm512_add_epi32(_mm512_unpacklo_epi32(first, second), _mm512_unpackhi_epi32(first, second));
-}
-static inline i32x16 sums_of(__m512i r[8]) {
+/* The sums over sixteen rows of what step(row, 64 bytes, mask) adds to a row's lanes: eight rows side by side, so that
+ * one waits for none; rows from `rows` on are not read. Transposed as they are summed. */
+template <class Step>
+static inline i32x16 sum_rows(int count, int rows, const Step& step) {
+  __m512i r[8];
+  const int whole = count & ~63;
+  const __mmask64 mask = ((__mmask64)1 << (count & 63)) - 1;
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const int first = 8 * half;
+    __m512i acc[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) acc[j] = _mm512_setzero_si512();
+    if (first < rows) {
+      int row[8];
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) row[j] = first + j < rows ? first + j : first + j % 2;
+      for (int k = 0; k < whole; k += 64)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) acc[j] = step(acc[j], row[j], k, ~(__mmask64)0);
+      if (mask)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) acc[j] = step(acc[j], row[j], whole, mask);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2)
+      r[4 * half + j / 2] = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[j], acc[j + 1]), _mm512_unpackhi_epi32(acc[j], acc[j + 1]));
+  }
 #pragma GCC unroll 4
   for (int j = 0; j < 8; j += 2) r[j] = _mm512_add_epi32(_mm512_unpacklo_epi64(r[j], r[j + 1]), _mm512_unpackhi_epi64(r[j], r[j + 1]));
 #pragma GCC unroll 2
@@ -93,48 +116,18 @@ static inline i32x16 sums_of(__m512i r[8]) {
 /* sums[j] = sum over k < count of x[j * x_stride + k] * b[j / 2 * b_stride + k], encoded x, for sixteen rows j, of which
  * those from `rows` on (an even number) are not read. */
 static inline i32x16 dot_rows(const uint8_t* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
-  __m512i r[8];
-  const int whole = count & ~63;
-  const __mmask64 mask = ((__mmask64)1 << (count & 63)) - 1;
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    const int pair = 2 * j < rows ? j : 0;  // in place of those that are not there
-    const uint8_t *from = x + 2 * pair * x_stride, *other = from + x_stride;
-    const int8_t* row = b + pair * b_stride;
-    __m512i first = _mm512_setzero_si512(), second = first;
-    for (int k = 0; k < whole; k += 64) {
-      const __m512i along = _mm512_loadu_si512(row + k);
-      first = _mm512_dpbusd_epi32(first, _mm512_loadu_si512(from + k), along);
-      second = _mm512_dpbusd_epi32(second, _mm512_loadu_si512(other + k), along);
-    }
-    if (mask) {
-      const __m512i along = _mm512_maskz_loadu_epi8(mask, row + whole);
-      first = _mm512_dpbusd_epi32(first, _mm512_maskz_loadu_epi8(mask, from + whole), along);
-      second = _mm512_dpbusd_epi32(second, _mm512_maskz_loadu_epi8(mask, other + whole), along);
-    }
-    r[j] = halves(first, second);
-  }
-  return sums_of(r);
+  return sum_rows(count, rows, [=](__m512i acc, int row, int k, __mmask64 mask) {
+    const __m512i from = _mm512_maskz_loadu_epi8(mask, x + row * x_stride + k);
+    return _mm512_dpbusd_epi32(acc, from, _mm512_loadu_si512(b + row / 2 * b_stride + k));
+  });
 }
 
 /* sums[j] = sum over k < count of |x[j * stride + k]|, for sixteen rows, of which those from `rows` on are not read. */
 static inline i32x16 magnitudes(const int8_t* x, int64_t stride, int count, int rows) {
   const __m512i ones = _mm512_set1_epi8(1);
-  const int whole = count & ~63;
-  const __mmask64 mask = ((__mmask64)1 << (count & 63)) - 1;
-  __m512i r[8], both[2];
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const int8_t* row = x + (2 * j + i < rows ? 2 * j + i : 0) * stride;
-      both[i] = _mm512_setzero_si512();
-      for (int k = 0; k < whole; k += 64) both[i] = _mm512_dpbusd_epi32(both[i], _mm512_abs_epi8(_mm512_loadu_si512(row + k)), ones);
-      if (mask) both[i] = _mm512_dpbusd_epi32(both[i], _mm512_abs_epi8(_mm512_maskz_loadu_epi8(mask, row + whole)), ones);
-    }
-    r[j] = halves(both[0], both[1]);
-  }
-  return sums_of(r);
+  return sum_rows(count, rows, [=](__m512i acc, int row, int k, __mmask64 mask) {
+    return _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(_mm512_maskz_loadu_epi8(mask, x + row * stride + k)), ones);
+  });
 }
 
 /* sum of int8 values. */

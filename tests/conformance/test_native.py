@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_options
+import tiny
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -89,7 +89,7 @@ def test_every_shape(problem: Problem, kind: str, seed: int) -> None:
     fitness = jnp.asarray(rng.integers(-most, most + 1, pairs), jnp.int8)
     update = jnp.uint32(rng.integers(0, 2**32))
     reference, engine = XlaEngine(problem), native.NativeEngine(problem)
-    jit = partial(jax.jit, compiler_options=quick_options())
+    jit = partial(jax.jit, compiler_options=tiny.quick_options())
     texts = tokens.repeat(problem.group_size, axis=0)
     logits = jnp.asarray(rng.integers(-16000, 16000, architecture.vocab_size), jnp.int16)
     key = jnp.asarray(rng.integers(0, 2**32, 4), jnp.uint32)

@@ -63,7 +63,7 @@ def test_any_tokens_decode_whole_streamed_or_in_parts(tokenizer: Tokenizer, data
     assert tokenizer.decode(tokens) == text
     assert tokenizer.decode(np.array(tokens, tokenizer.dtype)) == text
     decoder = tokenizer.stream_decoder()
-    assert b"".join(decoder.push(token) for token in tokens) == text
+    assert b"".join(decoder.feed([token]) for token in tokens) == text
     cut = data.draw(st.integers(0, len(tokens)))
     decoder = tokenizer.stream_decoder()
     assert decoder.feed(tokens[:cut]) + decoder.feed(tokens[cut:]) == text
