@@ -4,7 +4,8 @@
   again and again if it is short. Ratios are taken within a round: a machine whose speed changes changes them less.
 - A multiply-accumulate is one of a matrix product: a token costs as many as the matrices have weights. Embeddings are
   looked up, which is none; the products with the perturbations, of rank a few, are not counted.
-- Pure inference is the shared weights on as many streams as there are members, each with its member's text.
+- Pure inference is the shared weights on as many streams as there are members, each with its member's text, so many
+  of them at once as leave the logits in memory that the process has already.
 """
 
 import math
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +44,7 @@ from intlm.training import Trainer, prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
-MOST_LOGITS = 1 << 23  # that inference writes at once: more would be fresh pages of memory every time. So it reads
-WHOLE_STREAMS = 48  # fewer streams than there are members where it must, a multiple of these
+MOST_LOGITS = 1 << 23  # that inference writes at once: more would be fresh pages of memory every time
 FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of WRITTEN
 COUNTED = 0.2  # seconds that a part is repeated for in a round
 COLDEST = "0.0078125"  # the temperature that draws the likeliest token by the way that all others are drawn
@@ -89,7 +90,7 @@ class Report:
     engine: str
     instruction_set: str | None  # of the native library, None without it
     threads: int
-    streams: int  # of inference
+    streams: int  # of inference: the members, and what makes the last of them as many at once as the others
     written: int  # tokens, by generation
     peak_memory: int  # bytes
     rounds: list[Round]
@@ -209,8 +210,6 @@ class Report:
             "update": "whole update",
             "generation": f"one stream, {self.written:,} tokens",
         }
-        if self.streams < found["members"]:
-            labels["inference"] += f", {self.streams:,} streams"
         rows = [
             (
                 labels.get(part, part),
@@ -278,9 +277,10 @@ class Workload:
         shares = 256 * self.threads  # a thread reads so many bytes at once
         self.readable = max(1, macs_per_token(self.problem) // shares) * shares
         tokens = config.train.tokens_per_update
-        most = MOST_LOGITS // (tokens * self.problem.architecture.vocab_size)
-        whole = most // WHOLE_STREAMS * WHOLE_STREAMS or most
-        self.streams = min(2 * self.problem.pairs, whole)
+        most = max(1, MOST_LOGITS // (tokens * self.problem.architecture.vocab_size))
+        members = 2 * self.problem.pairs
+        self.reads = -(-members // most)
+        self.streams_at_once = -(-members // self.reads)
         self.evaluate, self.accumulate = jax.jit(self.engine.evaluate), jax.jit(self.engine.accumulate)
         self.prepare, self.infer = jax.jit(self.engine.prepare), jax.jit(self.engine.infer)
         self.draw = jax.jit(self._noise)
@@ -356,11 +356,13 @@ class Workload:
 
     def inference(self) -> float:
         """The shared weights on the population's text."""
-        texts = np.repeat(self.batch[:, :-1], 2 * self.problem.group_size, axis=0)[: self.streams]
-        tokens, states = jnp.asarray(texts, jnp.uint16), zero_states((self.streams,), self.problem.architecture)
-        prepared = self.prepare(self.trainer.state.parameters)
+        count = self.streams_at_once
+        texts = np.repeat(self.batch[:, :-1], 2 * self.problem.group_size, axis=0)
+        texts = np.resize(texts, (self.reads, count, texts.shape[1]))
+        tokens = [jnp.asarray(some, jnp.uint16) for some in texts]
+        states, prepared = zero_states((count,), self.problem.architecture), self.prepare(self.trainer.state.parameters)
         jax.block_until_ready((tokens, states, prepared))
-        return _timed(lambda: self.infer(prepared, tokens, states))
+        return sum(_timed(partial(self.infer, prepared, some, states)) for some in tokens)
 
     def generation(self) -> float:
         """One stream writes."""
@@ -426,7 +428,7 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
         workload.engine.name,
         native.instruction_set() if native.available() else None,
         workload.threads,
-        workload.streams,
+        workload.reads * workload.streams_at_once,
         workload.written,
         memory,
         found,

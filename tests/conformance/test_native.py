@@ -131,6 +131,24 @@ def test_hostile_shapes_are_refused() -> None:
         evaluate(good[:1])
     with pytest.raises(Exception, match="shape does not fit"):
         evaluate(good, states[:1])
+    prepared, logits, one = engine.prepare(parameters), jnp.zeros(16, jnp.int16), states[0, 0]
+    key = jnp.zeros(4, jnp.uint32)
+
+    def write(prepared: jax.Array = prepared, inverse: int = 256, top_k: int = 16) -> None:
+        arguments = (prepared, logits, one, key, jnp.uint32(0), jnp.int32(inverse), top_k, 3)
+        jax.block_until_ready(engine.generate(*arguments))
+
+    write()
+    with pytest.raises(Exception, match="shape does not fit"):
+        write(prepared[:-1])
+    with pytest.raises(Exception, match="temperature or top_k"):
+        write(inverse=0)
+    with pytest.raises(Exception, match="temperature or top_k"):
+        write(top_k=17)
+    with pytest.raises(Exception, match="shape does not fit"):
+        jax.block_until_ready(engine.infer(prepared[1:], good, states[:, 0]))
+    with pytest.raises(Exception, match="a token is outside the vocabulary"):
+        jax.block_until_ready(engine.infer(prepared, good.at[0, 0].set(16), states[:, 0]))
     engine.attribute = engine.attribute.copy()
     engine.attribute[1] = 12
     with pytest.raises(Exception, match=r"outside docs/numerics\.md"):
