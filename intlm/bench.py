@@ -28,7 +28,7 @@ from tqdm import tqdm
 from intlm.arithmetic.fixed_point import Array
 from intlm.config import Config
 from intlm.data.shards import Corpus
-from intlm.eggroll import fitness, threshold
+from intlm.eggroll import fitness
 from intlm.eggroll.perturbation import is_matrix, noise
 from intlm.errors import ConfigError
 from intlm.generation import generate
@@ -40,7 +40,7 @@ from intlm.population.xla import XlaEngine, fold_in_chunks
 from intlm.run import WRITTEN
 from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
-from intlm.training import Trainer, prepare_corpus
+from intlm.training import Trainer, optimizer_setting, prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
@@ -333,10 +333,10 @@ class Workload:
         trainer, eggroll = self.trainer, self.config.eggroll
         self.batch = trainer.streams.batch(trainer.update)
         self.tokens, self.number = jnp.asarray(self.batch, jnp.uint16), jnp.uint32(trainer.update)
-        quantile = jnp.int32(threshold.quantile(trainer.update, eggroll.alpha, eggroll.alpha_decay_updates))
+        setting = jnp.int32(optimizer_setting(eggroll, trainer.update))
 
         def step() -> Any:
-            trainer.state, report = trainer.step(trainer.state, self.tokens, self.number, quantile)
+            trainer.state, report = trainer.step(trainer.state, self.tokens, self.number, setting)
             self.losses = report.losses
             return trainer.state, report
 

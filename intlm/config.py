@@ -84,12 +84,18 @@ class EggrollConfig:
         "a pair's vote: the sign of its loss difference, or that difference over the population's mean",
         "sign", choices=("sign", "normalised"),
     )  # fmt: skip
-    optimizer: str = _key("turns votes into a step of the weights", "threshold", choices=("threshold",))
+    optimizer: str = _key(
+        "turns votes into a step of the weights: the paper's test, or Adam on master weights",
+        "threshold", choices=("threshold", "adam"),
+    )  # fmt: skip
+    step: int = _key("adam: the first step, 256 = one int8 unit", 64, low=1, high=512)
     alpha: int = _key(
         "the share of weights that chance alone would move starts at 1 and decays toward 2**-alpha",
         4, low=0, high=16,
     )  # fmt: skip
-    alpha_decay_updates: int = _key("updates until that share is reached", 1000, low=1, high=INT32_MAX)
+    alpha_decay_updates: int = _key(
+        "updates until that share is reached; with adam, until the step is nothing", 1000, low=1, high=INT32_MAX
+    )
     chunk_size: int = _key(
         "members evaluated at once; 0: automatic; changes memory and speed, no bit of the result",
         0, low=0, high=2 * MAX_PAIRS, multiple=2, why=_ANTITHETIC,

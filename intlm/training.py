@@ -22,12 +22,12 @@ import numpy as np
 from intlm import config as configuration
 from intlm.arithmetic.fixed_point import Array
 from intlm.checkpoint import Checkpoints
-from intlm.config import KEYS, Config
+from intlm.config import KEYS, Config, EggrollConfig
 from intlm.data.prepare import prepare
 from intlm.data.references import references
 from intlm.data.shards import Corpus
 from intlm.data.streams import TokenStreams
-from intlm.eggroll import fitness, threshold
+from intlm.eggroll import adam, fitness, threshold
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
@@ -67,32 +67,41 @@ class UpdateReport(NamedTuple):
 UpdateStep = Callable[[TrainState, Array, Array, Array], tuple[TrainState, UpdateReport]]
 
 
-def initial_state(problem: Problem, seed: int) -> TrainState:
+OPTIMIZERS: dict[str, Any] = {"threshold": threshold, "adam": adam}
+
+
+def optimizer_setting(eggroll: EggrollConfig, update: int) -> int:
+    """What the optimizer's schedule gives at an update: the quantile of `threshold`, the step of `adam`."""
+    if eggroll.optimizer == "threshold":
+        return threshold.quantile(update, eggroll.alpha, eggroll.alpha_decay_updates)
+    return adam.scheduled_step(update, eggroll.step, eggroll.alpha_decay_updates)
+
+
+def initial_state(problem: Problem, seed: int, optimizer: str) -> TrainState:
     """The state before the first update."""
     parameters = initialise(problem.architecture, seed)
-    return TrainState(parameters, threshold.init(parameters), zero_states((problem.pairs, 2), problem.architecture))
+    states = zero_states((problem.pairs, 2), problem.architecture)
+    return TrainState(parameters, OPTIMIZERS[optimizer].init(parameters), states)
 
 
-def make_update_step(problem: Problem, engine: Engine, fitness_name: str) -> UpdateStep:
+def make_update_step(problem: Problem, engine: Engine, fitness_name: str, optimizer: str) -> UpdateStep:
     """The whole update as one pure function: evaluate, fitness, accumulate, optimizer.
 
-    Its arguments: the state; tokens, uint16 [texts, T + 1]; the update's number, uint32; the optimizer's
-    quantile, int32.
+    Its arguments: the state; tokens, uint16 [texts, T + 1]; the update's number, uint32; what
+    `optimizer_setting` gives for it, int32.
     """
     described = specifications(problem.architecture)
     rank = problem.perturbation.rank
 
-    def update_step(
-        state: TrainState, tokens: Array, update: Array, quantile: Array
-    ) -> tuple[TrainState, UpdateReport]:
+    def update_step(state: TrainState, tokens: Array, update: Array, setting: Array) -> tuple[TrainState, UpdateReport]:
         losses, members = engine.evaluate(state.parameters, tokens, state.members, update)
         shaped = fitness.shape(fitness_name, losses, rank)
         votes = engine.accumulate(shaped, update)
-        parameters, optimizer = threshold.update(
-            described, state.parameters, votes, state.optimizer, shaped, rank, quantile
+        parameters, remembered = OPTIMIZERS[optimizer].update(
+            described, state.parameters, votes, state.optimizer, shaped, rank, setting
         )
         moved = [jnp.sum(parameters[s.name] != state.parameters[s.name], dtype=jnp.int32) for s in described]
-        return TrainState(parameters, optimizer, members), UpdateReport(losses, sum(moved, jnp.int32(0)))
+        return TrainState(parameters, remembered, members), UpdateReport(losses, sum(moved, jnp.int32(0)))
 
     return update_step
 
@@ -127,10 +136,10 @@ class Trainer:
         self.texts = config.pairs // config.eggroll.group_size
         self.streams = TokenStreams(self.split, self.texts, config.train.tokens_per_update)
         self.engine = make_engine(config.engine, self.problem)
-        step = make_update_step(self.problem, self.engine, config.eggroll.fitness)
+        step = make_update_step(self.problem, self.engine, config.eggroll.fitness, config.eggroll.optimizer)
         self.step = jax.jit(step, donate_argnums=0)
         self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
-        self.state = initial_state(self.problem, config.seed)
+        self.state = initial_state(self.problem, config.seed, config.eggroll.optimizer)
         self.model = LanguageModel(self.problem.architecture, self.state.parameters, tokenizer, self.engine)
         self.update = 0  # updates done
         self.seconds = 0.0  # of training, earlier parts of the run included
@@ -188,11 +197,9 @@ class Trainer:
             batch = self.streams.batch(self.update)
             while self.update < settings.updates and not stopped():
                 began = time.monotonic()
-                quantile = threshold.quantile(
-                    self.update, self.config.eggroll.alpha, self.config.eggroll.alpha_decay_updates
-                )
+                setting = optimizer_setting(self.config.eggroll, self.update)
                 self.state, report = self.step(
-                    self.state, jnp.asarray(batch, jnp.uint16), jnp.uint32(self.update), jnp.int32(quantile)
+                    self.state, jnp.asarray(batch, jnp.uint16), jnp.uint32(self.update), jnp.int32(setting)
                 )
                 if self.update + 1 < settings.updates:
                     batch = self.streams.batch(self.update + 1)  # while the update is computed

@@ -1,4 +1,4 @@
-/* The arithmetic of docs/numerics.md, version 1, one value at a time, in C99.
+/* The arithmetic of docs/numerics.md, version 2, one value at a time, in C99.
  *
  * The one source of these rules for everything native: the CPU engine, the exported C. Only <stdint.h>; no
  * floating point, no division of 64-bit values, no undefined behaviour: right shifts of negative numbers are

@@ -49,7 +49,7 @@ def compiled_update(engine: str, problem: Problem, fitness: str, quickly: bool) 
 
     def run(*arguments: Any) -> Any:
         recording = Recording(engine, problem)
-        after, report = make_update_step(problem, recording, fitness)(*arguments)
+        after, report = make_update_step(problem, recording, fitness, "threshold")(*arguments)
         return after, report, recording.fitness, recording.votes
 
     return jax.jit(run, compiler_options=tiny.quick_options() if quickly else None)

@@ -409,7 +409,7 @@ def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tup
     h = int8(q15((254 - f) * h + f * c, 129))
     x = sat8(x + state_residual(h, kind))
     n = norm(x, read.vector(first + FEED_FORWARD_NORM))
-    u = sat8(rescale(read.product(first + UP, n), by))
+    u = sat8(np.maximum(rescale(read.product(first + UP, n), by), 0))
     x = sat8(x + rescale(read.product(first + DOWN, u), by_down))
     return x, h
 

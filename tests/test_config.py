@@ -110,7 +110,7 @@ def test_keys_are_read_from_their_sections() -> None:
         ("seed = 18446744073709551616", "seed = 18446744073709551616: must be at most 18446744073709551615"),
         ("[model]\nnonlinearity = 'cilp'", 'model.nonlinearity = "cilp": expected "clip" or "table"; '
          'did you mean "clip"?'),
-        ("[eggroll]\noptimizer = 'adam'", 'eggroll.optimizer = "adam": expected "threshold"'),
+        ("[eggroll]\noptimizer = 'sgd'", 'eggroll.optimizer = "sgd": expected "threshold" or "adam"'),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
          "data.valid names the held-out text"),
         ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, or a "

@@ -121,7 +121,8 @@ def lines_of(run: Path, without: Sequence[str] = TIMINGS) -> list[dict[str, Any]
 def state_of(run: Path, update: int | None = None) -> list[tuple[str, np.ndarray]]:
     """The weights, the optimizer's state and the members' states in a run's checkpoint (default: the last)."""
     config, tokenizer = open_run(run)
-    like = jax.eval_shape(lambda: initial_state(problem_of(config, tokenizer.vocab_size), config.seed))
+    problem = problem_of(config, tokenizer.vocab_size)
+    like = jax.eval_shape(lambda: initial_state(problem, config.seed, config.eggroll.optimizer))
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     found = checkpoints.restore(checkpoints.updates()[-1] if update is None else update, like)
     return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(found)]

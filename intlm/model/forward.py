@@ -124,8 +124,8 @@ def cell(weights: Weights, x: Array, state: Array, architecture: Architecture) -
 
 
 def feed_forward(weights: Weights, x: Array, architecture: Architecture) -> Array:
-    """Two products with int8 saturation between them, the only nonlinearity; int32 S + [hidden], not saturated."""
-    wide = saturate8(activation_rescale(architecture.hidden_size)(weights.multiply("up", x)))
+    """Two products, what is negative between them cut to zero; int32 S + [hidden], not saturated."""
+    wide = saturate8(jnp.maximum(activation_rescale(architecture.hidden_size)(weights.multiply("up", x)), 0))
     return activation_rescale(architecture.feed_forward_size)(weights.multiply("down", wide))
 
 

@@ -620,7 +620,7 @@ struct Tile {
       team.meet();
       in = norm(team, l * kLayerVectors + kFeedForwardNorm);
       product(team, layer.products[kUp], of(kUp), in, hidden,
-              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, narrow8(found)); });
+              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, narrow8(found > 0 ? found : (Wide){})); });
       team.meet();
       product(team, layer.products[kDown], of(kDown), up, feed_forward, [=](int m, int first, Wide found) {
         const int64_t at = m * width + first;

@@ -32,7 +32,7 @@ class Case(NamedTuple):
     tokens: int = 5
 
 
-CASES = {  # the first two are the problems of golden/v1/update.json: they share its compiled programs
+CASES = {  # the first two are the problems of golden/v2/update.json: they share its compiled programs
     # A remainder after the chunks, a separator in the text, noise that is the same for the whole run.
     "remainder": Case(
         oracle.Shape(5, 8, 24, 2, "clip"),

@@ -58,23 +58,24 @@ def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("nonlinearity", "fitness", "rank"), [("clip", "sign", 1), ("table", "normalised", 3), ("clip", "normalised", 1)]
+    ("nonlinearity", "fitness", "rank", "optimizer"),
+    [("clip", "sign", 1, "threshold"), ("table", "normalised", 3, "adam"), ("clip", "normalised", 1, "threshold")],
 )
-def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, bridge: Any) -> None:
+def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, optimizer: str, bridge: Any) -> None:
     shape = oracle.Shape(300, 8, 24, 2, nonlinearity)
     problem = bridge.problem(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
-    step = make_update_step(problem, make_engine(engine, problem), fitness)
-    state = jax.eval_shape(lambda: initial_state(problem, 1))
+    step = make_update_step(problem, make_engine(engine, problem), fitness, optimizer)
+    state = jax.eval_shape(lambda: initial_state(problem, 1, optimizer))
     arguments = (state, jnp.zeros((5, 4), jnp.uint16), jnp.uint32(0), jnp.int32(0))
     assert not_integers(step, *arguments) == set()
-    assert not_integers(lambda: initial_state(problem, 1)) == set()
+    assert not_integers(lambda: initial_state(problem, 1, optimizer)) == set()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("nonlinearity", ["clip", "table"])
 def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
     problem = bridge.problem(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
-    parameters = jax.eval_shape(lambda: initial_state(problem, 1)).parameters
+    parameters = jax.eval_shape(lambda: initial_state(problem, 1, "adam")).parameters
     made = make_engine(engine, problem)
 
     def infer(parameters: Any, tokens: jax.Array, states: jax.Array) -> Any:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oracle
 
-VERSION = 1
+VERSION = 2
 DIRECTORY = Path(__file__).resolve().parent / f"v{VERSION}"
 Fields = dict[str, Any]
 LARGEST = 2**14 - 1  # of a logit
