@@ -221,6 +221,18 @@ def test_a_run_is_made_longer(tmp_path: Path) -> None:
     assert configuration.load(run / "config.toml") == longer
 
 
+def test_what_an_optimizer_remembers_is_kept(tmp_path: Path) -> None:
+    """Adam's master weights and averages, in two parts as in one."""
+    keys = {"eggroll__optimizer": "adam", "train__checkpoint_seconds": 1000, "train__evaluate_every": 0}
+    for directory, updates in (("parts", 3), ("parts", 6), ("whole", 6)):
+        config = tiny.load_config(train__updates=updates, **keys)
+        assert train(config, tmp_path / directory, resume=(tmp_path / directory).exists())
+    tiny.assert_same_state(tmp_path / "parts", tmp_path / "whole")
+    found = dict(tiny.state_of(tmp_path / "whole"))
+    assert any("square" in name for name in found)
+    assert all(values.any() for name, values in found.items() if "mean" in name)
+
+
 def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.copied(tmp_path / "run")
     before = tiny.contents(run / "checkpoints"), (run / "metrics.jsonl").read_bytes()
