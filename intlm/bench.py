@@ -40,7 +40,7 @@ from intlm.population.xla import XlaEngine, fold_in_chunks
 from intlm.run import WRITTEN
 from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
-from intlm.training import Trainer, optimizer_setting, prepare_corpus
+from intlm.training import Trainer, prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
@@ -330,13 +330,13 @@ class Workload:
 
     def update(self) -> float:
         """A whole update. The text that it reads is what all else reads until the next."""
-        trainer, eggroll = self.trainer, self.config.eggroll
+        trainer = self.trainer
         self.batch = trainer.streams.batch(trainer.update)
-        self.tokens, self.number = jnp.asarray(self.batch, jnp.uint16), jnp.uint32(trainer.update)
-        setting = jnp.int32(optimizer_setting(eggroll, trainer.update))
+        self.read, self.number = tuple(map(jnp.asarray, self.batch)), jnp.uint32(trainer.update)
+        setting = jnp.int32(trainer.optimizer.setting(trainer.update))
 
         def step() -> Any:
-            trainer.state, report = trainer.step(trainer.state, self.tokens, self.number, setting)
+            trainer.state, report = trainer.step(trainer.state, *self.read, self.number, setting)
             self.losses = report.losses
             return trainer.state, report
 
@@ -346,7 +346,7 @@ class Workload:
     def evaluation(self) -> float:
         """The population on its text."""
         state = self.trainer.state
-        return _timed(lambda: self.evaluate(state.parameters, self.tokens, state.members, self.number))
+        return _timed(lambda: self.evaluate(state.parameters, *self.read, state.members, self.number))
 
     def accumulation(self) -> float:
         """The votes that the last update's losses give."""
@@ -357,7 +357,7 @@ class Workload:
     def inference(self) -> float:
         """The shared weights on the population's text."""
         count = self.streams_at_once
-        texts = np.repeat(self.batch[:, :-1], 2 * self.problem.group_size, axis=0)
+        texts = np.repeat(self.batch.tokens, 2 * self.problem.group_size, axis=0)
         texts = np.resize(texts, (self.reads, count, texts.shape[1]))
         tokens = [jnp.asarray(some, jnp.uint16) for some in texts]
         states, prepared = zero_states((count,), self.problem.architecture), self.prepare(self.trainer.state.parameters)

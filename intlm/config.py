@@ -85,16 +85,25 @@ class EggrollConfig:
         "sign", choices=("sign", "normalised"),
     )  # fmt: skip
     optimizer: str = _key(
-        "turns votes into a step of the weights: the paper's test, or Adam on master weights",
-        "threshold", choices=("threshold", "adam"),
+        "turns votes into a step of the weights: the paper's test, or momentum or Adam on master weights",
+        "threshold", choices=("threshold", "momentum", "adam"),
     )  # fmt: skip
-    step: int = _key("adam: the first step, 256 = one int8 unit", 64, low=1, high=512)
     alpha: int = _key(
-        "the share of weights that chance alone would move starts at 1 and decays toward 2**-alpha",
+        "threshold: the share of weights that chance alone would move starts at 1 and decays toward 2**-alpha",
         4, low=0, high=16,
     )  # fmt: skip
-    alpha_decay_updates: int = _key(
-        "updates until that share is reached; with adam, until the step is nothing", 1000, low=1, high=INT32_MAX
+    step: int = _key(
+        "momentum, adam: the largest step, for a vote of one standard deviation; 256 = one int8 unit",
+        256, low=1, high=512,
+    )  # fmt: skip
+    momentum: int = _key("momentum, adam: votes are averaged over 2**momentum updates", 0, low=0, high=10)
+    weight_decay: int = _key(
+        "momentum, adam: matrices lose weight_decay / 65536 of themselves in an update of step 256",
+        0, low=0, high=255,
+    )  # fmt: skip
+    warmup_updates: int = _key("momentum, adam: updates in which the step rises", 0, low=0, high=INT32_MAX)
+    decay_updates: int = _key(
+        "updates until that share is reached, or the step has fallen to nothing", 1000, low=1, high=INT32_MAX
     )
     chunk_size: int = _key(
         "members evaluated at once; 0: automatic; changes memory and speed, no bit of the result",
@@ -107,6 +116,10 @@ class TrainConfig:
     """How long to train, and what to report on the way."""
 
     tokens_per_update: int = _key("tokens that each member reads in an update, at most 32768", 32, low=1)
+    targets: int = _key(
+        "tokens that share a prediction's target, a power of two: 1: the one that follows; more: also those that "
+        "follow the most alike contexts of the training text", 1, low=1, high=1024,
+    )  # fmt: skip
     updates: int = _key("updates in the whole run", 1000, low=1, high=INT32_MAX)
     evaluate_every: int = _key(
         "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
@@ -306,6 +319,8 @@ def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             f"eggroll.group_size = {eggroll.group_size}: must divide the number of pairs, "
             f"eggroll.population / 2 = {config.pairs}",
         )
+    if (targets := config.train.targets) & (targets - 1):
+        yield ("train.targets",), f"train.targets = {targets}: must be a power of two (the mean over them is a shift)"
     if data.valid and data.valid_bytes:
         yield (
             ("data.valid_bytes", "data.valid"),

@@ -66,7 +66,7 @@ class LanguageModel:
         self._infer = jax.jit(engine.infer)
         self._generate = jax.jit(engine.generate, static_argnames=("top_k", "count"))
         self.parameters = parameters
-        self._losses = jax.jit(lambda logits, targets: loss(logits.astype(jnp.int32), targets))
+        self._losses = jax.jit(lambda logits, targets: loss(logits.astype(jnp.int32), targets[..., None]))
 
     @property
     def parameters(self) -> Parameters:

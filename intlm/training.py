@@ -27,7 +27,8 @@ from intlm.data.prepare import prepare
 from intlm.data.references import references
 from intlm.data.shards import Corpus
 from intlm.data.streams import TokenStreams
-from intlm.eggroll import adam, fitness, threshold
+from intlm.eggroll import adam, fitness, momentum, threshold
+from intlm.eggroll.optimizer import Optimizer
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
@@ -64,40 +65,42 @@ class UpdateReport(NamedTuple):
     changed: Array  # int32 scalar, weights that moved
 
 
-UpdateStep = Callable[[TrainState, Array, Array, Array], tuple[TrainState, UpdateReport]]
+UpdateStep = Callable[[TrainState, Array, Array, Array, Array], tuple[TrainState, UpdateReport]]
 
 
-OPTIMIZERS: dict[str, Any] = {"threshold": threshold, "adam": adam}
-
-
-def optimizer_setting(eggroll: EggrollConfig, update: int) -> int:
-    """What the optimizer's schedule gives at an update: the quantile of `threshold`, the step of `adam`."""
+def make_optimizer(eggroll: EggrollConfig) -> Optimizer:
+    """The optimizer that a configuration asks for."""
     if eggroll.optimizer == "threshold":
-        return threshold.quantile(update, eggroll.alpha, eggroll.alpha_decay_updates)
-    return adam.scheduled_step(update, eggroll.step, eggroll.alpha_decay_updates)
+        return threshold.optimizer(eggroll.alpha, eggroll.decay_updates)
+    make = {"momentum": momentum.optimizer, "adam": adam.optimizer}[eggroll.optimizer]
+    return make(
+        eggroll.step, eggroll.momentum, eggroll.weight_decay, eggroll.warmup_updates, eggroll.decay_updates
+    )
 
 
-def initial_state(problem: Problem, seed: int, optimizer: str) -> TrainState:
+def initial_state(problem: Problem, seed: int, optimizer: Optimizer) -> TrainState:
     """The state before the first update."""
     parameters = initialise(problem.architecture, seed)
     states = zero_states((problem.pairs, 2), problem.architecture)
-    return TrainState(parameters, OPTIMIZERS[optimizer].init(parameters), states)
+    return TrainState(parameters, optimizer.init(parameters), states)
 
 
-def make_update_step(problem: Problem, engine: Engine, fitness_name: str, optimizer: str) -> UpdateStep:
+def make_update_step(problem: Problem, engine: Engine, fitness_name: str, optimizer: Optimizer) -> UpdateStep:
     """The whole update as one pure function: evaluate, fitness, accumulate, optimizer.
 
-    Its arguments: the state; tokens, uint16 [texts, T + 1]; the update's number, uint32; what
-    `optimizer_setting` gives for it, int32.
+    Its arguments: the state; tokens, uint16 [texts, T]; targets, uint16 [texts, T, K]; the update's number, uint32;
+    the optimizer's setting for it, int32.
     """
     described = specifications(problem.architecture)
     rank = problem.perturbation.rank
 
-    def update_step(state: TrainState, tokens: Array, update: Array, setting: Array) -> tuple[TrainState, UpdateReport]:
-        losses, members = engine.evaluate(state.parameters, tokens, state.members, update)
+    def update_step(
+        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array
+    ) -> tuple[TrainState, UpdateReport]:
+        losses, members = engine.evaluate(state.parameters, tokens, targets, state.members, update)
         shaped = fitness.shape(fitness_name, losses, rank)
         votes = engine.accumulate(shaped, update)
-        parameters, remembered = OPTIMIZERS[optimizer].update(
+        parameters, remembered = optimizer.update(
             described, state.parameters, votes, state.optimizer, shaped, rank, setting
         )
         moved = [jnp.sum(parameters[s.name] != state.parameters[s.name], dtype=jnp.int32) for s in described]
@@ -134,12 +137,14 @@ class Trainer:
         self.valid = self.corpus.splits.get("valid")  # None where no text is held out
         self.problem = problem_of(config, tokenizer.vocab_size)
         self.texts = config.pairs // config.eggroll.group_size
-        self.streams = TokenStreams(self.split, self.texts, config.train.tokens_per_update)
+        settings = config.train
+        self.streams = TokenStreams(self.split, self.texts, settings.tokens_per_update, settings.targets)
+        self.optimizer = make_optimizer(config.eggroll)
         self.engine = make_engine(config.engine, self.problem)
-        step = make_update_step(self.problem, self.engine, config.eggroll.fitness, config.eggroll.optimizer)
+        step = make_update_step(self.problem, self.engine, config.eggroll.fitness, self.optimizer)
         self.step = jax.jit(step, donate_argnums=0)
         self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
-        self.state = initial_state(self.problem, config.seed, config.eggroll.optimizer)
+        self.state = initial_state(self.problem, config.seed, self.optimizer)
         self.model = LanguageModel(self.problem.architecture, self.state.parameters, tokenizer, self.engine)
         self.update = 0  # updates done
         self.seconds = 0.0  # of training, earlier parts of the run included
@@ -197,10 +202,8 @@ class Trainer:
             batch = self.streams.batch(self.update)
             while self.update < settings.updates and not stopped():
                 began = time.monotonic()
-                setting = optimizer_setting(self.config.eggroll, self.update)
-                self.state, report = self.step(
-                    self.state, jnp.asarray(batch, jnp.uint16), jnp.uint32(self.update), jnp.int32(setting)
-                )
+                setting = jnp.int32(self.optimizer.setting(self.update))
+                self.state, report = self.step(self.state, *map(jnp.asarray, batch), jnp.uint32(self.update), setting)
                 if self.update + 1 < settings.updates:
                     batch = self.streams.batch(self.update + 1)  # while the update is computed
                 loss = int(np.asarray(report.losses).sum(dtype=np.int64))

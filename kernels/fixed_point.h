@@ -1,4 +1,4 @@
-/* The arithmetic of docs/numerics.md, version 2, one value at a time, in C99.
+/* The arithmetic of docs/numerics.md, version 3, one value at a time, in C99.
  *
  * The one source of these rules for everything native: the CPU engine, the exported C. Only <stdint.h>; no
  * floating point, no division of 64-bit values, no undefined behaviour: right shifts of negative numbers are
@@ -11,9 +11,11 @@
 
 #define INTLM_MAX8 127
 #define INTLM_MAX16 32767
+#define INTLM_ONE_BITS 4
 #define INTLM_GATE_ONE 127
 #define INTLM_GATE_MULTIPLIER 129
 #define INTLM_STATE_SHIFT 3
+#define INTLM_VECTOR_SHIFT 1
 
 /* Section 2: primitives. */
 

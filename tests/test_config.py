@@ -57,7 +57,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config.model == ModelConfig(hidden_size=64, num_layers=2, feed_forward_size=256, nonlinearity="clip")
     assert config.eggroll == EggrollConfig(
         population=4096, rank=1, sigma_shift=4, noise_reuse=1, group_size=1, fitness="sign",
-        optimizer="threshold", alpha=4, alpha_decay_updates=1000, chunk_size=0,
+        optimizer="threshold", alpha=4, decay_updates=1000, chunk_size=0,
     )  # fmt: skip
     assert config.train == TrainConfig(
         tokens_per_update=32, updates=1000, evaluate_every=50, sample_every=200, checkpoint_seconds=60

@@ -266,7 +266,7 @@ REFUSED = [
     ("eggroll.noise_reuse", 2, 1),
     ("eggroll.fitness", "normalised", "sign"),
     ("eggroll.alpha", 5, 4),
-    ("eggroll.alpha_decay_updates", 7, 1000),
+    ("eggroll.decay_updates", 7, 1000),
     ("train.tokens_per_update", 16, 8),
     ("data.valid_bytes", 2000, 3000),
     ("data.tokenizer", "bytes", "alphabet"),
@@ -374,7 +374,7 @@ def test_it_learns_without_held_out_text(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "text.txt").write_bytes(b"ab" * 500 + b" ")  # the alphabet of the other text: the same program
     keys = {
         **tiny.KEYS, "data.train": "text.txt", "data.valid_bytes": 0, "data.prepared": "prepared",
-        "eggroll.alpha_decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
+        "eggroll.decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
         "train.sample_every": 200,
     }  # fmt: skip
     words = ["train", str(tiny.write_config(tmp_path / "a.toml", keys)), "--run-dir", str(tmp_path / "run")]

@@ -100,3 +100,14 @@ def mean_scale(count: int) -> MeanScale:
 def rank_multiplier(rank: int) -> int:
     """128 / sqrt(rank), rounded to nearest; rank: 1 to 256, so in [8, 128]."""
     return (math.isqrt((1 << 16) // rank) + 1) >> 1
+
+
+def integer_sqrt(x: Array) -> Array:
+    """floor(sqrt(x)) of an int32 scalar >= 0, bit by bit."""
+    root = jnp.zeros_like(x)
+    for bit in range(15, -1, -1):
+        trial = root + (1 << bit)
+        # trial * trial may pass int32 only at 46341 and above, where uint32 still holds it.
+        fits = trial.astype(jnp.uint32) * trial.astype(jnp.uint32) <= x.astype(jnp.uint32)
+        root = jnp.where(fits, trial, root)
+    return root

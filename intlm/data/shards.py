@@ -40,12 +40,14 @@ class Split:
         tokens: the number of tokens, the separator before each document included.
         documents: the number of documents, at least 1.
         bytes: the number of bytes of text that the tokens stand for; separators stand for none.
+        vocab_size: tokens are below it.
     """
 
     def __init__(self, description: dict[str, Any], directory: Path, tokenizer: Tokenizer) -> None:
         self.tokens: int = description["tokens"]
         self.documents: int = description["documents"]
         self.bytes: int = description["bytes"]
+        self.vocab_size: int = tokenizer.vocab_size
         self._tokenizer = tokenizer
         self._path = directory / description["shards"][0]["file"]
         self._shards = [_map(directory, shard, tokenizer.dtype) for shard in description["shards"]]

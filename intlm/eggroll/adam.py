@@ -1,31 +1,31 @@
-"""Adam (arXiv 1412.6980) in integers: the votes' mean over their root mean square, into weights with fraction bits.
+"""Adam (arXiv 1412.6980) in integers: the votes' mean over their root mean square.
 
-- A vote is measured in standard deviations of what chance alone would give, with 8 fraction bits.
-- Averages are kept multiplied by their length, A += x - round(A / 2^k): they come to rest at x exactly, from either
-  side, and no difference is too small to move them. They start at what chance gives, so that none is corrected
-  for its beginning: a mean of 0, a mean square of 1.
-- The master weights have 16 fraction bits; the int8 weights that the members see are their rounding.
+Both averages are kept as `momentum` keeps its mean. They start at what chance gives, so that neither is corrected for
+its beginning: a mean of 0, a mean square of 1.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intlm.arithmetic.fixed_point import MAX8, Array, rounding_shift
-from intlm.eggroll.perturbation import is_matrix
-from intlm.eggroll.threshold import integer_sqrt
+from intlm.arithmetic.fixed_point import Array, rounding_shift
+from intlm.eggroll.optimizer import (
+    FRACTION,
+    Optimizer,
+    deviation,
+    masters,
+    moved,
+    rounded,
+    scheduled_step,
+    standardised,
+)
 from intlm.model.parameters import Parameters, Specification
 
-MEAN_SHIFT = 3  # the mean's length is 2^3 updates
-SQUARE_SHIFT = 6  # the mean square's is 2^6; even, so that its root is a shift
-FRACTION = 8  # bits of a vote in standard deviations
-MASTER = 16  # fraction bits of the master weights
-STEP_ONE = 1 << 16  # a step of one int8 unit for a mean as large as its root mean square
-_VOTE_LIMIT = 1 << 14  # 64 standard deviations
-_RATIO_LIMIT = (1 << 11) - 1  # just below 8
+SQUARE_SHIFT = 6  # the mean square's length is 2^6 updates; even, so that its root is a shift
 # 2^15 * sqrt(256 / m) for m from 256 to 1023, rounded.
 _RECIPROCAL_ROOT = np.array([(math.isqrt((1 << 40) // m) + 1) >> 1 for m in range(256, 1024)], np.int32)
 _LEAST_SQUARE = 1 << (FRACTION + SQUARE_SHIFT - 2)  # a quarter of what chance gives
@@ -39,19 +39,23 @@ class AdamState(NamedTuple):
     square: Parameters
 
 
-def init(parameters: Parameters) -> AdamState:
-    """The state before the first update."""
-    wide = {name: weight.astype(jnp.int32) for name, weight in parameters.items()}
-    return AdamState(
-        {name: weight << MASTER for name, weight in wide.items()},
-        {name: jnp.zeros_like(weight) for name, weight in wide.items()},
-        {name: jnp.full_like(weight, 1 << (FRACTION + SQUARE_SHIFT)) for name, weight in wide.items()},
+def optimizer(step: int, momentum: int, weight_decay: int, warmup_updates: int, decay_updates: int) -> Optimizer:
+    """step: 256 = one int8 unit for a mean as large as its root mean square. momentum: as in `momentum.optimizer`."""
+    return Optimizer(
+        init,
+        partial(update, momentum, weight_decay),
+        partial(scheduled_step, step, warmup_updates, decay_updates),
     )
 
 
-def scheduled_step(update: int, step: int, decay_updates: int) -> int:
-    """The step at an update, 2^16 = one int8 unit: `step` (2^8 = one unit) falling to nothing on a straight line."""
-    return (step << 8) * max(0, decay_updates - update) // decay_updates
+def init(parameters: Parameters) -> AdamState:
+    """The state before the first update."""
+    shapes = {name: weight.shape for name, weight in parameters.items()}
+    return AdamState(
+        masters(parameters),
+        {name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
+        {name: jnp.full(shape, 1 << (FRACTION + SQUARE_SHIFT), jnp.int32) for name, shape in shapes.items()},
+    )
 
 
 def reciprocal_root(x: Array) -> tuple[Array, Array]:
@@ -62,6 +66,8 @@ def reciprocal_root(x: Array) -> tuple[Array, Array]:
 
 
 def update(
+    momentum: int,
+    weight_decay: int,
     specifications: list[Specification],
     parameters: Parameters,
     votes: Parameters,
@@ -70,28 +76,18 @@ def update(
     rank: int,
     step: Array,
 ) -> tuple[Parameters, AdamState]:
-    """Move each weight by step * mean / root mean square of its votes.
-
-    votes: int32, by parameter. fitness: int8 [pairs]. step: int32 scalar, 2^16 = one int8 unit, at most 2^17.
-    """
-    energy = jnp.sum(jnp.square(fitness.astype(jnp.int32)))
-    after, master, mean, square = {}, {}, {}, {}
+    """votes: int32, by parameter. fitness: int8 [pairs]. step: int32 scalar, 2^16 = one int8 unit, at most 2^17."""
+    master, mean, square = {}, {}, {}
     for specification in specifications:
         name = specification.name
-        # 256 of these is a vote's standard deviation where fitness says nothing.
-        deviation = jnp.maximum(integer_sqrt(energy * (rank if is_matrix(specification.kind) else 1)), 1)
-        unit = deviation.astype(jnp.uint32)
-        size = jnp.minimum((jnp.abs(votes[name]).astype(jnp.uint32) + unit // 2) // unit, _VOTE_LIMIT)
-        vote = jnp.sign(votes[name]) * size.astype(jnp.int32)
-        mean[name] = state.mean[name] + vote - rounding_shift(state.mean[name], MEAN_SHIFT)
+        vote = standardised(votes[name], deviation(specification, fitness, rank))
+        mean[name] = state.mean[name] + vote - rounding_shift(state.mean[name], momentum)
         kept = rounding_shift(state.square[name], SQUARE_SHIFT)
         square[name] = state.square[name] + rounding_shift(jnp.square(vote), FRACTION) - kept
         root, shift = reciprocal_root(jnp.maximum(square[name], _LEAST_SQUARE))
         # The square has FRACTION + SQUARE_SHIFT bits of fraction, hence its root half as many.
         shift -= (FRACTION + SQUARE_SHIFT) // 2
-        product = rounding_shift(mean[name], MEAN_SHIFT) * root
+        product = rounding_shift(mean[name], momentum) * root
         ratio = jnp.right_shift(product + jnp.left_shift(1, shift - 1), shift)
-        move = rounding_shift(jnp.clip(ratio, -_RATIO_LIMIT, _RATIO_LIMIT) * step, FRACTION)
-        master[name] = jnp.clip(state.master[name] + move, -MAX8 << MASTER, MAX8 << MASTER)
-        after[name] = rounding_shift(master[name], MASTER).astype(jnp.int8)
-    return after, AdamState(master, mean, square)
+        master[name] = moved(specification, state.master[name], ratio, step, weight_decay)
+    return rounded(master), AdamState(master, mean, square)

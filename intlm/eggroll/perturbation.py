@@ -16,6 +16,7 @@ from intlm.arithmetic.tables import tables
 from intlm.model.forward import matrix_product
 from intlm.model.parameters import Architecture, Kind, Layered, Specification, map_specifications
 
+VECTOR_SHIFT = 1  # a vector's perturbation, and its step, are half a matrix's: its elements matter more
 INPUT_PRODUCT_LIMIT = 1 << 23  # |x B| is held to this before its scaling, which saturates far below it
 
 
@@ -120,7 +121,7 @@ class PerturbedWeights:
         """Returns int8 [pairs, 2, hidden]."""
         z = self.noise[name]
         assert isinstance(z, jax.Array)
-        change = rounding_shift(z.astype(jnp.int32), self.sigma_shift)
+        change = rounding_shift(z.astype(jnp.int32), self.sigma_shift + VECTOR_SHIFT)
         base = self.parameters[name].astype(jnp.int32)
         return saturate8(jnp.stack([base + change, base - change], axis=1))
 

@@ -5,13 +5,14 @@ Under the hypothesis that fitness says nothing of a weight, its vote has mean 0 
 alpha, which decays from 1 as 1 / (1 + (2^alpha_log2 - 1) * update / horizon).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.arithmetic.tables import threshold_quantile
-from intlm.eggroll.perturbation import is_matrix
+from intlm.eggroll.optimizer import Optimizer, deviation
 from intlm.model.parameters import Parameters, Specification
 
 
@@ -19,25 +20,19 @@ class ThresholdState(NamedTuple):
     """Nothing is remembered between updates."""
 
 
+def optimizer(alpha: int, decay_updates: int) -> Optimizer:
+    """alpha: 0 to 16; decay_updates: 1 or more."""
+    return Optimizer(init, update, partial(quantile, alpha, decay_updates))
+
+
 def init(parameters: Parameters) -> ThresholdState:
     """The state before the first update."""
     return ThresholdState()
 
 
-def quantile(update: int, alpha: int, alpha_decay_updates: int) -> int:
+def quantile(alpha: int, decay_updates: int, update: int) -> int:
     """256 times the quantile that a vote must pass at this update (0 for the first: then every vote moves)."""
-    return threshold_quantile(alpha_decay_updates, alpha_decay_updates + (2**alpha - 1) * update)
-
-
-def integer_sqrt(x: Array) -> Array:
-    """floor(sqrt(x)) of an int32 scalar >= 0, bit by bit."""
-    root = jnp.zeros_like(x)
-    for bit in range(15, -1, -1):
-        trial = root + (1 << bit)
-        # trial * trial may pass int32 only at 46341 and above, where uint32 still holds it.
-        fits = trial.astype(jnp.uint32) * trial.astype(jnp.uint32) <= x.astype(jnp.uint32)
-        root = jnp.where(fits, trial, root)
-    return root
+    return threshold_quantile(decay_updates, decay_updates + (2**alpha - 1) * update)
 
 
 def update(
@@ -53,11 +48,10 @@ def update(
 
     votes: int32, by parameter. fitness: int8 [pairs]. quantile: int32 scalar, 256 times the test's quantile.
     """
-    energy = jnp.sum(jnp.square(fitness.astype(jnp.int32)))
     after = {}
     for specification in specifications:
-        deviation = integer_sqrt(energy * (rank if is_matrix(specification.kind) else 1))
         vote, weight = votes[specification.name], parameters[specification.name].astype(jnp.int32)
-        move = jnp.where(jnp.abs(vote) >= quantile * deviation, jnp.sign(vote), 0)
+        least = quantile * deviation(specification, fitness, rank)
+        move = jnp.where(jnp.abs(vote) >= least, jnp.sign(vote), 0)
         after[specification.name] = jnp.clip(weight + move, -MAX8, MAX8).astype(jnp.int8)
     return after, state

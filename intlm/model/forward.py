@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from intlm.arithmetic.fixed_point import (
     GATE_MULTIPLIER,
     GATE_ONE,
+    ONE,
     STATE_SHIFT,
     Array,
     activation_rescale,
@@ -43,7 +44,7 @@ class Weights(Protocol):
         """x: int8 S + [fan-in]. Returns the accumulator of x W^T, int32 S + [fan-out]."""
 
     def vector(self, name: str) -> Array:
-        """A bias or a norm's scale, int8, broadcastable to S + [hidden]."""
+        """A bias, int8, broadcastable to S + [hidden]."""
 
 
 class PlainWeights:
@@ -72,12 +73,12 @@ def matrix_product(x: Array, matrix: Array) -> Array:
     return product.reshape(*x.shape[:-1], -1)
 
 
-def norm(x: Array, scale: Array) -> Array:
-    """Divide by the mean magnitude, taken as at least 1: int8 x, scale S + [hidden] to int8 at 1.0 = 16."""
+def norm(x: Array) -> Array:
+    """Divide by the mean magnitude, taken as at least 1: int8 S + [hidden] to int8 at 1.0 = 16."""
     wide = x.astype(jnp.int32)
     index = mean_scale(x.shape[-1])(jnp.sum(jnp.abs(wide), axis=-1, keepdims=True))
     gain = jnp.asarray(tables().reciprocal)[index].astype(jnp.int32)
-    return saturate8(q15_multiply(wide * scale, gain))
+    return saturate8(q15_multiply(wide * ONE, gain))
 
 
 def _gate(x: Array, nonlinearity: str) -> Array:
@@ -124,8 +125,8 @@ def cell(weights: Weights, x: Array, state: Array, architecture: Architecture) -
 
 
 def feed_forward(weights: Weights, x: Array, architecture: Architecture) -> Array:
-    """Two products, what is negative between them cut to zero; int32 S + [hidden], not saturated."""
-    wide = saturate8(jnp.maximum(activation_rescale(architecture.hidden_size)(weights.multiply("up", x)), 0))
+    """Two products, the magnitude taken between them; int32 S + [hidden], not saturated."""
+    wide = saturate8(jnp.abs(activation_rescale(architecture.hidden_size)(weights.multiply("up", x))))
     return activation_rescale(architecture.feed_forward_size)(weights.multiply("down", wide))
 
 
@@ -142,16 +143,15 @@ def step(weights: Weights, tokens: Array, states: Array, architecture: Architect
     def read_layer(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
         entry, state = layer
         own = weights.layer(entry)
-        state = cell(own, norm(x, own.vector("cell_norm")), state, architecture)
+        state = cell(own, norm(x), state, architecture)
         output = state.astype(jnp.int32)
         x = saturate8(x + (rounding_shift(output, STATE_SHIFT) if table else output))
-        x = saturate8(x + feed_forward(own, norm(x, own.vector("feed_forward_norm")), architecture))
+        x = saturate8(x + feed_forward(own, norm(x), architecture))
         return x, state
 
     states = jnp.where((tokens == SEPARATOR)[..., None], jnp.int8(0), states)
     x, states = jax.lax.scan(read_layer, weights.embed(tokens), (weights.layers, states))
-    x = norm(x, weights.vector("output_norm"))
-    return logit_rescale(architecture.hidden_size)(weights.multiply("head", x)), states
+    return logit_rescale(architecture.hidden_size)(weights.multiply("head", norm(x))), states
 
 
 def zero_states(shape: tuple[int, ...], architecture: Architecture) -> Array:

@@ -7,7 +7,7 @@ not depend on the order of the terms.
 import jax.numpy as jnp
 from jax import lax
 
-from intlm.arithmetic.fixed_point import Array
+from intlm.arithmetic.fixed_point import Array, rounding_shift
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS, tables
 
 _LIMB = 12
@@ -39,9 +39,9 @@ def log_sum_exp2(logits: Array) -> Array:
 
 
 def loss(logits: Array, targets: Array) -> Array:
-    """Base-2 cross-entropy of the targets, int32 S, one bit = 256, in [0, 36,865].
+    """Base-2 cross-entropy, the mean over the targets, int32 S, one bit = 256, in [0, 36,865].
 
-    logits: int32 S + [vocabulary]. targets: int32 S.
+    logits: int32 S + [vocabulary]. targets: int32 S + [K], K a power of two: each has a share of 1/K.
     """
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_sum_exp2(logits) - chosen
+    chosen = jnp.sum(jnp.take_along_axis(logits, targets, axis=-1), axis=-1)
+    return log_sum_exp2(logits) - rounding_shift(chosen, targets.shape[-1].bit_length() - 1)

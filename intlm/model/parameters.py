@@ -12,7 +12,6 @@ from typing import Generic, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from intlm.arithmetic.fixed_point import ONE
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
 
@@ -26,7 +25,6 @@ class Kind(Enum):
     EMBEDDING = "embedding"  # [vocabulary, hidden], a row looked up
     MATRIX = "matrix"  # [fan-out, fan-in], multiplied
     BIAS = "bias"  # [hidden], added; starts at 0
-    SCALE = "scale"  # [hidden], a norm's; starts at 1.0
 
 
 class Specification(NamedTuple):
@@ -48,7 +46,7 @@ class Architecture(NamedTuple):
 
 
 def specifications(architecture: Architecture) -> list[Specification]:
-    """All parameters in the order of their numbers: embedding, layer by layer, output norm, head."""
+    """All parameters in the order of their numbers: embedding, layer by layer, head."""
     vocab, hidden, layers, feed_forward, _ = architecture
     square, vector = (hidden, hidden), (hidden,)
     found = [Specification("embedding", (vocab, hidden), Kind.EMBEDDING)]
@@ -56,23 +54,17 @@ def specifications(architecture: Architecture) -> list[Specification]:
         found += [
             Specification(f"layers.{i}.{name}", shape, kind)
             for name, shape, kind in (
-                ("cell_norm", vector, Kind.SCALE),
                 ("gate_input", square, Kind.MATRIX),  # W_f
                 ("gate_state", square, Kind.MATRIX),  # U_f
                 ("gate_bias", vector, Kind.BIAS),  # b_f
                 ("candidate_input", square, Kind.MATRIX),  # W_h
                 ("candidate_state", square, Kind.MATRIX),  # U_h
                 ("candidate_bias", vector, Kind.BIAS),  # b_h
-                ("feed_forward_norm", vector, Kind.SCALE),
                 ("up", (feed_forward, hidden), Kind.MATRIX),
                 ("down", (hidden, feed_forward), Kind.MATRIX),
             )
         ]
-    found += [
-        Specification("output_norm", vector, Kind.SCALE),
-        Specification("head", (vocab, hidden), Kind.MATRIX),
-    ]
-    return found
+    return [*found, Specification("head", (vocab, hidden), Kind.MATRIX)]
 
 
 class Layered(NamedTuple, Generic[Leaf]):
@@ -120,7 +112,7 @@ def map_specifications(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def initialise(architecture: Architecture, seed: int) -> Parameters:
-    """First values: matrices and embedding Gaussian with standard deviation 16 (1.0), biases 0, scales 16.
+    """First values: matrices and embedding Gaussian with standard deviation 16 (1.0), biases 0.
 
     seed: 0 to 2^64 - 1. Element e (row-major) of parameter n is quantile[byte e of the counter (0, 0, n, ·)].
     """
@@ -132,5 +124,5 @@ def initialise(architecture: Architecture, seed: int) -> Parameters:
             octets = random_bytes(key, (0, 0, number, 0), shape[0] * shape[1])
             parameters[name] = quantile[octets].reshape(shape)
         else:
-            parameters[name] = jnp.full(shape, ONE if kind is Kind.SCALE else 0, jnp.int8)
+            parameters[name] = jnp.zeros(shape, jnp.int8)
     return parameters

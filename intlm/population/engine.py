@@ -30,11 +30,13 @@ class Engine(Protocol):
 
     name: str
 
-    def evaluate(self, parameters: Parameters, tokens: Array, states: Array, update: Array) -> tuple[Array, Array]:
+    def evaluate(
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+    ) -> tuple[Array, Array]:
         """Read a text with every member.
 
-        tokens: uint16 [texts, T + 1], texts = pairs / group_size; the first T are read, the last T predicted.
-        states: int8 [pairs, 2, layers, hidden]. update: uint32 scalar.
+        tokens: uint16 [texts, T], texts = pairs / group_size. targets: uint16 [texts, T, K], what is to follow each
+        (`intlm.model.loss`). states: int8 [pairs, 2, layers, hidden]. update: uint32 scalar.
         Returns losses, int32 [pairs, 2], summed over the T tokens (256 = one bit), and the next states.
         """
 

@@ -122,12 +122,14 @@ class NativeEngine:
     def _flat(self, parameters: Parameters) -> Array:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])
 
-    def evaluate(self, parameters: Parameters, tokens: Array, states: Array, update: Array) -> tuple[Array, Array]:
+    def evaluate(
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+    ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
         epoch = self.problem.perturbation.epoch(update)
         call = jax.ffi.ffi_call("intlm_evaluate", shapes)
-        losses, states = call(self._flat(parameters), tokens, states, epoch, problem=self.attribute)
+        losses, states = call(self._flat(parameters), tokens, targets, states, epoch, problem=self.attribute)
         return losses, states
 
     def accumulate(self, fitness: Array, update: Array) -> Parameters:

@@ -36,7 +36,9 @@ class XlaEngine:
     def _pairs(self) -> Array:
         return jnp.arange(self.problem.pairs, dtype=jnp.uint32)
 
-    def evaluate(self, parameters: Parameters, tokens: Array, states: Array, update: Array) -> tuple[Array, Array]:
+    def evaluate(
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+    ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         problem = self.problem
         epoch = problem.perturbation.epoch(update)
@@ -46,8 +48,11 @@ class XlaEngine:
             pairs, states = chunk
             drawn = noise(problem.architecture, problem.perturbation, epoch, pairs)
             weights = PerturbedWeights(shared, drawn, problem.perturbation)
-            texts = tokens[pairs // problem.group_size].astype(jnp.int32).T  # [T + 1, chunk]
-            texts = jnp.broadcast_to(texts[:, :, None], (*texts.shape, 2))
+            own = pairs // problem.group_size
+            reading = tokens[own].astype(jnp.int32).T[..., None]  # [T, chunk, 1]
+            follow = jnp.moveaxis(targets[own].astype(jnp.int32), 1, 0)[:, :, None]  # [T, chunk, 1, K]
+            both = (*reading.shape[:2], 2)
+            texts = (jnp.broadcast_to(reading, both), jnp.broadcast_to(follow, (*both, targets.shape[-1])))
 
             def read(carry: tuple[Array, Array], token: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
                 states, total = carry
@@ -55,7 +60,7 @@ class XlaEngine:
                 return (states, total + loss(logits, token[1])), None
 
             start = (jnp.moveaxis(states, 2, 0), jnp.zeros(states.shape[:2], jnp.int32))
-            (states, total), _ = jax.lax.scan(read, start, (texts[:-1], texts[1:]))
+            (states, total), _ = jax.lax.scan(read, start, texts)
             return total, jnp.moveaxis(states, 0, 2)
 
         return map_in_chunks(evaluate_chunk, (self._pairs(), states), self.chunk_pairs)

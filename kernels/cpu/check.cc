@@ -38,18 +38,21 @@ static void one(const Kernels& k) {
   p.table = between(0, 1), p.rank = between(1, 4), p.sigma_shift = between(0, 12), p.pairs = between(1, 30);
   p.group = p.pairs % 2 ? 1 : 2, p.seed[0] = random32(), p.seed[1] = random32(), p.threads = 2;
   const int64_t h = p.hidden, length = 3, rows = p.layers * h;
-  const int64_t weights = 2 * h * p.vocab + h + p.layers * (4 * h * h + 4 * h + 2 * h * p.feed_forward);
+  const int64_t weights = 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
   const int32_t widest = between(0, 1) ? 127 : 40;
   std::vector<int8_t> parameters(weights), states(2 * p.pairs * rows), next(states.size()), fitness(p.pairs);
   for (auto& v : parameters) v = (int8_t)between(-widest, widest);
   for (auto& v : states) v = (int8_t)between(-127, 127);
   for (auto& v : fitness) v = (int8_t)between(-127, 127);
-  std::vector<uint16_t> tokens(p.pairs * (length + 1));
-  for (auto& v : tokens) v = (uint16_t)between(0, p.vocab - 1);
+  const int log_targets = between(0, 3);
+  std::vector<uint16_t> tokens(p.pairs * length), targets(tokens.size() << log_targets);
+  for (auto* some : {&tokens, &targets})
+    for (auto& v : *some) v = (uint16_t)between(0, p.vocab - 1);
   std::vector<int32_t> losses(2 * p.pairs), votes(weights);
   std::vector<int16_t> logits(p.pairs * length * p.vocab);
   const uint32_t epoch = random32();
-  k.evaluate(p, parameters.data(), tokens.data(), length, states.data(), epoch, losses.data(), next.data());
+  k.evaluate(p, parameters.data(), tokens.data(), targets.data(), length, log_targets, states.data(), epoch, losses.data(),
+             next.data());
   add(losses), add(next);
   k.accumulate(p, fitness.data(), epoch, votes.data());
   add(votes);
@@ -70,7 +73,7 @@ static void one(const Kernels& k) {
 static bool team(const Kernels& k) {
   Problem p{256, 192, 2, 512, true, 1, 4, 1, 1, {1, 2}, 2};
   const int64_t h = p.hidden, rows = p.layers * h, length = 4;
-  std::vector<int8_t> parameters(2 * h * p.vocab + h + p.layers * (4 * h * h + 4 * h + 2 * h * p.feed_forward));
+  std::vector<int8_t> parameters(2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward));
   for (auto& v : parameters) v = (int8_t)between(-40, 40);
   std::vector<uint16_t> tokens(length);
   for (auto& v : tokens) v = (uint16_t)between(0, p.vocab - 1);

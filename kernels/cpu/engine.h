@@ -75,7 +75,7 @@ static void parallel(int64_t count, int threads, const Task& task) {
 
 /* ---- Parameters (section 5.1) ---- */
 
-enum Vector { kCellNorm, kGateBias, kCandidateBias, kFeedForwardNorm, kLayerVectors };
+enum Vector { kGateBias, kCandidateBias, kLayerVectors };
 enum Product { kGateInput, kGateState, kCandidateInput, kCandidateState, kUp, kDown, kLayerProducts };
 
 struct Matrix {
@@ -105,7 +105,6 @@ struct Layer {
 
 struct Model {
   Matrix embedding, head;
-  VectorParameter output_norm;
   std::vector<Layer> layers;
   int64_t size = 0;           // parameters
   int64_t prepared_size = 0;  // bytes of what `prepare` makes of them: themselves, then the matrices packed
@@ -119,14 +118,12 @@ struct Model {
     auto vector = [&](VectorParameter& v) { v.number = number++, v.offset = size, size += p.hidden; };
     matrix(embedding, p.vocab, p.hidden);
     for (Layer& layer : layers) {
-      vector(layer.vectors[kCellNorm]);
       matrix(layer.products[kGateInput], p.hidden, p.hidden);
       matrix(layer.products[kGateState], p.hidden, p.hidden);
       vector(layer.vectors[kGateBias]);
       matrix(layer.products[kCandidateInput], p.hidden, p.hidden);
       matrix(layer.products[kCandidateState], p.hidden, p.hidden);
       vector(layer.vectors[kCandidateBias]);
-      vector(layer.vectors[kFeedForwardNorm]);
       matrix(layer.products[kUp], p.feed_forward, p.hidden);
       matrix(layer.products[kDown], p.hidden, p.feed_forward);
       for (int i = 0; i < kLayerProducts; ++i) {
@@ -135,7 +132,6 @@ struct Model {
         m.scale = intlm_activation_rescale(m.fan_in, state && p.table ? INTLM_STATE_SHIFT : 0);
       }
     }
-    vector(output_norm);
     matrix(head, p.vocab, p.hidden);
     head.scale = intlm_logit_rescale(p.hidden);
     prepared_size = (size + 63) / 64 * 64;
@@ -298,7 +294,7 @@ struct Tile {
   int32_t rank_multiplier, mean_multiplier;
   MatrixNoise embedding_noise, head_noise;
   std::vector<MatrixNoise> noise;  // [layers * products]
-  Buffer<int8_t> vectors;          // [layers * kLayerVectors + 1][members or 1][hidden]
+  Buffer<int8_t> vectors;          // [layers * kLayerVectors][members or 1][hidden]
   Buffer<int8_t> x;                // [members][hidden], the residual stream
   Buffer<uint8_t> normed;          // encoded: [parts][members][hidden]
   Buffer<uint8_t> reset, wide;     // encoded: [members][hidden], [members][feed_forward]
@@ -313,7 +309,7 @@ struct Tile {
       : p(problem), model(m), parameters(parameters_), capacity(P ? (capacity_ + 11) / 12 * 12 : capacity_), hidden(padded(p.hidden)),
         feed_forward(padded(p.feed_forward)), vocab((p.vocab + 63) & ~63), rank_multiplier(intlm_rank_multiplier(p.rank)),
         mean_multiplier(intlm_mean_multiplier(p.hidden)), t_stride((capacity + 15) & ~15) {
-    const size_t rows = (size_t)p.layers * kLayerVectors + 1, own = (size_t)capacity * hidden;
+    const size_t rows = (size_t)p.layers * kLayerVectors, own = (size_t)capacity * hidden;
     vectors = Buffer<int8_t>(rows * (P ? capacity : 1) * hidden);
     x = Buffer<int8_t>(own);
     normed = Buffer<uint8_t>(own * parts);
@@ -346,7 +342,7 @@ struct Tile {
       draw(*counter, (uint32_t)(first_pair + pair), v.number, 0, blocks(p.hidden), z.data());
       int8_t *plus = vector_row(row, 2 * pair), *minus = vector_row(row, 2 * pair + 1);
       for (int i = 0; i < p.hidden; ++i) {
-        int32_t change = intlm_rshift(z[i], p.sigma_shift);
+        int32_t change = intlm_rshift(z[i], p.sigma_shift + INTLM_VECTOR_SHIFT);
         plus[i] = (int8_t)intlm_clamp(w[i] + change, INTLM_MAX8);
         minus[i] = (int8_t)intlm_clamp(w[i] - change, INTLM_MAX8);
       }
@@ -365,7 +361,6 @@ struct Tile {
     for (int l = 0; l < p.layers; ++l)
       for (int i = 0; i < kLayerVectors; ++i)
         set_vector(l * kLayerVectors + i, model.layers[l].vectors[i], counter, first_pair);
-    set_vector(p.layers * kLayerVectors, model.output_norm, counter, first_pair);
     if (!P) return;
     auto make = [&](MatrixNoise& n, const Matrix& m) {
       for (int pair = 0; pair < members / 2; ++pair) n.make(m, *counter, pair, (uint32_t)(first_pair + pair));
@@ -520,7 +515,7 @@ struct Tile {
   }
 
   /* Section 5.3, every member: x to this worker's normed. */
-  const uint8_t* norm(Team& team, int row) {
+  const uint8_t* norm(Team& team) {
     team.watch.on(intlm::kNorm);
     uint8_t* own = normed.data() + (int64_t)team.part * capacity * hidden;
     for (int m0 = 0; m0 < members; m0 += 16) {
@@ -528,10 +523,9 @@ struct Tile {
       const i32x16 totals = magnitudes(x.data() + (int64_t)m0 * hidden, hidden, p.hidden, count);
       for (int m = 0; m < count; ++m) {
         const int64_t at = (int64_t)(m0 + m) * hidden;
-        const int8_t* w = vector_row(row, m0 + m);
         const int16_t gain = intlm_reciprocal[intlm_mean(totals[m], mean_multiplier)];
         for (int i = 0; i < hidden; i += kLanes) {
-          const Wide scaled = widen(load<Narrow>(x.data() + at + i)) * widen(load<Narrow>(w + i));
+          const Wide scaled = widen(load<Narrow>(x.data() + at + i)) << (int16_t)INTLM_ONE_BITS;
           encode(own + at + i, narrow8(mulhrs(scaled, (Wide){} + gain)));
         }
       }
@@ -595,7 +589,7 @@ struct Tile {
       uint8_t* h = state.data() + (int64_t)l * capacity * hidden;
       const int8_t* gate_bias = vector_row(l * kLayerVectors + kGateBias, 0);
       const int8_t* candidate_bias = vector_row(l * kLayerVectors + kCandidateBias, 0);
-      const uint8_t* in = norm(team, l * kLayerVectors + kCellNorm);
+      const uint8_t* in = norm(team);
       product(team, layer.products[kGateInput], of(kGateInput), in, hidden, keep);
       product(team, layer.products[kGateState], of(kGateState), h, hidden, [=](int m, int first, Wide found) {
         const int64_t at = m * width + first;
@@ -618,9 +612,9 @@ struct Tile {
         store(residual + at, narrow8(widen(load<Narrow>(residual + at)) + next));
       });
       team.meet();
-      in = norm(team, l * kLayerVectors + kFeedForwardNorm);
+      in = norm(team);
       product(team, layer.products[kUp], of(kUp), in, hidden,
-              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, narrow8(found > 0 ? found : (Wide){})); });
+              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, narrow8(found > 0 ? found : -found)); });
       team.meet();
       product(team, layer.products[kDown], of(kDown), up, feed_forward, [=](int m, int first, Wide found) {
         const int64_t at = m * width + first;
@@ -628,7 +622,7 @@ struct Tile {
       });
       team.meet();
     }
-    product(team, model.head, P ? &head_noise : nullptr, norm(team, p.layers * kLayerVectors), hidden, sink);
+    product(team, model.head, P ? &head_noise : nullptr, norm(team), hidden, sink);
     team.meet();
   }
 };
@@ -711,8 +705,8 @@ static void prepare(const Problem& p, const int8_t* parameters, int8_t* prepared
 
 static Counter noise_counter(const Problem& p, uint32_t epoch) { return {{p.seed[0], p.seed[1], 0, 0}, epoch}; }
 
-static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t* tokens, int64_t length,
-                     const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next) {
+static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t* tokens, const uint16_t* targets,
+                     int64_t length, int log_targets, const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next) {
   Model model(p);
   Buffer<int8_t> prepared(model.prepared_size);
   model.prepare(parameters, prepared.data(), p.threads);
@@ -733,17 +727,19 @@ static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t*
     int32_t* total = losses + 2 * first;
     std::fill(total, total + count, 0);
     uint16_t reading[2 * kTilePairs];
-    auto text = [&](int m) { return tokens + (first + m / 2) / p.group * (length + 1); };
+    auto text = [&](int m) { return (first + m / 2) / p.group * length; };
     for (int64_t at = 0; at < length; ++at) {
-      for (int m = 0; m < count; ++m) reading[m] = text(m)[at];
+      for (int m = 0; m < count; ++m) reading[m] = tokens[text(m) + at];
       int16_t* const out = tile.logits.data();
       const int64_t width = tile.vocab;
       tile.step(alone, reading, [=](int m, int from, Wide found) { store(out + m * width + from, found); });
       alone.watch.on(intlm::kLoss);
       for (int m = 0; m < count; ++m) {
         int16_t* logits = tile.logits.data() + (int64_t)m * tile.vocab;
-        const int32_t chosen = logits[text(m)[at + 1]];
-        total[m] += log_sum_exp2(logits, p.vocab) - chosen;
+        const uint16_t* follow = targets + ((text(m) + at) << log_targets);
+        int32_t chosen = 0;
+        for (int k = 0; k < 1 << log_targets; ++k) chosen += logits[follow[k]];
+        total[m] += log_sum_exp2(logits, p.vocab) - intlm_rshift(chosen, log_targets);
       }
     }
     alone.watch.on(intlm::kCopies);
@@ -943,7 +939,6 @@ static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, 
     for (const Matrix& m : layer.products) add(m);
   for (const Layer& layer : model.layers)
     for (const VectorParameter& v : layer.vectors) slabs.push_back({nullptr, &v, 0});
-  slabs.push_back({nullptr, &model.output_norm, 0});
   std::vector<std::unique_ptr<Ballot>> own(p.threads);
   parallel((int64_t)slabs.size(), p.threads, [&](int64_t index, int worker) {
     if (!own[worker]) own[worker].reset(new Ballot);

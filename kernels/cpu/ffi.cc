@@ -94,7 +94,7 @@ static ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidAr
 
 static int64_t weights(const Problem& p) {
   const int64_t h = p.hidden;
-  return 2 * h * p.vocab + h + p.layers * (4 * h * h + 4 * h + 2 * h * p.feed_forward);
+  return 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
 }
 
 /* problem: vocab, hidden, layers, feed_forward, table, rank, sigma_shift, pairs, group, seed low, seed high, threads */
@@ -118,19 +118,28 @@ static bool has(const Buffer& buffer, std::initializer_list<int64_t> shape) {
   return dims.size() == shape.size() && std::equal(dims.begin(), dims.end(), shape.begin());
 }
 
-static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::S8> states,
-                           ffi::Buffer<ffi::U32> epoch, ffi::ResultBuffer<ffi::S32> losses,
+static bool known(const ffi::Buffer<ffi::U16>& tokens, const Problem& p) {
+  const uint16_t* begin = tokens.typed_data();
+  return std::all_of(begin, begin + tokens.element_count(), [&](uint16_t token) { return token < p.vocab; });
+}
+
+static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens,
+                           ffi::Buffer<ffi::U16> targets, ffi::Buffer<ffi::S8> states, ffi::Buffer<ffi::U32> epoch, ffi::ResultBuffer<ffi::S32> losses,
                            ffi::ResultBuffer<ffi::S8> next, ffi::Span<const int64_t> problem) {
   Problem p;
   if (ffi::Error e = read(problem, &p); e.failure()) return e;
   if (!has(parameters, {weights(p)}) || !has(states, {p.pairs, 2, p.layers, p.hidden}) ||
       !has(*next, {p.pairs, 2, p.layers, p.hidden}) || !has(*losses, {p.pairs, 2}) || tokens.dimensions().size() != 2 ||
-      tokens.dimensions()[0] != p.pairs / p.group || tokens.dimensions()[1] < 2 || epoch.element_count() != 1)
+      tokens.dimensions()[0] != p.pairs / p.group || tokens.dimensions()[1] < 1 || epoch.element_count() != 1 ||
+      targets.dimensions().size() != 3)
     return refuse("evaluate: a buffer's shape does not fit the problem");
-  for (size_t i = 0; i < tokens.element_count(); ++i)
-    if (tokens.typed_data()[i] >= p.vocab) return refuse("evaluate: a token is outside the vocabulary");
-  choose()->evaluate(p, parameters.typed_data(), tokens.typed_data(), tokens.dimensions()[1] - 1, states.typed_data(),
-                     *epoch.typed_data(), losses->typed_data(), next->typed_data());
+  const int64_t length = tokens.dimensions()[1], count = targets.dimensions()[2];
+  if (!has(targets, {p.pairs / p.group, length, count}) || count < 1 || count > 1 << 15 || count & (count - 1))
+    return refuse("evaluate: a buffer's shape does not fit the problem");
+  if (!known(tokens, p) || !known(targets, p)) return refuse("evaluate: a token is outside the vocabulary");
+  choose()->evaluate(p, parameters.typed_data(), tokens.typed_data(), targets.typed_data(), length,
+                     __builtin_ctzll(count), states.typed_data(), *epoch.typed_data(), losses->typed_data(),
+                     next->typed_data());
   return ffi::Error::Success();
 }
 
@@ -164,8 +173,7 @@ static ffi::Error Infer(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::U16> tok
   if (!has(prepared, {choose()->prepared_size(p)}) || !has(states, {batch, p.layers, p.hidden}) ||
       !has(*next, {batch, p.layers, p.hidden}) || !has(*logits, {batch, length, p.vocab}))
     return refuse("infer: a buffer's shape does not fit the problem");
-  for (size_t i = 0; i < tokens.element_count(); ++i)
-    if (tokens.typed_data()[i] >= p.vocab) return refuse("infer: a token is outside the vocabulary");
+  if (!known(tokens, p)) return refuse("infer: a token is outside the vocabulary");
   choose()->infer(p, prepared.typed_data(), tokens.typed_data(), batch, length, states.typed_data(),
                   logits->typed_data(), next->typed_data());
   return ffi::Error::Success();
@@ -201,6 +209,7 @@ extern "C" int64_t intlm_prepared_size(const int64_t* problem, int64_t count) {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U16>>()
                                   .Arg<ffi::Buffer<ffi::U16>>()
                                   .Arg<ffi::Buffer<ffi::S8>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()

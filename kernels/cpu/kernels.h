@@ -18,9 +18,10 @@ struct Problem {
 struct Kernels {
   const char* name;
   bool (*supported)();
-  /* tokens [pairs / group, length + 1]; states [pairs, 2, layers, hidden] in and out; losses [pairs, 2]. */
-  void (*evaluate)(const Problem&, const int8_t* parameters, const uint16_t* tokens, int64_t length,
-                   const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next);
+  /* tokens [pairs / group, length]; targets [pairs / group, length, 2^log_targets]; states [pairs, 2, layers, hidden]
+   * in and out; losses [pairs, 2]. */
+  void (*evaluate)(const Problem&, const int8_t* parameters, const uint16_t* tokens, const uint16_t* targets,
+                   int64_t length, int log_targets, const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next);
   /* votes: one int32 a parameter, in the order of the parameters. */
   void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, int32_t* votes);
   /* The shared weights as the two calls below want them: how many bytes, and they. */

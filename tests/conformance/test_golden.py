@@ -202,7 +202,7 @@ def test_update(engine: str, case: Case, bridge: Any) -> None:
     state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), problem.architecture))
     for step in case["updates"]:
         number, quantile = step["update"], step["quantile"]
-        assert threshold.quantile(number, case["alpha"], case["alpha_decay_updates"]) == quantile
+        assert threshold.quantile(number, case["alpha"], case["decay_updates"]) == quantile
         state, report, scores, found = run(
             state, jnp.array(step["texts"], jnp.uint16), jnp.uint32(number), jnp.int32(quantile)
         )

@@ -213,7 +213,7 @@ def update() -> list[Fields]:
             "group_size": group_size,
             "fitness_kind": kind,
             "alpha": optimizer.alpha,
-            "alpha_decay_updates": optimizer.decay_updates,
+            "decay_updates": optimizer.decay_updates,
             "parameters": named(shape, values),
             "updates": [],
         }
