@@ -134,7 +134,7 @@ class DataConfig:
 
     train: str = _key("a text file, a directory of them, or a .py recipe", path=True)
     valid: str = _key("held-out text of its own, as for train", "", path=True)
-    valid_bytes: int = _key("bytes of train to hold out", 0, low=0)
+    valid_bytes: int = _key("bytes of train to hold out, at most half of it", 0, low=0)
     tokenizer: str = _key(
         "all 256 bytes, or those that occur in the training text and an escape",
         "bytes", choices=("bytes", "alphabet"),

@@ -6,9 +6,10 @@ stopped anywhere and resumed ends with the same weights and the same metrics as 
 
 import fcntl
 import json
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from intlm import config as configuration
-from intlm.arithmetic.fixed_point import Array
+from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.checkpoint import Checkpoints
 from intlm.config import KEYS, Config, EggrollConfig
 from intlm.data.prepare import prepare
@@ -109,6 +110,33 @@ def make_update_step(problem: Problem, engine: Engine, fitness_name: str, optimi
     return update_step
 
 
+def make_halves(problem: Problem, engine: Engine, fitness_name: str) -> Callable[[Array, Array], list[Parameters]]:
+    """What the first half of the pairs votes, and what the second half does, from an update's losses and number."""
+    first = jnp.arange(problem.pairs) < problem.pairs // 2
+
+    def halves(losses: Array, update: Array) -> list[Parameters]:
+        shaped = fitness.shape(fitness_name, losses, problem.perturbation.rank)
+        return [engine.accumulate(jnp.where(half, shaped, jnp.int8(0)), update) for half in (first, ~first)]
+
+    return halves
+
+
+def cosine(halves: list[Parameters]) -> float:
+    """The cosine of two sets of votes: 0 give or take 1 / sqrt(weights) by chance alone, 1 where all is signal.
+
+    NaN where one of them is of nothing.
+    """
+    a, b = (np.concatenate([np.ravel(v) for v in half.values()]).astype(np.float64) for half in halves)
+    size = np.sqrt(a @ a) * np.sqrt(b @ b)
+    return float(a @ b / size) if size else float("nan")
+
+
+def saturated(values: Iterable[Array]) -> float:
+    """The share of int8 values that are at an end of their range."""
+    arrays = [np.asarray(value) for value in values]
+    return sum(int((np.abs(array) == MAX8).sum()) for array in arrays) / sum(array.size for array in arrays)
+
+
 def prepare_corpus(config: Config) -> Corpus:
     """The token shards that a configuration asks for, made now if they are not there."""
     data = config.data
@@ -143,6 +171,7 @@ class Trainer:
         self.engine = make_engine(config.engine, self.problem)
         step = make_update_step(self.problem, self.engine, config.eggroll.fitness, self.optimizer)
         self.step = jax.jit(step, donate_argnums=0)
+        self.halves = jax.jit(make_halves(self.problem, self.engine, config.eggroll.fitness))
         self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
         self.state = initial_state(self.problem, config.seed, self.optimizer)
         self.model = LanguageModel(self.problem.architecture, self.state.parameters, tokenizer, self.engine)
@@ -221,6 +250,7 @@ class Trainer:
                 }
                 last = self.update == settings.updates
                 if last or (settings.evaluate_every and self.update % settings.evaluate_every == 0):
+                    line |= self.health(report.losses)
                     valid = self.evaluate(None if last else PROGRESS_TOKENS)
                     if valid:
                         line["valid_bits_per_byte"] = valid.summary()["bits_per_byte"]
@@ -234,6 +264,15 @@ class Trainer:
                     saved = time.monotonic()
             self.save(checkpoints)
         return self.update >= settings.updates
+
+    def health(self, losses: Array) -> dict[str, float]:
+        """What tells a run that learns from one that does not, of the update just made."""
+        found = {
+            "agreement": cosine(self.halves(losses, jnp.uint32(self.update - 1))),
+            "saturated_weights": saturated(self.state.parameters.values()),
+            "saturated_states": saturated([self.state.members]),
+        }
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Write a checkpoint of now."""

@@ -43,7 +43,7 @@ def prepare(
         valid: the text held out (`data.valid`), or None to hold out a part of `source`.
         valid_bytes: how many bytes of `source` to hold out where `valid` is None (`data.valid_bytes`): the
             last ones of a single document; of several, whole documents chosen by a hash of their ordinals,
-            about so many bytes in all, at least one, never all. 0 for none.
+            about so many bytes in all, at least one, never all. Never more than half of the text. 0 for none.
         tokenizer_name: `bytes` or `alphabet` (`data.tokenizer`); an alphabet is that of the training split.
         document_separator: divides each file into documents, or None (`data.document_separator`).
         directory: where the corpus is, or will be. It is replaced where it holds another prepared corpus.
@@ -52,8 +52,8 @@ def prepare(
     contents: what it reads is not known).
 
     Raises:
-        DataError: a source that cannot be read or has no text, more to hold out than there is, a directory
-            that is in use for something else, or a damaged corpus.
+        DataError: a source that cannot be read or has no text, a directory that is in use for something else, or a
+            damaged corpus.
     """
     if tokenizer_name not in NAMES:
         raise DataError(f"data.tokenizer = {tokenizer_name!r}: expected one of {', '.join(NAMES)}")
@@ -80,7 +80,7 @@ def prepare(
         read = _reader(source, document_separator, spool)
         if request["valid_bytes"]:
             sizes = array("q", (sum(map(len, document)) for document in read("measuring")))
-            cuts: Iterable[int] = _cuts(np.array(sizes), valid_bytes, source)
+            cuts: Iterable[int] = _cuts(np.array(sizes), valid_bytes)
         else:
             cuts = itertools.repeat(sys.maxsize)
         tokenizer: Tokenizer = ByteTokenizer()
@@ -155,10 +155,9 @@ def _watch(documents: Documents, purpose: str, total: int | None) -> Iterator[It
             yield count(document)
 
 
-def _cuts(sizes: np.ndarray, valid_bytes: int, source: Path) -> np.ndarray:
+def _cuts(sizes: np.ndarray, valid_bytes: int) -> np.ndarray:
     """How many bytes of each document are for training, the rest being held out: [documents] int64."""
-    if sizes.sum() <= valid_bytes:
-        raise DataError(f"data.valid_bytes = {valid_bytes}: expected less than the {sizes.sum()} bytes of {source}")
+    valid_bytes = min(valid_bytes, int(sizes.sum()) // 2)
     cuts = sizes.copy()
     if len(sizes) == 1:
         cuts[0] -= valid_bytes

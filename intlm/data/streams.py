@@ -12,7 +12,6 @@ import numpy as np
 
 from intlm.data.shards import Split
 from intlm.data.targets import AlikeContexts
-from intlm.errors import DataError
 
 
 class Batch(NamedTuple):
@@ -27,17 +26,12 @@ class TokenStreams:
 
     Args:
         split: what is read.
-        num_streams: S, from 1 to the number of tokens; DataError where there are more streams than tokens.
+        num_streams: S, at least 1. Of more streams than tokens some read the same.
         tokens_per_update: T, at least 1.
         targets: K, a power of two. 1: a token's target is the one that follows. More: see `AlikeContexts`.
     """
 
     def __init__(self, split: Split, num_streams: int, tokens_per_update: int, targets: int = 1) -> None:
-        if num_streams > split.tokens:
-            raise DataError(
-                f"{num_streams} streams of {split.tokens} tokens of text: expected at most one for each."
-                " Lower eggroll.population, let more pairs share a text, or use more text for data.train"
-            )
         self._split = split
         self._tokens_per_update = tokens_per_update
         starts = [stream * split.tokens // num_streams for stream in range(num_streams)]

@@ -102,6 +102,10 @@ class Progress:
             parts.append(f"{human(values['tokens_per_second'])} tok/s")
         if "changed" in values:
             parts.append(f"{100 * values['changed']:.3g}% changed")
+        if "agreement" in values:
+            parts.append(f"agreement {values['agreement']:+.3f}")
+        if "saturated_weights" in values:
+            parts.append(f"saturated {values['saturated_weights']:.1%} w, {values['saturated_states']:.1%} h")
         return ", ".join(parts)
 
     def _print(self) -> None:
