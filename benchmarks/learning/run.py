@@ -3,8 +3,8 @@
     python benchmarks/learning/run.py STUDY.toml --text TEXT --out RESULTS.jsonl [--only VARIANT] [--seeds N]
     python benchmarks/learning/run.py --out RESULTS.jsonl --picture FILE.png --curves STUDY/VARIANT/TEXT=LABEL ...
 
-A study names a base configuration, seeds, and variants: keys set anew, as for `intlm train --KEY`. A run that is in
-the results is not run again; one that was stopped goes on from its checkpoint.
+A study names a base configuration, seeds, keys set for all, and variants: keys set anew, as for `intlm train --KEY`. A
+run that is in the results is not run again; one that was stopped goes on from its checkpoint.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from intlm.tracking import metrics
 from intlm.tracking.table import format_table
+from intlm.version import NUMERICS_VERSION
 
 
 def main() -> None:
@@ -56,8 +57,10 @@ def results(path: Path) -> list[dict[str, Any]]:
 def run(args: argparse.Namespace, study: dict[str, Any], name: str, keys: dict[str, Any], seed: int) -> None:
     """One variant with one seed, unless its result is there."""
     text, base = args.text.resolve(), args.study.parent / study["base"]
+    keys = study.get("keys", {}) | keys
     identity = {"study": args.study.stem, "variant": name, "seed": seed, "keys": keys, "text": text.name}
-    if any(all(line[key] == value for key, value in identity.items()) for line in results(args.out)):
+    identity["numerics"] = NUMERICS_VERSION
+    if any(all(line.get(key) == value for key, value in identity.items()) for line in results(args.out)):
         return
     directory = args.runs / f"{args.study.stem}-{name}-{text.stem}-{seed}"
     settings = {"data.train": text, "seed": seed, **keys}

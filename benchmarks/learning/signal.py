@@ -1,0 +1,65 @@
+"""How much of a vote is signal: what a run's next updates would say of its weights, measured again and again.
+
+    python benchmarks/learning/signal.py RUN [--checkpoint UPDATE] [--repeat N]
+
+From one of a run's checkpoints the population is evaluated on the text that follows, N times with other perturbations,
+and the weights are not moved. Two halves of the repetitions share what is signal and nothing else, so the mean product
+of their votes is its square. Votes are in standard deviations of chance: a signal of s after one update stands out of
+chance after about 1 / s^2.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from intlm import config as configuration
+from intlm.checkpoint import Checkpoints
+from intlm.eggroll import fitness
+from intlm.eggroll.optimizer import deviation
+from intlm.model.parameters import specifications
+from intlm.tracking.table import format_table
+from intlm.training import Trainer, prepare_corpus
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint", type=int, help="an update of which there is a checkpoint (default: the last)")
+    parser.add_argument("--repeat", type=int, default=300)
+    args = parser.parse_args()
+    config = configuration.load(args.run / "config.toml")
+    trainer = Trainer(config, args.run, prepare_corpus(config))
+    checkpoints = Checkpoints(args.run / "checkpoints", read_only=True)
+    update = args.checkpoint or checkpoints.updates()[-1]
+    state = type(trainer.state)(*checkpoints.restore(update, trainer.state))
+    rank, described = trainer.problem.perturbation.rank, specifications(trainer.problem.architecture)
+
+    @jax.jit
+    def vote(members: jax.Array, tokens: jax.Array, targets: jax.Array, number: jax.Array):  # type: ignore[no-untyped-def]
+        losses, members = trainer.engine.evaluate(state.parameters, tokens, targets, members, number)
+        shaped = fitness.shape(config.eggroll.fitness, losses, rank)
+        votes = trainer.engine.accumulate(shaped, number)
+        return members, {s.name: votes[s.name] / (256.0 * deviation(s, shaped, rank)) for s in described}
+
+    members, halves = state.members, [{s.name: np.zeros(s.shape) for s in described} for _ in range(2)]
+    for i in range(args.repeat):
+        batch = trainer.streams.batch(update + i)
+        members, votes = vote(members, *map(jnp.asarray, batch), jnp.uint32(2**31 + i))
+        for name, z in votes.items():
+            halves[i % 2][name] += np.asarray(z) * (2 / args.repeat)
+    rows, total, weights = [], 0.0, 0
+    for s in described:
+        signal = float((halves[0][s.name] * halves[1][s.name]).sum())
+        total, weights = total + signal, weights + int(np.prod(s.shape))
+        rows.append((s.name, int(np.prod(s.shape)), signal))
+    table = [(name, size, f"{signal / size:.5f}", f"{signal / total:.1%}") for name, size, signal in rows]
+    print(format_table(["parameter", "weights", "signal squared, a weight", "share"], table, "lrrr"))
+    print(f"squared cosine of one update's votes with their expectation: {total / (total + weights):.5f}")
+
+
+if __name__ == "__main__":
+    main()
