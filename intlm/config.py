@@ -98,7 +98,7 @@ class EggrollConfig:
     )  # fmt: skip
     momentum: int = _key("momentum, adam: votes are averaged over 2**momentum updates", 0, low=0, high=10)
     weight_decay: int = _key(
-        "momentum, adam: matrices lose weight_decay / 65536 of themselves in an update of step 256",
+        "momentum, adam: matrices lose weight_decay / 65536 of themselves in an update of step 256, less as it falls",
         0, low=0, high=255,
     )  # fmt: skip
     warmup_updates: int = _key("momentum, adam: updates in which the step rises", 0, low=0, high=INT32_MAX)
@@ -134,7 +134,7 @@ class DataConfig:
 
     train: str = _key("a text file, a directory of them, or a .py recipe", path=True)
     valid: str = _key("held-out text of its own, as for train", "", path=True)
-    valid_bytes: int = _key("bytes of train to hold out, at most half of it", 0, low=0)
+    valid_bytes: int = _key("bytes of train to hold out; more than half of it counts as half", 0, low=0)
     tokenizer: str = _key(
         "all 256 bytes, or those that occur in the training text and an escape",
         "bytes", choices=("bytes", "alphabet"),

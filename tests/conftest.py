@@ -15,6 +15,7 @@ import pytest
 import tiny
 from hypothesis import settings
 
+from intlm.eggroll import threshold
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, Parameters, specifications
@@ -49,7 +50,8 @@ def compiled_update(engine: str, problem: Problem, fitness: str, quickly: bool) 
 
     def run(*arguments: Any) -> Any:
         recording = Recording(engine, problem)
-        after, report = make_update_step(problem, recording, fitness, "threshold")(*arguments)
+        optimizer = threshold.optimizer(0, 1)  # its setting is an argument
+        after, report = make_update_step(problem, recording, fitness, optimizer)(*arguments)
         return after, report, recording.fitness, recording.votes
 
     return jax.jit(run, compiler_options=tiny.quick_options() if quickly else None)
@@ -85,9 +87,14 @@ class Bridge:
     @classmethod
     def parameters(cls, shape: oracle.Shape, values: oracle.Parameters) -> Parameters:
         """The package's parameters of these values."""
+        return cls.named(shape, values, jnp.int8)
+
+    @classmethod
+    def named(cls, shape: oracle.Shape, values: list[oracle.Array], dtype: Any = jnp.int32) -> Parameters:
+        """Parameters, or what is like them, by the package's names."""
         described = specifications(cls.architecture(shape))
         assert [s.shape for s in described] == [v.shape for v in values]
-        return {s.name: jnp.asarray(v, jnp.int8) for s, v in zip(described, values, strict=True)}
+        return {s.name: jnp.asarray(v, dtype) for s, v in zip(described, values, strict=True)}
 
     @classmethod
     def assert_equal(cls, shape: oracle.Shape, found: Parameters, expected: oracle.Parameters) -> None:
@@ -99,8 +106,8 @@ class Bridge:
 
     @staticmethod
     def update(engine: str, problem: Problem, fitness: str, quickly: bool = True) -> Callable[..., Any]:
-        """One update of `engine`, which returns also the fitness and the votes; compiled once, `quickly` or as a run
-        compiles it."""
+        """One update of `engine` by `threshold`, which returns also the fitness and the votes; compiled once, `quickly`
+        or as a run compiles it."""
         return compiled_update(engine, problem, fitness, quickly)
 
     @staticmethod

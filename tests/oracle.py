@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import cache, lru_cache
-from itertools import pairwise
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -297,8 +296,8 @@ class Shape:
 
 Parameters = list[Array]  # in the page's order; a parameter's number is its index
 
-CELL_NORM, GATE_INPUT, GATE_STATE, GATE_BIAS = 0, 1, 2, 3  # numbers inside a layer, the first of which is 1 + 10·l
-CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, FEED_FORWARD_NORM, UP, DOWN = 4, 5, 6, 7, 8, 9
+OF_A_LAYER = 8  # numbers inside a layer, the first of which is 1 + 8·l
+GATE_INPUT, GATE_STATE, GATE_BIAS, CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, UP, DOWN = range(OF_A_LAYER)
 
 
 def parameter_names(shape: Shape) -> list[str]:
@@ -308,35 +307,31 @@ def parameter_names(shape: Shape) -> list[str]:
         names += [
             f"{name}.{layer}"
             for name in (
-                "cell_norm",
                 "gate_input",
                 "gate_state",
                 "gate_bias",
                 "candidate_input",
                 "candidate_state",
                 "candidate_bias",
-                "feed_forward_norm",
                 "up",
                 "down",
             )
         ]
-    return [*names, "output_norm", "head"]
+    return [*names, "head"]
 
 
 def parameter_shapes(shape: Shape) -> list[tuple[int, ...]]:
     """Shapes in order."""
     v, h, f = shape.vocabulary, shape.hidden, shape.feed_forward
-    layer: list[tuple[int, ...]] = [(h,), (h, h), (h, h), (h,), (h, h), (h, h), (h,), (h,), (f, h), (h, f)]
-    return [(v, h), *(layer * shape.layers), (h,), (v, h)]
+    layer: list[tuple[int, ...]] = [(h, h), (h, h), (h,), (h, h), (h, h), (h,), (f, h), (h, f)]
+    return [(v, h), *(layer * shape.layers), (v, h)]
 
 
 def first_values(shape: Shape, seed: int) -> Parameters:
     """The parameters before the first update."""
     values = []
     for n, (name, size) in enumerate(zip(parameter_names(shape), parameter_shapes(shape), strict=True)):
-        if "norm" in name:
-            values.append(np.full(size, 16, dtype=np.int64))
-        elif "bias" in name:
+        if "bias" in name:
             values.append(np.zeros(size, dtype=np.int64))
         else:
             count = int(np.prod(size))
@@ -344,13 +339,13 @@ def first_values(shape: Shape, seed: int) -> Parameters:
     return values
 
 
-def norm(x: Array, w: Array) -> Array:
+def norm(x: Array) -> Array:
     """Section 5.3: by the mean magnitude."""
     int8(x)
     m = (2**25 // x.size + 1) >> 1
     a = int32(int32(int(np.abs(x).sum()) * m) + 2**19) >> 20
     within(a, 0, 2036)
-    return sat8(q15(x * int8(w), int(RECIPROCAL[a])))
+    return sat8(q15(within(16 * x, -2032, 2032), int(RECIPROCAL[a])))
 
 
 def gate(p: Array, nonlinearity: str) -> Array:
@@ -394,7 +389,7 @@ class Plain:
 
 def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tuple[Array, Array]:
     """One layer of section 5.2: the residual stream and the layer's state, after it."""
-    first, kind = 1 + 10 * layer, shape.nonlinearity
+    first, kind = 1 + OF_A_LAYER * layer, shape.nonlinearity
     by, by_state, by_down = act(shape.hidden), state_product(kind, shape.hidden), act(shape.feed_forward)
 
     def pre(input_: int, state: int, bias: int, n: Array, s: Array) -> Array:
@@ -402,14 +397,14 @@ def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tup
         b = within(rescale(read.product(first + state, s), by_state), -1023, 1023)
         return int32(a + b + read.vector(first + bias))
 
-    n = norm(x, read.vector(first + CELL_NORM))
+    n = norm(x)
     f = gate(pre(GATE_INPUT, GATE_STATE, GATE_BIAS, n, h), kind)
     g = int8(q15(f * h, 129))
     c = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, g), kind)
     h = int8(q15((254 - f) * h + f * c, 129))
     x = sat8(x + state_residual(h, kind))
-    n = norm(x, read.vector(first + FEED_FORWARD_NORM))
-    u = sat8(np.maximum(rescale(read.product(first + UP, n), by), 0))
+    n = norm(x)
+    u = sat8(np.abs(rescale(read.product(first + UP, n), by)))
     x = sat8(x + rescale(read.product(first + DOWN, u), by_down))
     return x, h
 
@@ -420,8 +415,7 @@ def step(read: Plain, shape: Shape, state: Array, token: int) -> tuple[Array, Ar
     x = read.embed(token)
     for layer in range(shape.layers):
         x, state[layer] = layer_step(read, shape, layer, x, state[layer])
-    last = 1 + 10 * shape.layers
-    accumulator = read.product(last + 1, norm(x, read.vector(last)))
+    accumulator = read.product(1 + OF_A_LAYER * shape.layers, norm(x))
     return within(rescale(accumulator, logit(shape.hidden)), -(2**14) + 1, 2**14 - 1), state
 
 
@@ -451,9 +445,12 @@ def log_sum_exp2(logits: Array) -> int:
     return top + 256 * (p - 24) + int(LOG2[i])
 
 
-def token_loss(logits: Array, target: int) -> int:
-    """The loss of one predicted token."""
-    return within(log_sum_exp2(logits) - int(logits[target]), 0, 36_865)
+def token_loss(logits: Array, targets: Sequence[int]) -> int:
+    """The loss of one prediction. Its targets, a power of two of them, have equal shares; one may occur again."""
+    shift = len(targets).bit_length() - 1
+    assert len(targets) == 2**shift <= 1024
+    total = within(sum(int(logits[target]) for target in targets), -(2**24), 2**24)
+    return within(log_sum_exp2(logits) - rshift(total, shift), 0, 36_865)
 
 
 # --------------------------------------------------------------------------------------------- 7. perturbation
@@ -520,7 +517,7 @@ class Member(Plain):
     def vector(self, n: int) -> Array:
         """The perturbed vector."""
         z = noise_vector(self.noise, (*self.where, n), self.parameters[n].size)
-        return sat8(self.parameters[n] + self.sign * rshift(z, self.noise.sigma_shift))
+        return sat8(self.parameters[n] + self.sign * rshift(z, self.noise.sigma_shift + 1))
 
     def product(self, n: int, x: Array) -> Array:
         """The perturbed accumulator."""
@@ -530,12 +527,12 @@ class Member(Plain):
         return int32(super().product(n, x) + self.sign * rshift(low_rank, self.noise.sigma_shift))
 
 
-def read_text(read: Plain, shape: Shape, state: Array, text: Sequence[int]) -> tuple[int, Array]:
-    """A text of T + 1 tokens, each but the first predicted from those before it: its loss and the last states."""
+def read_text(read: Plain, shape: Shape, state: Array, tokens: Array, targets: Array) -> tuple[int, Array]:
+    """A text's tokens [T], and the targets [T, K] after each of them: its loss and the last states."""
     loss = 0
-    for token, target in pairwise(text):
-        logits, state = step(read, shape, state, int(token))
-        loss = int32(loss + token_loss(logits, int(target)))
+    for token, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+        logits, state = step(read, shape, state, token)
+        loss = int32(loss + token_loss(logits, wanted))
     return loss, state
 
 
@@ -587,9 +584,14 @@ def votes(noise: Noise, update: int, scores: Sequence[int], parameters: Paramete
     return result
 
 
+def deviation(scores: Sequence[int], rank: int, dimensions: int) -> int:
+    """σ_Z of a matrix, which has two dimensions, or of a vector."""
+    return isqrt(int32((rank if dimensions == 2 else 1) * sum(f * f for f in scores)))
+
+
 @dataclass(frozen=True)
 class Threshold:
-    """The optimizer's settings."""
+    """The settings of `threshold`."""
 
     alpha: int
     decay_updates: int
@@ -612,10 +614,63 @@ def threshold(
     q = threshold_quantile(optimizer, update)
     moved = []
     for w, vote in zip(parameters, z, strict=True):
-        sigma = isqrt(int32((rank if w.ndim == 2 else 1) * sum(f * f for f in scores)))
-        enough = np.abs(vote) >= int32(q * sigma)
+        enough = np.abs(vote) >= int32(q * deviation(scores, rank, w.ndim))
         moved.append(np.where(enough, sat8(w + np.sign(vote)), w))
     return moved
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """The settings of `momentum` and of `adam`."""
+
+    kind: str  # which of them
+    k: int  # the mean is of 2^k updates
+    step: int
+    decay_updates: int
+    warmup_updates: int = 0
+    weight_decay: int = 0
+
+
+class Averages(NamedTuple):
+    """A weight under `momentum` or `adam`."""
+
+    master: int
+    mean: int = 0
+    square: int = 2**14  # `momentum` has none and leaves it
+
+
+def scheduled_step(optimizer: Averaging, update: int) -> int:
+    """s of an update."""
+    largest, n, u = 256 * within(optimizer.step, 1, 512), optimizer.decay_updates, optimizer.warmup_updates
+    if update < u:
+        return within(largest * (update + 1) // (u + 1), 0, 2**17)
+    return within(largest * max(0, n - update) // max(1, n - u), 0, 2**17)
+
+
+def average(optimizer: Averaging, s: int, vector: bool, vote: int, sigma: int, weight: Averages) -> Averages:
+    """A weight after one update of step s, by its vote; σ_Z is of its parameter."""
+    k, (master, mean, square) = within(optimizer.k, 0, 10), weight
+    sigma = max(1, sigma)
+    z = _sign(vote) * min(uint32(abs(int32(vote)) + sigma // 2) // sigma, 2**14)
+    mean = within(mean + z - rshift(mean, k), -(2 ** (14 + k)) - 2**k // 2, 2 ** (14 + k) + 2**k // 2)
+    rho = within(rshift(mean, k), -(2**14) - 1, 2**14 + 1)
+    if optimizer.kind == "adam":
+        square = within(square + rshift(z * z, 8) - rshift(square, 6), 0, 2**26 + 2**5)
+        v = max(square, 2**12)
+        e = 2 * ((v.bit_length() - 1) // 2)
+        m = within(v >> (e - 8), 2**8, 2**10 - 1)
+        root = within((isqrt(2**40 // m) + 1) >> 1, 2**14, 2**15)  # the quotient is exact: at most 2^32
+        rho = rshift(rho * root, 8 + e // 2)
+    decay, own = (0, rshift(s, 1)) if vector else (within(optimizer.weight_decay, 0, 255), within(s, 0, 2**17))
+    within(master, -127 * 2**16, 127 * 2**16)
+    master = int32(master - rshift(rshift(master, 10) * rshift(s * decay, 8), 14))
+    master = clamp(int32(master + rshift(clamp(rho, 2047) * own, 8)), 127 * 2**16)
+    return Averages(master, mean, square)
+
+
+def weight_of(average: Averages) -> int:
+    """w of a master."""
+    return int8(rshift(average.master, 16))
 
 
 @dataclass
@@ -630,13 +685,14 @@ class Update:
 
 
 def evaluate(
-    shape: Shape, noise: Noise, update: int, parameters: Parameters, texts: Array, states: Array
+    shape: Shape, noise: Noise, update: int, parameters: Parameters, tokens: Array, targets: Array, states: Array
 ) -> tuple[list[int], Array]:
-    """Losses and next states of all members. `texts` is [pairs, T + 1]: the text that each pair reads."""
+    """Losses and next states of all members. The text that each pair reads: tokens [pairs, T], targets
+    [pairs, T, K]."""
     losses, after = [], []
     for member in range(states.shape[0]):
         read = _Remembering(parameters, noise, update, member)
-        loss, state = read_text(read, shape, states[member], texts[member // 2])
+        loss, state = read_text(read, shape, states[member], tokens[member // 2], targets[member // 2])
         losses.append(loss)
         after.append(state)
     return losses, np.stack(after)
@@ -668,11 +724,12 @@ def whole_update(
     optimizer: Threshold,
     update: int,
     parameters: Parameters,
-    texts: Array,
+    tokens: Array,
+    targets: Array,
     states: Array,
 ) -> Update:
     """Evaluate, compare, vote, move."""
-    losses, after = evaluate(shape, noise, update, parameters, texts, states)
+    losses, after = evaluate(shape, noise, update, parameters, tokens, targets, states)
     scores = fitness(fitness_kind, losses, noise.rank)
     z = votes(noise, update, scores, parameters)
     return Update(losses, after, scores, z, threshold(optimizer, update, scores, noise.rank, parameters, z))

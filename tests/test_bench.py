@@ -94,7 +94,7 @@ def test_products_and_values() -> None:
     assert report.macs("generation") == 50 * MACS
     assert report.macs("accumulation") == tiny.MEMBERS // 2 * 3 * (MACS + VOCABULARY * 16)
     assert report.macs("noise") is None and report.macs("rest") is None
-    factors, vectors = 6 * (16 + 16) + 2 * (VOCABULARY + 16), 5 * 16
+    factors, vectors = 6 * (16 + 16) + 2 * (VOCABULARY + 16), 2 * 16
     assert report.noise_values() == tiny.MEMBERS // 2 * (3 * factors + vectors)
 
 
@@ -102,7 +102,7 @@ def test_the_text_has_a_row_for_each_part() -> None:
     lines = made(1, 2, 4).text().splitlines()
     assert lines[:2] == [
         "engine native (some), 2 threads",
-        "tiny: 32 members of 1.78k parameters, 8 tokens each, 1.62k multiply-adds a token",
+        "tiny: 32 members of 1.73k parameters, 8 tokens each, 1.62k multiply-adds a token",
     ]
     assert len(lines[5 : lines.index("", 5)]) == len(PARTS)
     (whole,) = (line for line in lines if line.startswith("whole update  "))
@@ -227,7 +227,7 @@ def test_inference_reads_as_many_streams_at_once_as_memory_allows(
     for _, tokens, states in seen:
         assert tokens.shape == (streams, tiny.TOKENS) and states.shape == (streams, 1, 16)
     tokens = np.concatenate([tokens for _, tokens, _ in seen])
-    np.testing.assert_array_equal(tokens, [workload.batch[stream % 96 // 4, :-1] for stream in range(len(tokens))])
+    np.testing.assert_array_equal(tokens, [workload.batch.tokens[stream % 96 // 4] for stream in range(len(tokens))])
 
 
 def test_the_stream_that_writes_never_ends(hasty: None) -> None:

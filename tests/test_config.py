@@ -57,10 +57,11 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config.model == ModelConfig(hidden_size=64, num_layers=2, feed_forward_size=256, nonlinearity="clip")
     assert config.eggroll == EggrollConfig(
         population=4096, rank=1, sigma_shift=4, noise_reuse=1, group_size=1, fitness="sign",
-        optimizer="threshold", alpha=4, decay_updates=1000, chunk_size=0,
+        optimizer="threshold", alpha=4, step=256, momentum=0, weight_decay=0, warmup_updates=0, decay_updates=1000,
+        chunk_size=0,
     )  # fmt: skip
     assert config.train == TrainConfig(
-        tokens_per_update=32, updates=1000, evaluate_every=50, sample_every=200, checkpoint_seconds=60
+        tokens_per_update=32, targets=1, updates=1000, evaluate_every=50, sample_every=200, checkpoint_seconds=60
     )
     assert config.data == DataConfig(
         train=config.data.train, valid="", valid_bytes=0, tokenizer="bytes", document_separator="",
@@ -110,7 +111,16 @@ def test_keys_are_read_from_their_sections() -> None:
         ("seed = 18446744073709551616", "seed = 18446744073709551616: must be at most 18446744073709551615"),
         ("[model]\nnonlinearity = 'cilp'", 'model.nonlinearity = "cilp": expected "clip" or "table"; '
          'did you mean "clip"?'),
-        ("[eggroll]\noptimizer = 'sgd'", 'eggroll.optimizer = "sgd": expected "threshold" or "adam"'),
+        ("[eggroll]\noptimizer = 'sgd'", 'eggroll.optimizer = "sgd": expected "threshold" or "momentum" or '
+         '"adam"'),
+        ("[eggroll]\noptimizer = 'mometum'", 'eggroll.optimizer = "mometum": expected "threshold" or "momentum" or '
+         '"adam"; did you mean "momentum"?'),
+        ("[eggroll]\nmomentum = 11", "eggroll.momentum = 11: must be at most 10"),
+        ("[eggroll]\nweight_decay = 256", "eggroll.weight_decay = 256: must be at most 255"),
+        ("[eggroll]\ndecay_updates = 0", "eggroll.decay_updates = 0: must be at least 1"),
+        ("[train]\ntargets = 6", "train.targets = 6: must be a power of two (the mean over them is a shift)"),
+        ("[train]\ntargets = 2048", "train.targets = 2048: must be at most 1024"),
+        ("[train]\ntargets = 0", "train.targets = 0: must be at least 1"),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
          "data.valid names the held-out text"),
         ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, or a "
@@ -197,6 +207,8 @@ def test_text_that_utf8_cannot_write_is_refused() -> None:
 
 def values_of(name: str) -> st.SearchStrategy[int | str]:
     key, limits = KEYS[name], KEYS[name].metadata
+    if name == "train.targets":
+        return st.integers(0, 10).map(lambda n: 2**n)
     if limits["choices"]:
         return st.sampled_from(limits["choices"])
     if limits["path"]:

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -16,12 +18,16 @@ import tiny
 from intlm import config as configuration
 from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
 from intlm.cli import main
+from intlm.eggroll import fitness
 from intlm.evaluation import evaluate, split_documents
-from intlm.run import load, open_corpus, open_run, write_whole
+from intlm.population import make_engine, native
+from intlm.run import load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics
-from intlm.training import check_directory, exclusive, train
+from intlm.training import FREE_ON_RESUME, check_directory, cosine, exclusive, make_halves, saturated, train
 
 REPOSITORY = Path(__file__).parents[1]
+MEASURED = ("valid_bits_per_byte", "agreement", "saturated_weights", "saturated_states")
+REPORTED = (*tiny.TIMINGS, *MEASURED, "sample")
 
 # `intlm` in a process that a signal stops, by itself so that the moment is exact: at the n-th change of a file
 # below a directory ("change"), at the n-th line of metrics ("line"), or half way through writing it ("torn").
@@ -85,7 +91,7 @@ def test_metrics() -> None:
     }  # fmt: skip
     for update, line in enumerate(lines, start=1):
         last = update == tiny.UPDATES
-        measured = {"valid_bits_per_byte"} if last or update % tiny.EVALUATE_EVERY == 0 else set()
+        measured = set(MEASURED) if last or update % tiny.EVALUATE_EVERY == 0 else set()
         sampled = {"sample"} if last or update % tiny.SAMPLE_EVERY == 0 else set()
         assert set(line) == always | measured | sampled
         assert line["update"] == update
@@ -96,6 +102,36 @@ def test_metrics() -> None:
         assert 1 < line["train_bits_per_byte"] < 12
     seconds = [line["seconds"] for line in lines]
     assert seconds[0] > 0 and seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"), [([3, 4, 0], 1), ([-6, -8, 0], -1), ([4, -3, 7], 0), ([4, 3, 0], 0.96), ([0, 0, 0], None)]
+)
+def test_cosine(other: list[int], expected: float | None) -> None:
+    """Of all parameters together; of nothing it is none."""
+    halves = [{"a": jnp.array([[x], [y]]), "b": jnp.array([z])} for x, y, z in ([3, 4, 0], other)]
+    found = cosine(halves)
+    assert math.isnan(found) if expected is None else math.isclose(found, expected, abs_tol=1e-12)
+
+
+def test_saturated() -> None:
+    """Both ends count, and nothing beside them; arrays of different sizes."""
+    assert saturated([jnp.array([127, -127, 126, -126, 0], jnp.int8), jnp.array([[-127, 1, 2]], jnp.int8)]) == 3 / 8
+
+
+def test_halves_are_those_of_the_whole_populations_votes() -> None:
+    """Of an odd number of pairs the second half has one more; fitness is shaped by all of them."""
+    config = tiny.load_config(eggroll__population=10, eggroll__group_size=1, eggroll__fitness="normalised")
+    problem = problem_of(config, 5)
+    engine = make_engine("auto", problem)
+    losses, update = jnp.asarray(np.random.default_rng(0).integers(0, 900, (5, 2)), jnp.int32), jnp.uint32(7)
+    scores = jax.jit(fitness.shape, static_argnums=(0, 2))("normalised", losses, problem.perturbation.rank)
+    found = jax.jit(make_halves(problem, engine, "normalised"))(losses, update)
+    for half, own in zip(found, (slice(0, 2), slice(2, 5)), strict=True):
+        expected = engine.accumulate(jnp.zeros(5, jnp.int8).at[own].set(scores[own]), update)
+        assert any(votes.any() for votes in expected.values())
+        for name, votes in expected.items():
+            np.testing.assert_array_equal(half[name], votes, err_msg=name)
 
 
 def test_training_bits_per_byte_are_the_mean_over_members() -> None:
@@ -200,8 +236,7 @@ def test_two_runs_are_equal_whatever_is_reported_and_however_they_are_chunked(tm
     )
     assert train(config, run)
     tiny.assert_same_state(run, tiny.trained().directory)
-    reported = (*tiny.TIMINGS, "valid_bits_per_byte", "sample")
-    assert tiny.lines_of(run, reported) == tiny.lines_of(tiny.trained().directory, reported)
+    assert tiny.lines_of(run, REPORTED) == tiny.lines_of(tiny.trained().directory, REPORTED)
 
 
 def test_a_run_is_made_longer(tmp_path: Path) -> None:
@@ -215,22 +250,27 @@ def test_a_run_is_made_longer(tmp_path: Path) -> None:
     )  # fmt: skip
     assert train(longer, run, resume=True)
     tiny.assert_same_state(run, tiny.trained().directory)
-    reported = (*tiny.TIMINGS, "valid_bits_per_byte", "sample")
-    assert tiny.lines_of(run, reported) == tiny.lines_of(tiny.trained().directory, reported)
+    assert tiny.lines_of(run, REPORTED) == tiny.lines_of(tiny.trained().directory, REPORTED)
     assert [line["update"] for line in tiny.lines_of(run) if "valid_bits_per_byte" in line] == [4, 5, 6, 9, 12]
     assert configuration.load(run / "config.toml") == longer
 
 
-def test_what_an_optimizer_remembers_is_kept(tmp_path: Path) -> None:
-    """Adam's master weights and averages, in two parts as in one."""
-    keys = {"eggroll__optimizer": "adam", "train__checkpoint_seconds": 1000, "train__evaluate_every": 0}
+@pytest.mark.parametrize(("optimizer", "targets"), [("momentum", 4), ("adam", 1)])
+def test_what_an_optimizer_remembers_is_kept(optimizer: str, targets: int, tmp_path: Path) -> None:
+    """Master weights and averages, in two parts as in one, the first of which ends inside the warm-up."""
+    keys = {
+        "eggroll__optimizer": optimizer, "eggroll__momentum": 3, "eggroll__weight_decay": 9,
+        "eggroll__warmup_updates": 4, "train__targets": targets, "train__checkpoint_seconds": 1000,
+        "train__evaluate_every": 0,
+    }  # fmt: skip
     for directory, updates in (("parts", 3), ("parts", 6), ("whole", 6)):
         config = tiny.load_config(train__updates=updates, **keys)
         assert train(config, tmp_path / directory, resume=(tmp_path / directory).exists())
     tiny.assert_same_state(tmp_path / "parts", tmp_path / "whole")
     found = dict(tiny.state_of(tmp_path / "whole"))
-    assert any("square" in name for name in found)
-    assert all(values.any() for name, values in found.items() if "mean" in name)
+    assert any("square" in name for name in found) == (optimizer == "adam")
+    means = [values for name, values in found.items() if "mean" in name]
+    assert means and all(values.any() for values in means)
 
 
 def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,9 +305,15 @@ REFUSED = [
     ("eggroll.sigma_shift", 3, 4),
     ("eggroll.noise_reuse", 2, 1),
     ("eggroll.fitness", "normalised", "sign"),
+    ("eggroll.optimizer", "adam", "threshold"),
     ("eggroll.alpha", 5, 4),
+    ("eggroll.step", 255, 256),
+    ("eggroll.momentum", 1, 0),
+    ("eggroll.weight_decay", 1, 0),
+    ("eggroll.warmup_updates", 1, 0),
     ("eggroll.decay_updates", 7, 1000),
     ("train.tokens_per_update", 16, 8),
+    ("train.targets", 2, 1),
     ("data.valid_bytes", 2000, 3000),
     ("data.tokenizer", "bytes", "alphabet"),
     ("data.document_separator", "abba", ""),
@@ -276,6 +322,8 @@ REFUSED = [
 
 def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every key that changes a bit: one line with the key and both values, and nothing is touched."""
+    texts = {"data.train", "data.valid"}
+    assert {key for key, _, _ in REFUSED} | texts == set(configuration.KEYS) - FREE_ON_RESUME
     run = tiny.copied(tmp_path / "run")
     before, prepared = tiny.contents(run), tiny.contents(tiny.HOME / "prepared")
     for key, now, was in REFUSED:
@@ -337,11 +385,13 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert {path.name for path in other.iterdir()} == {".lock", "notes.txt"} and not (tmp_path / "absent").exists()
 
 
-def test_what_the_trainer_refuses_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_trainer_refuses_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Or the mistake, once mended, would be a run that can be neither started nor resumed."""
-    words = ["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run")]
-    assert main([*words, "--eggroll.population", "1000000", "--eggroll.group_size", "1"]) == 2
-    assert "eggroll.population" in capsys.readouterr().err
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run"), "--engine", "native"]) == 2
+    assert "not in this installation" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -31,7 +31,7 @@ from intlm.model.parameters import Architecture, specifications
 from intlm.population import Problem, make_engine
 from intlm.run import LanguageModel, open_run, problem_of
 from intlm.tracking import metrics
-from intlm.training import initial_state, train
+from intlm.training import initial_state, make_optimizer, train
 
 _HOME = tempfile.TemporaryDirectory(prefix="intlm-tests-")
 HOME = Path(_HOME.name)
@@ -122,7 +122,7 @@ def state_of(run: Path, update: int | None = None) -> list[tuple[str, np.ndarray
     """The weights, the optimizer's state and the members' states in a run's checkpoint (default: the last)."""
     config, tokenizer = open_run(run)
     problem = problem_of(config, tokenizer.vocab_size)
-    like = jax.eval_shape(lambda: initial_state(problem, config.seed, config.eggroll.optimizer))
+    like = jax.eval_shape(lambda: initial_state(problem, config.seed, make_optimizer(config.eggroll)))
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     found = checkpoints.restore(checkpoints.updates()[-1] if update is None else update, like)
     return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(found)]

@@ -43,7 +43,7 @@ def prepare(
         valid: the text held out (`data.valid`), or None to hold out a part of `source`.
         valid_bytes: how many bytes of `source` to hold out where `valid` is None (`data.valid_bytes`): the
             last ones of a single document; of several, whole documents chosen by a hash of their ordinals,
-            about so many bytes in all, at least one, never all. Never more than half of the text. 0 for none.
+            about so many bytes in all, at least one, never all. More than half of the text counts as half. 0 for none.
         tokenizer_name: `bytes` or `alphabet` (`data.tokenizer`); an alphabet is that of the training split.
         document_separator: divides each file into documents, or None (`data.document_separator`).
         directory: where the corpus is, or will be. It is replaced where it holds another prepared corpus.

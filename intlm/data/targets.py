@@ -44,8 +44,9 @@ class AlikeContexts:
     def after(self, positions: np.ndarray) -> np.ndarray:
         """The tokens that follow the K contexts most alike, by order, to those that end at these positions.
 
-        positions: integers S, below the number of tokens. Returns uint16 S + [K]: the context's own successor and
-        its neighbours', as many before it as after it, or whatever K are nearest at an end of the order.
+        positions: integers S, below the number of tokens. Returns uint16 S + [K]: of the contexts in their order, K/2
+        before this one, this one, and K/2 - 1 after it; at an end of the order the K nearest the end. Where there are
+        fewer than K contexts the last is taken again.
         """
         n = len(self._rank)
         segment = positions // SEGMENT * SEGMENT

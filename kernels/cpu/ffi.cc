@@ -134,7 +134,7 @@ static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16
       targets.dimensions().size() != 3)
     return refuse("evaluate: a buffer's shape does not fit the problem");
   const int64_t length = tokens.dimensions()[1], count = targets.dimensions()[2];
-  if (!has(targets, {p.pairs / p.group, length, count}) || count < 1 || count > 1 << 15 || count & (count - 1))
+  if (!has(targets, {p.pairs / p.group, length, count}) || count < 1 || count > 1024 || count & (count - 1))
     return refuse("evaluate: a buffer's shape does not fit the problem");
   if (!known(tokens, p) || !known(targets, p)) return refuse("evaluate: a token is outside the vocabulary");
   choose()->evaluate(p, parameters.typed_data(), tokens.typed_data(), targets.typed_data(), length,

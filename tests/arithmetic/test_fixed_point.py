@@ -1,7 +1,7 @@
 """The primitives against exact rational arithmetic, at their edges, and against the oracle's constants."""
 
 from fractions import Fraction
-from math import floor
+from math import floor, isqrt
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from intlm.arithmetic.fixed_point import (
     GATE_MULTIPLIER,
     activation_rescale,
+    integer_sqrt,
     logit_rescale,
     mean_scale,
     q15_multiply,
@@ -136,3 +137,15 @@ def test_rank_multiplier() -> None:
         assert 8 <= c <= 128 and abs(c - 128 / rank**0.5) <= 0.5
         assert 2**23 * c // 2**11 >= 32767  # so that the clamp of x B is never seen
         assert 46 * 46 * rank * c + 2**22 < 2**31  # an embedding's perturbation
+
+
+def test_integer_sqrt_around_every_square() -> None:
+    roots = np.arange(46341, dtype=np.int64)
+    squares = np.concatenate([roots**2, roots[1:] ** 2 - 1, [2**31 - 1]])
+    found = integer_sqrt(jnp.asarray(squares, jnp.int32))
+    np.testing.assert_array_equal(found, np.concatenate([roots, roots[1:] - 1, [46340]]))
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_integer_sqrt(x: int) -> None:
+    assert int(integer_sqrt(jnp.int32(x))) == isqrt(x)

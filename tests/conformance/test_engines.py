@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiny
 
 from intlm.eggroll import threshold
 from intlm.model.forward import zero_states
@@ -30,9 +31,10 @@ class Case(NamedTuple):
     kind: str  # of the weights: "first" values, or those of `Bridge.random_parameters`
     chunk_size: int = 0
     tokens: int = 5
+    targets: int = 1
 
 
-CASES = {  # the first two are the problems of golden/v2/update.json: they share its compiled programs
+CASES = {  # the first two are the problems of golden/v3/update.json: they share its compiled programs
     # A remainder after the chunks, a separator in the text, noise that is the same for the whole run.
     "remainder": Case(
         oracle.Shape(5, 8, 24, 2, "clip"),
@@ -45,8 +47,8 @@ CASES = {  # the first two are the problems of golden/v2/update.json: they share
         "first",
         chunk_size=4,
     ),
-    # Groups that share a text, a feed-forward smaller than the hidden size, and three updates that share noise: the
-    # second here begins the next three.
+    # Groups that share a text, a feed-forward smaller than the hidden size, four targets, and three updates that share
+    # noise: the second here begins the next three.
     "groups": Case(
         oracle.Shape(3, 16, 8, 3, "table"),
         oracle.Noise(7, 3, 2, 3),
@@ -57,6 +59,7 @@ CASES = {  # the first two are the problems of golden/v2/update.json: they share
         2,
         "first",
         chunk_size=4,
+        targets=4,
     ),
     # Weights at ±127, the strongest noise, pairs one by one, all on one text, new noise at each update, the last
     # updates that there can be.
@@ -70,18 +73,25 @@ CASES = {  # the first two are the problems of golden/v2/update.json: they share
         2**31 - 3,
         "extreme",
         chunk_size=2,
+        targets=2,
     ),
 }
 
 
-def texts(case: Case, seed: int) -> oracle.Array:
-    """[texts, T + 1], a separator inside each but the first, which begins with one."""
+def texts(case: Case, seed: int) -> tuple[oracle.Array, oracle.Array]:
+    """Tokens [texts, T], a separator inside each text but the first, which begins with one; targets [texts, T, K]."""
     rng = np.random.default_rng(seed)
     found = rng.integers(1, case.shape.vocabulary, (case.pairs // case.group_size, case.tokens + 1))
     found[0, 0] = 0
     for row in found[1:]:
         row[rng.integers(1, case.tokens)] = 0
-    return found
+    others = rng.integers(0, case.shape.vocabulary, (len(found), case.tokens, case.targets - 1))
+    return found[:, :-1], np.concatenate([found[:, 1:, None], others], axis=2)
+
+
+def uint16(*arrays: oracle.Array) -> list[jax.Array]:
+    """As engines take them."""
+    return [jnp.asarray(array, jnp.uint16) for array in arrays]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -110,11 +120,11 @@ def test_two_updates(engine: str, name: str, bridge: Any) -> None:
             case.optimizer,
             update,
             values,
-            np.repeat(batch, case.group_size, axis=0),
+            *(np.repeat(some, case.group_size, axis=0) for some in batch),
             states,
         )
         quantile = jnp.int32(oracle.threshold_quantile(case.optimizer, update))
-        state, report, fitness, votes = run(state, jnp.asarray(batch, jnp.uint16), jnp.uint32(update), quantile)
+        state, report, fitness, votes = run(state, *uint16(*batch), jnp.uint32(update), quantile)
         assert report.losses.dtype == jnp.int32 and report.losses.shape == (case.pairs, 2)
         np.testing.assert_array_equal(np.asarray(report.losses).ravel(), expected.losses)
         np.testing.assert_array_equal(np.asarray(state.members).reshape(states.shape), expected.states)
@@ -138,7 +148,7 @@ def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
     parameters = bridge.parameters(case.shape, bridge.random_parameters(case.shape, rng))
     states = rng.integers(-127, 127, (case.pairs, 2, case.shape.layers, case.shape.hidden), endpoint=True)
     state = TrainState(parameters, threshold.init(parameters), jnp.asarray(states, jnp.int8))
-    arguments = (state, jnp.asarray(texts(case, 1), jnp.uint16), jnp.uint32(9), jnp.int32(200))
+    arguments = (state, *uint16(*texts(case, 1)), jnp.uint32(9), jnp.int32(200))
     found = []
     for chunk_size in (2, 4, 64):
         problem = bridge.problem(case.shape, case.noise, case.pairs, 1, case.fitness, chunk_size)
@@ -146,6 +156,25 @@ def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
     for other in found[1:]:
         for leaf, expected in zip(other, found[0], strict=True):
             np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("count", [1, 8, 1024])
+def test_targets(engine: str, count: int, bridge: Any) -> None:
+    """One, several and the most that there can be: losses and states of two pairs."""
+    shape, noise, update = oracle.Shape(11, 8, 16, 1, "clip"), oracle.Noise(5, 1, 2, 1), 3
+    rng = np.random.default_rng(count)
+    values = bridge.random_parameters(shape, rng)
+    tokens, targets = (rng.integers(0, shape.vocabulary, size) for size in ((2, 3), (2, 3, count)))
+    states = rng.integers(-127, 127, (4, shape.layers, shape.hidden), endpoint=True)
+    expected, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
+    made = make_engine(engine, bridge.problem(shape, noise, 2))
+    evaluate = jax.jit(made.evaluate, compiler_options=tiny.quick_options())
+    members = jnp.asarray(states.reshape(2, 2, *states.shape[1:]), jnp.int8)
+    arguments = (*uint16(tokens, targets), members, jnp.uint32(update))
+    losses, found = evaluate(bridge.parameters(shape, values), *arguments)
+    assert losses.ravel().tolist() == expected and len(set(expected)) == 4
+    np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from test_engines import ENGINES
 
 from intlm.arithmetic.fixed_point import rank_multiplier, rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
+from intlm.config import EggrollConfig
 from intlm.eggroll import fitness, threshold
 from intlm.eggroll.perturbation import Factors, Perturbation, parameter_noise, votes
 from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
@@ -23,7 +25,7 @@ from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
 from intlm.model.sampling import sample
 from intlm.population import Problem, make_engine, native
-from intlm.training import TrainState
+from intlm.training import TrainState, make_optimizer
 from intlm.version import NUMERICS_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -131,7 +133,7 @@ def test_first_values() -> None:
 def test_norm() -> None:
     compiled = jax.jit(norm)
     for case in cases("norm"):
-        assert compiled(jnp.array(case["x"], jnp.int8), jnp.array(case["w"], jnp.int8)).tolist() == case["y"]
+        assert compiled(jnp.array(case["x"], jnp.int8)).tolist() == case["y"]
 
 
 @pytest.mark.parametrize("case", numbered("layer"))
@@ -145,10 +147,10 @@ def test_layer(case: Case) -> None:
 
     @jax.jit
     def layer(x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = cell(weights, norm(x, weights.vector("cell_norm")), h, shape)
+        h = cell(weights, norm(x), h, shape)
         wide = h.astype(jnp.int32)
         x = saturate8(x + (rounding_shift(wide, 3) if kind == "table" else wide))
-        return saturate8(x + feed_forward(weights, norm(x, weights.vector("feed_forward_norm")), shape)), h
+        return saturate8(x + feed_forward(weights, norm(x), shape)), h
 
     found_x, found_h = layer(x, h)
     np.testing.assert_array_equal(found_h, h_after)
@@ -168,10 +170,11 @@ def test_logits(engine: str, case: Case, bridge: Any) -> None:
 
 
 def test_loss() -> None:
-    compiled = jax.jit(lambda row, targets: (log_sum_exp2(row), jax.vmap(loss, (None, 0))(row, targets)))
+    compiled_log_sum_exp2, compiled_loss = jax.jit(log_sum_exp2), jax.jit(loss)
     for case in cases("loss"):
-        lse, losses = compiled(jnp.array(case["logits"], jnp.int32), jnp.array(case["targets"], jnp.int32))
-        assert int(lse) == case["log_sum_exp2"] and losses.tolist() == case["losses"]
+        row = jnp.array(case["logits"], jnp.int32)
+        assert int(compiled_log_sum_exp2(row)) == case["log_sum_exp2"]
+        assert [int(compiled_loss(row, jnp.array(some, jnp.int32))) for some in case["targets"]] == case["losses"]
 
 
 def test_fitness() -> None:
@@ -202,16 +205,33 @@ def test_update(engine: str, case: Case, bridge: Any) -> None:
     state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), problem.architecture))
     for step in case["updates"]:
         number, quantile = step["update"], step["quantile"]
-        assert threshold.quantile(number, case["alpha"], case["decay_updates"]) == quantile
-        state, report, scores, found = run(
-            state, jnp.array(step["texts"], jnp.uint16), jnp.uint32(number), jnp.int32(quantile)
-        )
+        assert threshold.quantile(case["alpha"], case["decay_updates"], number) == quantile
+        batch = (jnp.array(step[name], jnp.uint16) for name in ("tokens", "targets"))
+        state, report, scores, found = run(state, *batch, jnp.uint32(number), jnp.int32(quantile))
         assert report.losses.ravel().tolist() == step["losses"]
         states = np.array(step["states_after"])
         np.testing.assert_array_equal(state.members.reshape(states.shape), states)
         assert scores.tolist() == step["fitness"]
         assert_parameters(found, step["votes"])
         assert_parameters(state.parameters, step["parameters_after"])
+
+
+@pytest.mark.parametrize("case", numbered("optimizers"))
+def test_optimizers(case: Case) -> None:
+    settings = {name: case[name] for name in EggrollConfig.__dataclass_fields__ if name in case}
+    optimizer = make_optimizer(EggrollConfig(**settings))
+    weights = {"w": jnp.array(case["weights"], jnp.int8)}
+    described = [Specification("w", weights["w"].shape, Kind.MATRIX if weights["w"].ndim == 2 else Kind.BIAS)]
+    compiled = jax.jit(partial(optimizer.update, described), static_argnums=4)
+    state = optimizer.init(weights)
+    for step in case["updates"]:
+        assert optimizer.setting(step["update"]) == step["s"]
+        scores, votes = jnp.array(step["fitness"], jnp.int8), {"w": jnp.array(step["votes"], jnp.int32)}
+        weights, state = compiled(weights, votes, state, scores, case["rank"], jnp.int32(step["s"]))
+        assert {name: leaf["w"].tolist() for name, leaf in state._asdict().items()} == {
+            name: step[name] for name in ("master", "mean", "square") if name in step
+        }
+        assert weights["w"].tolist() == step["weights_after"]
 
 
 def draws(vocabulary: int) -> list[Callable[..., Any]]:

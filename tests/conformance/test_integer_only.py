@@ -12,9 +12,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
+from intlm.config import EggrollConfig
+from intlm.model.parameters import initialise
 from intlm.model.sampling import sample
 from intlm.population import make_engine
-from intlm.training import initial_state, make_update_step
+from intlm.training import initial_state, make_optimizer, make_update_step
 
 INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
 
@@ -58,16 +60,21 @@ def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("nonlinearity", "fitness", "rank", "optimizer"),
-    [("clip", "sign", 1, "threshold"), ("table", "normalised", 3, "adam"), ("clip", "normalised", 1, "threshold")],
+    ("nonlinearity", "fitness", "rank", "name", "targets"),
+    [
+        ("clip", "sign", 1, "threshold", 1),
+        ("table", "normalised", 3, "adam", 4),
+        ("clip", "normalised", 1, "momentum", 2),
+    ],
 )
-def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, optimizer: str, bridge: Any) -> None:
+def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, name: str, targets: int, bridge: Any) -> None:
     shape = oracle.Shape(300, 8, 24, 2, nonlinearity)
     problem = bridge.problem(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
+    optimizer = make_optimizer(EggrollConfig(optimizer=name, momentum=3, weight_decay=7))
     step = make_update_step(problem, make_engine(engine, problem), fitness, optimizer)
     state = jax.eval_shape(lambda: initial_state(problem, 1, optimizer))
-    arguments = (state, jnp.zeros((5, 4), jnp.uint16), jnp.uint32(0), jnp.int32(0))
-    assert not_integers(step, *arguments) == set()
+    batch = (jnp.zeros((5, 4), jnp.uint16), jnp.zeros((5, 4, targets), jnp.uint16))
+    assert not_integers(step, state, *batch, jnp.uint32(0), jnp.int32(0)) == set()
     assert not_integers(lambda: initial_state(problem, 1, optimizer)) == set()
 
 
@@ -75,7 +82,7 @@ def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, optimiz
 @pytest.mark.parametrize("nonlinearity", ["clip", "table"])
 def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
     problem = bridge.problem(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
-    parameters = jax.eval_shape(lambda: initial_state(problem, 1, "adam")).parameters
+    parameters = jax.eval_shape(lambda: initialise(problem.architecture, 1))
     made = make_engine(engine, problem)
 
     def infer(parameters: Any, tokens: jax.Array, states: jax.Array) -> Any:

@@ -93,9 +93,12 @@ def test_fitness_maximum() -> None:
 
 
 def test_limits_are_those_of_the_page() -> None:
-    """docs/numerics.md, section 11, opens with them."""
+    """docs/numerics.md, section 11, opens with them; those of targets and optimizers are in it and in section 9."""
     assert (config.MAX_PAIRS, config.MAX_TOKENS_PER_UPDATE) == (2**19, 32_768)
     assert (config.MIN_VOCAB, config.MAX_VOCAB, config.LARGEST_NOISE) == (2, 65_536, 46)
     highest = {key: field.metadata["high"] for key, field in config.KEYS.items()}
     assert highest["model.hidden_size"] == highest["model.feed_forward_size"] == 65_536
     assert highest["eggroll.rank"] == 256 and highest["eggroll.sigma_shift"] == 12
+    assert highest["eggroll.alpha"] == 16 and highest["train.targets"] == 1024
+    optimizer = {"momentum": 10, "step": 512, "weight_decay": 255}
+    assert {name: highest[f"eggroll.{name}"] for name in optimizer} == optimizer

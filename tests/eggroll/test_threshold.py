@@ -1,7 +1,6 @@
 """The threshold optimizer against the oracle, and at the edges of its test."""
 
 from functools import cache
-from math import isqrt
 from typing import Any
 
 import jax
@@ -9,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from intlm.eggroll import threshold
 from intlm.model.parameters import specifications
@@ -24,21 +21,9 @@ PAIRS = 6
 def test_quantile(alpha: int, decay: int) -> None:
     optimizer = oracle.Threshold(alpha, decay)
     updates = [0, 1, 2, 99, 1000, 123_457, 2**31 - 1]
-    found = [threshold.quantile(update, alpha, decay) for update in updates]
+    found = [threshold.quantile(alpha, decay, update) for update in updates]
     assert found == [oracle.threshold_quantile(optimizer, update) for update in updates]
     assert found[0] == 0 and found == sorted(found) and found[-1] < 2100
-
-
-def test_integer_sqrt_around_every_square() -> None:
-    roots = np.arange(46341, dtype=np.int64)
-    squares = np.concatenate([roots**2, roots[1:] ** 2 - 1, [2**31 - 1]])
-    found = threshold.integer_sqrt(jnp.asarray(squares, jnp.int32))
-    np.testing.assert_array_equal(found, np.concatenate([roots, roots[1:] - 1, [46340]]))
-
-
-@given(st.integers(0, 2**31 - 1))
-def test_integer_sqrt(x: int) -> None:
-    assert int(threshold.integer_sqrt(jnp.int32(x))) == isqrt(x)
 
 
 @cache
@@ -53,13 +38,6 @@ def compiled(rank: int, bridge: Any) -> Any:
     return jax.jit(run)
 
 
-def as_votes(z: list[oracle.Array], bridge: Any) -> Any:
-    """Votes by name, int32."""
-    return {
-        s.name: jnp.asarray(v, jnp.int32) for s, v in zip(specifications(bridge.architecture(SHAPE)), z, strict=True)
-    }
-
-
 @pytest.mark.parametrize("rank", [1, 4])
 def test_update(rank: int, bridge: Any) -> None:
     """Votes on, just below and just beyond the threshold, and far from it; weights at their bounds."""
@@ -72,13 +50,13 @@ def test_update(rank: int, bridge: Any) -> None:
         z = []
         for w in values:
             w.ravel()[:4] = [127, -127, 127, -127]
-            edge = q * isqrt((rank if w.ndim == 2 else 1) * sum(f * f for f in scores))
+            edge = q * oracle.deviation(scores, rank, w.ndim)
             vote = rng.choice([edge, edge - 1, edge + 1, edge // 2, 0, 2**31 - 1, edge * 3 // 2], w.shape)
             vote = vote * rng.choice([-1, 1], w.shape)
             vote.ravel()[:4] = [2**31 - 1, -(2**31) + 1, -edge - 1, edge + 1]
             z.append(vote.astype(np.int64))
         expected = oracle.threshold(optimizer, update, scores, rank, values, z)
-        found = run(bridge.parameters(SHAPE, values), as_votes(z, bridge), jnp.array(scores, jnp.int8), jnp.int32(q))
+        found = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), jnp.array(scores, jnp.int8), jnp.int32(q))
         bridge.assert_equal(SHAPE, found, expected)
         assert all(v.dtype == jnp.int8 and int(jnp.abs(v).max()) <= 127 for v in found.values())
 
@@ -89,20 +67,20 @@ def test_which_weights_move(bridge: Any) -> None:
     run = compiled(4, bridge)
     values = [np.zeros(size, np.int64) for size in oracle.parameter_shapes(SHAPE)]
     z = [np.zeros(size, np.int64) for size in oracle.parameter_shapes(SHAPE)]
-    for vote, edge in [(z[0].ravel(), 40), (z[1], 20)]:
+    for vote, edge in [(z[0].ravel(), 40), (z[1 + oracle.GATE_BIAS], 20)]:
         vote[:5] = [100 * edge, 100 * edge - 1, -100 * edge, -100 * edge + 1, 0]
-    found = run(bridge.parameters(SHAPE, values), as_votes(z, bridge), scores, jnp.int32(100))
+    found = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), scores, jnp.int32(100))
     assert found["embedding"].ravel()[:5].tolist() == [1, 0, -1, 0, 0]
-    assert found["layers.0.cell_norm"][:5].tolist() == [1, 0, -1, 0, 0]
+    assert found["layers.0.gate_bias"][:5].tolist() == [1, 0, -1, 0, 0]
     # A quantile of 0, that of the first update, moves whatever has any vote.
-    found = run(bridge.parameters(SHAPE, values), as_votes(z, bridge), scores, jnp.int32(0))
-    assert found["layers.0.cell_norm"].tolist() == [1, 1, -1, -1, 0, 0, 0, 0]
+    found = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), scores, jnp.int32(0))
+    assert found["layers.0.gate_bias"].tolist() == [1, 1, -1, -1, 0, 0, 0, 0]
 
 
 def test_no_fitness_no_move(bridge: Any) -> None:
     values = bridge.random_parameters(SHAPE, np.random.default_rng(0))
     z = [np.zeros(v.shape, np.int64) for v in values]
     found = compiled(1, bridge)(
-        bridge.parameters(SHAPE, values), as_votes(z, bridge), jnp.zeros(PAIRS, jnp.int8), jnp.int32(300)
+        bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), jnp.zeros(PAIRS, jnp.int8), jnp.int32(300)
     )
     bridge.assert_equal(SHAPE, found, values)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oracle
 
-VERSION = 2
+VERSION = 3
 DIRECTORY = Path(__file__).resolve().parent / f"v{VERSION}"
 Fields = dict[str, Any]
 LARGEST = 2**14 - 1  # of a logit
@@ -94,10 +94,10 @@ def norm() -> list[Fields]:
     """By the mean magnitude: large, small and no inputs."""
     cases = []
     for seed, size, bound in ((1, 8, 127), (2, 24, 16), (3, 40, 1), (4, 8, 3), (5, 8, 0)):
-        x, w = numbers(seed, size, bound), numbers(seed + 10, size)
-        cases.append({"x": x.tolist(), "w": w.tolist(), "y": oracle.norm(x, w).tolist()})
-    x, w = np.full(8, -127), np.full(8, 127)
-    return [*cases, {"x": x.tolist(), "w": w.tolist(), "y": oracle.norm(x, w).tolist()}]
+        x = numbers(seed, size, bound)
+        cases.append({"x": x.tolist(), "y": oracle.norm(x).tolist()})
+    uneven = np.array([-127, 127, 1, 0, 0, 0, 0, -1])
+    return [*cases, *({"x": x.tolist(), "y": oracle.norm(x).tolist()} for x in (np.full(8, -127), uneven))]
 
 
 def layer() -> list[Fields]:
@@ -134,15 +134,18 @@ def logits() -> list[Fields]:
 
 
 def loss() -> list[Fields]:
-    """Even, certain, wrong, and with tails at the distances where rounding and the largest shift show."""
+    """Even, certain, wrong, and with tails at the distances where rounding and the largest shift show. One target to
+    eight, of which some are the same."""
     rows = [[0, 0], [LARGEST, -LARGEST], [-LARGEST] * 3, [5, 0, -5, 300, 299], numbers(1, 257, 700).tolist()]
     rows.append(numbers(2, 257, LARGEST).tolist())
     for below in (256 * 24, 256 * 25, 256 * 25 + 1, 256 * 31, 2 * LARGEST):
         rows.append([LARGEST - below] * 8 + [LARGEST] + [LARGEST - below] * 8)
     cases = []
     for row in rows:
-        targets = sorted({0, int(np.argmax(row)), len(row) - 1})
-        found = [oracle.token_loss(np.array(row), target) for target in targets]
+        likeliest, last = int(np.argmax(row)), len(row) - 1
+        targets = [[target] for target in sorted({0, likeliest, last})]
+        targets += [[0, last], [likeliest, last, last, 0], [3 * k % len(row) for k in range(8)]]
+        found = [oracle.token_loss(np.array(row), some) for some in targets]
         cases.append({"logits": row, "log_sum_exp2": oracle.log_sum_exp2(np.array(row)), "targets": targets})
         cases[-1]["losses"] = found
     return cases
@@ -181,7 +184,7 @@ def votes() -> list[Fields]:
 def update() -> list[Fields]:
     """Two whole updates after each other: every member's losses and states, fitness, votes, weights."""
     cases = []
-    for shape, setting, pairs, group_size, kind, optimizer, first in (
+    for shape, setting, pairs, group_size, kind, optimizer, first, count in (
         (
             oracle.Shape(5, 8, 24, 2, "clip"),
             oracle.Noise(2**40 + 9, 1, 4, 0),
@@ -190,6 +193,7 @@ def update() -> list[Fields]:
             "sign",
             oracle.Threshold(4, 10),
             7,
+            1,
         ),
         (
             oracle.Shape(3, 16, 8, 3, "table"),
@@ -199,6 +203,7 @@ def update() -> list[Fields]:
             "normalised",
             oracle.Threshold(4, 5),
             2,
+            4,
         ),
     ):
         values = oracle.first_values(shape, setting.seed)
@@ -220,13 +225,16 @@ def update() -> list[Fields]:
         for number in (first, first + 1):
             texts = numbers(number, (pairs // group_size, 6), 10**6) % shape.vocabulary
             texts[-1, 3] = 0
-            repeated = np.repeat(texts, group_size, axis=0)
-            done = oracle.whole_update(shape, setting, kind, optimizer, number, values, repeated, states)
+            others = numbers(number + 10, (pairs // group_size, 5, count - 1), 10**6) % shape.vocabulary
+            tokens, targets = texts[:, :-1], np.concatenate([texts[:, 1:, None], others], axis=2)
+            own = (np.repeat(some, group_size, axis=0) for some in (tokens, targets))
+            done = oracle.whole_update(shape, setting, kind, optimizer, number, values, *own, states)
             values, states = done.parameters, done.states
             case["updates"].append(
                 {
                     "update": number,
-                    "texts": texts.tolist(),
+                    "tokens": tokens.tolist(),
+                    "targets": targets.tolist(),
                     "losses": done.losses,
                     "states_after": states.tolist(),
                     "fitness": done.fitness,
@@ -234,6 +242,51 @@ def update() -> list[Fields]:
                     "votes": named(shape, done.votes),
                     "parameters_after": named(shape, values),
                 }
+            )
+        cases.append(case)
+    return cases
+
+
+def optimizers() -> list[Fields]:
+    """A few weights under momentum and Adam: six updates after each other, through warm-up and decay to a step of 0."""
+    cases: list[Fields] = []
+    rank = 3
+    for kind, k, size in (
+        ("momentum", 0, (2, 4)),
+        ("momentum", 3, (8,)),
+        ("momentum", 10, (2, 4)),
+        ("adam", 0, (8,)),
+        ("adam", 3, (2, 4)),
+        ("adam", 10, (8,)),
+    ):
+        optimizer = oracle.Averaging(kind, k, 512, decay_updates=5, warmup_updates=2, weight_decay=255)
+        values = numbers(k, size)
+        values.ravel()[:3] = [127, -127, 0]
+        weights = [oracle.Averages(w << 16) for w in values.ravel().tolist()]
+        case: Fields = {
+            "optimizer": kind,
+            "rank": rank,
+            "momentum": k,
+            "weight_decay": optimizer.weight_decay,
+            "step": optimizer.step,
+            "warmup_updates": optimizer.warmup_updates,
+            "decay_updates": optimizer.decay_updates,
+            "weights": values.tolist(),
+            "updates": [],
+        }
+        scores = ([1, -1, 1, 0, 1], [3, -127, 5, 0, 90], [1, 1, 1, 1, 1], [0] * 5, [127] * 5, [-1, 1, 0, 0, 0])
+        for update, (fitness, deviations) in enumerate(zip(scores, (1, 3, 100, 0, 1, 20), strict=True)):
+            s, sigma = oracle.scheduled_step(optimizer, update), oracle.deviation(fitness, rank, len(size))
+            votes = numbers(100 * k + update, size, 256 * sigma * deviations)
+            drawn = zip(votes.ravel().tolist(), weights, strict=True)
+            weights = [oracle.average(optimizer, s, len(size) == 1, vote, sigma, weight) for vote, weight in drawn]
+            found = dict(zip(oracle.Averages._fields, map(list, zip(*weights, strict=True)), strict=True))
+            if kind == "momentum":
+                del found["square"]
+            after = {**found, "weights_after": [oracle.weight_of(weight) for weight in weights]}
+            case["updates"].append(
+                {"update": update, "fitness": fitness, "votes": votes.tolist(), "s": s, "sigma_z": sigma}
+                | {name: np.reshape(value, size).tolist() for name, value in after.items()}
             )
         cases.append(case)
     return cases
@@ -261,6 +314,7 @@ STAGES: list[Callable[[], list[Fields]]] = [
     fitness,
     votes,
     update,
+    optimizers,
     sampling,
 ]
 

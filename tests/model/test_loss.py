@@ -67,23 +67,44 @@ def test_the_order_of_tokens_is_nothing(vocabulary: int) -> None:
     np.testing.assert_array_equal(found, compiled_log_sum_exp2(jnp.asarray(shuffled, jnp.int32)))
 
 
+def assert_losses(logits: np.ndarray, targets: np.ndarray) -> None:
+    """Those of the oracle. logits: [rows, vocabulary]; targets: [rows, K]."""
+    found = np.asarray(compiled_loss(jnp.asarray(logits, jnp.int32), jnp.asarray(targets, jnp.int32)))
+    assert found.dtype == np.int32
+    assert found.tolist() == [oracle.token_loss(row, some) for row, some in zip(logits, targets.tolist(), strict=True)]
+
+
 @pytest.mark.parametrize("vocabulary", [2, 257, 65536])
 def test_loss(vocabulary: int) -> None:
     logits = rows(vocabulary)
     for targets in (logits.argmax(axis=-1), logits.argmin(axis=-1), np.full(len(logits), vocabulary - 1)):
-        found = np.asarray(compiled_loss(jnp.asarray(logits, jnp.int32), jnp.asarray(targets, jnp.int32)))
-        assert found.dtype == np.int32
-        expected = [oracle.token_loss(row, int(target)) for row, target in zip(logits, targets, strict=True)]
-        assert found.tolist() == expected
+        assert_losses(logits, targets[:, None])
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 1024])
+def test_several_targets(count: int) -> None:
+    """Any tokens, and all of them the likeliest or the least likely: the sum nearest to its bounds."""
+    logits = rows(257)
+    assert_losses(logits, np.random.default_rng(count).integers(0, 257, (len(logits), count)))
+    for target in (logits.argmax(axis=-1), logits.argmin(axis=-1)):
+        assert_losses(logits, np.repeat(target[:, None], count, axis=1))
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, -1), (-3, -2), (7, 8)])
+def test_a_mean_between_two_integers_is_rounded_up(values: tuple[int, int]) -> None:
+    """By hand: two logits far below the largest, which are alone in the difference."""
+    logits = np.array([LARGEST, *values], np.int32)
+    assert int(compiled_loss(logits, np.array([1, 2], np.int32))) == LARGEST - max(values)
+    assert int(compiled_loss(logits, np.array([1, 1], np.int32))) == LARGEST - values[0]
 
 
 def test_the_largest_losses() -> None:
     """A certain mistake, and no knowledge at all of the largest vocabulary."""
     wrong = np.array([[LARGEST, -LARGEST]] * 2, np.int32)
-    assert compiled_loss(wrong, np.array([1, 0], np.int32)).tolist() == [2 * LARGEST, 0]
+    assert compiled_loss(wrong, np.array([[1], [0]], np.int32)).tolist() == [2 * LARGEST, 0]
     rest = np.full((2, 65536), LARGEST, np.int32)
     rest[1, 9] = -LARGEST
-    even, largest = compiled_loss(rest, np.array([9, 9], np.int32)).tolist()
+    even, largest = compiled_loss(rest, np.array([[9], [9]], np.int32)).tolist()
     assert even == 256 * 16 and 36_850 < largest <= 36_865
 
 

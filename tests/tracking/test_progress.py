@@ -55,6 +55,13 @@ def test_plain_lines_every_ten_seconds_and_at_the_end(clock: list[float], capsys
     assert lines[-1] == ("update 950/1000, 00:25 left, 4.000 bpb, held-out 4.300, 1.23M tok/s, 1.23% changed")
 
 
+def test_health_is_shown_last(capsys: pytest.CaptureFixture[str]) -> None:
+    health = {"agreement": 0.01234, "saturated_weights": 0.0123, "saturated_states": 0.5}
+    with Progress(total=10) as progress:
+        progress.update(update=1, **health, **LINE)
+    assert capsys.readouterr().err.endswith(f", {STATE}, agreement +0.012, saturated 1.2% w, 50.0% h\n")
+
+
 def test_nothing_done_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=10, initial=10):
         pass

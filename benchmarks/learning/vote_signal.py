@@ -1,6 +1,6 @@
 """How much of a vote is signal: what a run's next updates would say of its weights, measured again and again.
 
-    python benchmarks/learning/signal.py RUN [--checkpoint UPDATE] [--repeat N]
+    python benchmarks/learning/vote_signal.py RUN [--checkpoint UPDATE] [--repeat N]
 
 From one of a run's checkpoints the population is evaluated on the text that follows, N times with other perturbations,
 and the weights are not moved. Two halves of the repetitions share what is signal and nothing else, so the mean product
