@@ -4,11 +4,11 @@
 
 A population of pairs perturbs one n x n matrix, and an update is the mean of fitness times perturbation: a low-rank
 one as in docs/numerics.md, section 7, or a full-rank one, a Gaussian byte for each element. All of it is integers, as
-in training; only the comparison of the sums is in floating point. The same bits on every machine.
+in training; only the comparison of the sums is in floating point. The same sums on every machine.
 
 The fitness is not linear: the matrix maps some fixed inputs through a product, its rescaling, saturation and the tanh
-table; the loss is the outputs' absolute difference from those of another matrix. A pair's fitness is the difference
-of its losses, or its sign. Each dimension has several such problems, whose updates are compared as one vector.
+table; the loss is the outputs' absolute difference from those of another matrix, and a pair's fitness the difference
+of its losses. A dimension has several such problems, 32 outputs in all, whose updates are compared as one vector.
 
 Every update is estimated twice, from as many pairs that share no noise. The noise floor is what two full-rank
 estimates differ by; products of the two estimates give distance, length and cosine without it, on average.
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intlm.arithmetic.fixed_point import Array, activation_rescale, rank_multiplier, rounding_shift, saturate8
+from intlm.arithmetic.fixed_point import MAX8, Array, activation_rescale, rank_multiplier, rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
 from intlm.eggroll.perturbation import Factors, Noise, Perturbation, PerturbedWeights, parameter_noise, votes
@@ -35,9 +35,10 @@ from intlm.tracking.table import format_table
 
 SEED = 0
 INPUTS = 4
-FITNESS = ("loss difference", "its sign")
+OUTPUTS = 32  # of a dimension's problems together
 HALVES = 2
 COLOURS = ("#c1440e", "#2f6ea5", "#3f8f5b", "#8a5ba6")
+MARKERS = ("o", "s", "D", "^")
 GREY = "#5b6470"
 
 
@@ -47,7 +48,11 @@ class Setting(NamedTuple):
     dimension: int
     rank: int  # 0 for full rank
     sigma_shift: int = 0
-    problems: int = 4
+
+    @property
+    def problems(self) -> int:
+        """So many that every dimension has as many outputs to average over."""
+        return max(1, OUTPUTS // self.dimension)
 
     @property
     def specification(self) -> Specification:
@@ -109,17 +114,16 @@ def accumulators(setting: Setting, drawn: Noise, w: Array, x: Array) -> Array:
 
 
 def fitness(setting: Setting, drawn: Noise, given: Problem) -> Array:
-    """The pairs' loss differences, shifted to what an int8 surely holds, and their signs: int8 [2, pairs]."""
+    """The pairs' loss differences, shifted to what an int8 surely holds: int8 [pairs]."""
     error = jnp.abs(output(accumulators(setting, drawn, given.w, given.x)) - given.target[:, None, None])
     losses = jnp.sum(error, axis=(0, 3))  # at most 254 * inputs * n
-    difference = losses[:, 1] - losses[:, 0]
-    shifted = rounding_shift(difference, (2 * INPUTS * setting.dimension - 1).bit_length())
-    return jnp.stack([shifted, jnp.sign(difference)]).astype(jnp.int8)
+    shift = (2 * INPUTS * setting.dimension - 1).bit_length()
+    return rounding_shift(losses[:, 1] - losses[:, 0], shift).astype(jnp.int8)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def chunk_votes(setting: Setting, size: int, half: Array, first: Array) -> Array:
-    """The sum over `size` pairs of fitness times perturbation: int32 [problems, 2, n, n], a row a fitness.
+    """The sum over `size` pairs of fitness times perturbation: int32 [problems, n, n].
 
     A sum is at most 127 * 46^2 * size * rank < 2^31.
     """
@@ -128,8 +132,8 @@ def chunk_votes(setting: Setting, size: int, half: Array, first: Array) -> Array
     def of_problem(number: Array) -> Array:
         scores = fitness(setting, drawn, problem(setting.dimension, number))
         if isinstance(drawn, Factors):
-            return jnp.stack([votes(setting.specification, drawn, f, m) for f, m in zip(scores, (127, 1), strict=True)])
-        return jnp.einsum("fp,poi->foi", scores, drawn, preferred_element_type=jnp.int32)
+            return votes(setting.specification, drawn, scores, MAX8)
+        return jnp.einsum("p,poi->oi", scores, drawn, preferred_element_type=jnp.int32)
 
     return jax.vmap(of_problem)(jnp.arange(setting.problems, dtype=jnp.uint32))
 
@@ -148,14 +152,14 @@ def variance(setting: Setting) -> float:
 def estimate(setting: Setting, pairs: int) -> np.ndarray:
     """Two independent estimates of the mean update, from `pairs` pairs each, a power of two and at least 2^13.
 
-    float64 [halves, fitness, problems, n, n]: the mean of fitness times perturbation, over the perturbation's variance.
+    float64 [halves, problems, n, n]: the mean of fitness times perturbation, over the perturbation's variance.
     """
     size = 2**12 // setting.rank if setting.rank else min(2**13, 2**19 // setting.dimension**2)
-    sums = np.zeros((HALVES, setting.problems, len(FITNESS), setting.dimension, setting.dimension), np.int64)
+    sums = np.zeros((HALVES, setting.problems, setting.dimension, setting.dimension), np.int64)
     for half in range(HALVES):
         for first in range(0, pairs, size):
             sums[half] += np.asarray(chunk_votes(setting, size, jnp.uint32(half), jnp.uint32(first)))
-    return np.swapaxes(sums, 1, 2) / pairs * (scale(setting) / variance(setting))
+    return sums / pairs * (scale(setting) / variance(setting))
 
 
 class Comparison(NamedTuple):
@@ -186,65 +190,66 @@ def compare(low: np.ndarray, full: np.ndarray) -> Comparison:
     )
 
 
-Results = dict[int, dict[int, list[Comparison]]]  # by dimension, then rank: a comparison for each fitness
+Results = dict[int, dict[int, Comparison]]  # by dimension, then rank
 
 
 def picture(results: Results, path: Path, title: str) -> None:
-    """Draw distance against rank to the PNG `path`, 1200 x 750 pixels: a panel a fitness, a line a dimension."""
+    """Draw distance against rank to the PNG `path`, 1200 x 750 pixels: a line a dimension."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(12, 7.5), dpi=100)
-    panels = figure.subplots(1, len(FITNESS), sharey=True)
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.1, top=0.76, wspace=0.06)
+    axes = figure.add_axes((0.08, 0.09, 0.78, 0.81))
     ranks = sorted({rank for of_dimension in results.values() for rank in of_dimension})
-    for number, (axes, name) in enumerate(zip(panels, FITNESS, strict=True)):
-        axes.plot(ranks, [0.3 / rank for rank in ranks], color=GREY, linewidth=1.0, label="as 1 / rank")
-        for colour, (dimension, of_dimension) in zip(COLOURS, results.items(), strict=False):
-            found = {rank: c[number] for rank, c in of_dimension.items() if c[number].corrected}
-            floor = next(iter(of_dimension.values()))[number].floor
-            axes.axhline(floor, color=colour, linewidth=1.0, linestyle=(0, (5, 4)))
-            y = [c.corrected for c in found.values()]
-            axes.plot(list(found), y, color=colour, linewidth=1.8, label=f"{dimension} x {dimension}")
-            for rank, c in found.items():
-                face = colour if c.corrected > c.floor else "white"
-                axes.plot([rank], [c.corrected], marker="o", markersize=7, color=colour, markerfacecolor=face)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xticks(ranks, [str(rank) for rank in ranks])
-        axes.xaxis.set_minor_locator(NullLocator())
-        ticks = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"fitness: {'the ' * (number == 0)}{name}", fontsize=12, loc="left")
-        axes.set_xlabel("rank", fontsize=12)
-        axes.tick_params(labelsize=11)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    panels[0].set_ylabel("distance over the full-rank update's length", fontsize=12)
-    panels[0].plot([], [], color=GREY, linewidth=1.0, linestyle=(0, (5, 4)), label="noise floor of each")
-    panels[0].plot([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="below its floor")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.06, 0.93), ncols=6, fontsize=11, frameon=False)
-    figure.suptitle(title, fontsize=14, x=0.07, y=0.97, ha="left")
+    first = max(of_dimension[ranks[0]].corrected for of_dimension in results.values())
+    guide = [1.25 * first * ranks[0] / rank for rank in ranks]
+    axes.plot(ranks, guide, color=GREY, linewidth=1.0, linestyle=":", label="slope of 1 / rank")
+    for colour, marker, (dimension, of_dimension) in zip(COLOURS, MARKERS, results.items(), strict=False):
+        found = {rank: c.corrected for rank, c in of_dimension.items() if c.corrected}
+        floor = of_dimension[ranks[0]].floor
+        axes.plot(list(found), list(found.values()), color=colour, linewidth=1.5, label=f"{dimension} x {dimension}")
+        for rank, distance in found.items():
+            face = colour if distance > floor else "white"
+            axes.plot([rank], [distance], marker=marker, markersize=8, color=colour, markerfacecolor=face)
+        axes.axhline(floor, color=colour, linewidth=1.0, linestyle=(0, (5, 4)), zorder=1)
+        axes.text(
+            1.01, floor, f"noise, {dimension} x {dimension}", transform=axes.get_yaxis_transform(), va="center",
+            fontsize=11, color=colour,
+        )  # fmt: skip
+    axes.plot(
+        [], [], color=GREY, marker="o", markersize=8, markerfacecolor="white", linestyle="", label="below the noise"
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    axes.set_title(title, fontsize=14, loc="left", pad=34)
+    axes.set_xlabel("rank", fontsize=12)
+    axes.set_ylabel("distance / length of the full-rank update, noise subtracted", fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=6, fontsize=11, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
 
 
 def table(results: Results) -> str:
-    """A line a fitness, dimension and rank."""
-    header = ["fitness", "n", "rank", "distance", "corrected", "noise floor", "length", "cosine", "direction only"]
+    """A line a dimension and rank."""
+    header = ["n", "rank", "distance", "corrected", "noise floor", "length", "cosine", "direction only"]
     rows = [
-        [name, str(dimension), str(rank), *(f"{value:.4f}" for value in comparisons[number])]
-        for number, name in enumerate(FITNESS)
+        [str(dimension), str(rank), *(f"{value:.4f}" for value in comparison)]
         for dimension, of_dimension in results.items()
-        for rank, comparisons in of_dimension.items()
+        for rank, comparison in of_dimension.items()
     ]
     return format_table(header, rows)
 
 
-def measure(dimensions: Sequence[int], ranks: Sequence[int], pairs: int, sigma_shift: int) -> Results:
+def measure(dimensions: Sequence[int], ranks: Sequence[int], pairs: int, sigma_shift: int = 0) -> Results:
     """Every rank against full rank, for every dimension; says how long each estimate took."""
     results: Results = {}
     for dimension in dimensions:
@@ -253,8 +258,7 @@ def measure(dimensions: Sequence[int], ranks: Sequence[int], pairs: int, sigma_s
             start = time.perf_counter()
             found[rank] = estimate(Setting(dimension, rank, sigma_shift), pairs)
             print(f"n {dimension}, rank {rank or 'full'}: {time.perf_counter() - start:.1f} s", flush=True)
-        both = range(len(FITNESS))
-        results[dimension] = {r: [compare(found[r][:, i], found[0][:, i]) for i in both] for r in ranks}
+        results[dimension] = {rank: compare(found[rank], found[0]) for rank in ranks}
     return results
 
 
@@ -270,7 +274,7 @@ def main() -> None:
     results = measure(args.dimensions, args.ranks, 2**args.log2_pairs, args.sigma_shift)
     print(table(results))
     if args.out:
-        pairs = f"2 x 2^{args.log2_pairs} pairs, sigma shift {args.sigma_shift}"
+        pairs = f"2 x {2**args.log2_pairs:,} pairs, sigma shift {args.sigma_shift}"
         picture(results, args.out, f"How far the low-rank update is from the full-rank one ({pairs})")
 
 
