@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from intlm.data.references import references
 from intlm.data.shards import Corpus
 from intlm.data.streams import TokenStreams
 from intlm.eggroll import adam, fitness, momentum, threshold
-from intlm.eggroll.optimizer import Optimizer
+from intlm.eggroll.optimizer import Optimizer, scheduled_step
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
@@ -73,9 +74,11 @@ def make_optimizer(eggroll: EggrollConfig) -> Optimizer:
     """The optimizer that a configuration asks for."""
     if eggroll.optimizer == "threshold":
         return threshold.optimizer(eggroll.alpha, eggroll.decay_updates)
-    make = {"momentum": momentum.optimizer, "adam": adam.optimizer}[eggroll.optimizer]
-    return make(
-        eggroll.step, eggroll.momentum, eggroll.weight_decay, eggroll.warmup_updates, eggroll.decay_updates
+    stepped = {"momentum": momentum, "adam": adam}[eggroll.optimizer]
+    return Optimizer(
+        stepped.init,
+        partial(stepped.update, eggroll.momentum, eggroll.weight_decay),
+        partial(scheduled_step, eggroll.step, eggroll.warmup_updates, eggroll.decay_updates),
     )
 
 

@@ -5,7 +5,6 @@ its beginning: a mean of 0, a mean square of 1.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,12 +14,10 @@ import numpy as np
 from intlm.arithmetic.fixed_point import Array, rounding_shift
 from intlm.eggroll.optimizer import (
     FRACTION,
-    Optimizer,
     deviation,
     masters,
     moved,
     rounded,
-    scheduled_step,
     standardised,
 )
 from intlm.model.parameters import Parameters, Specification
@@ -37,15 +34,6 @@ class AdamState(NamedTuple):
     master: Parameters
     mean: Parameters
     square: Parameters
-
-
-def optimizer(step: int, momentum: int, weight_decay: int, warmup_updates: int, decay_updates: int) -> Optimizer:
-    """step: 256 = one int8 unit for a mean as large as its root mean square. momentum: as in `momentum.optimizer`."""
-    return Optimizer(
-        init,
-        partial(update, momentum, weight_decay),
-        partial(scheduled_step, step, warmup_updates, decay_updates),
-    )
 
 
 def init(parameters: Parameters) -> AdamState:

@@ -4,13 +4,12 @@ The mean is kept multiplied by its length, A += z - round(A / 2^k): it comes to 
 no difference is too small to move it. With k = 0 there is no memory: each vote is a step.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from intlm.arithmetic.fixed_point import Array, rounding_shift
-from intlm.eggroll.optimizer import Optimizer, deviation, masters, moved, rounded, scheduled_step, standardised
+from intlm.eggroll.optimizer import deviation, masters, moved, rounded, standardised
 from intlm.model.parameters import Parameters, Specification
 
 
@@ -19,15 +18,6 @@ class MomentumState(NamedTuple):
 
     master: Parameters
     mean: Parameters
-
-
-def optimizer(step: int, momentum: int, weight_decay: int, warmup_updates: int, decay_updates: int) -> Optimizer:
-    """step: 256 = one int8 unit a standard deviation. momentum: the mean's length is 2^momentum updates, 0 to 10."""
-    return Optimizer(
-        init,
-        partial(update, momentum, weight_decay),
-        partial(scheduled_step, step, warmup_updates, decay_updates),
-    )
 
 
 def init(parameters: Parameters) -> MomentumState:

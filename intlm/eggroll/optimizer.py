@@ -25,7 +25,7 @@ _KEPT = 10  # bits of a master that decay does not look at
 
 
 class Optimizer(NamedTuple):
-    """Built from a configuration by `threshold.optimizer`, `momentum.optimizer`, `adam.optimizer`."""
+    """Built from a configuration by `intlm.training.make_optimizer`."""
 
     init: Callable[[Parameters], Any]
     # update(specifications, parameters, votes, state, fitness, rank, setting) -> (parameters, state)

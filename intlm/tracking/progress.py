@@ -54,7 +54,8 @@ class Progress:
     def update(self, update: int, **fields: Any) -> None:
         """`update` updates are done. `fields` are those of a metrics line; each shows until its next value.
 
-        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, changed (a share, 0 to 1).
+        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, changed (a share, 0 to 1),
+        agreement (a cosine), saturated_weights with saturated_states (shares).
         """
         self._latest.update((name, value) for name, value in fields.items() if value is not None)
         advance, self._update = update - self._update, update
