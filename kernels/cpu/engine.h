@@ -24,7 +24,7 @@ constexpr int kTilePairs = 12;
 /* Vectors of sums that the registers hold beside their operands, and vectors of outputs taken together. */
 #if INTLM_AVX512
 constexpr int kSums = 24, kUnits = 2;
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) || INTLM_AVX2
 constexpr int kSums = 6, kUnits = 1;
 #else
 constexpr int kSums = 4, kUnits = 1;
@@ -84,7 +84,7 @@ struct Matrix {
   int64_t offset = 0;  // in the flat parameters
   intlm_rescale_t scale = {0, 0};
   int64_t at = -1;                 // in the prepared parameters
-  const int8_t* packed = nullptr;  // [panels][fan_in / 4][units of one][kParts][16][4], outputs in the order of `column`
+  const int8_t* packed = nullptr;  // [panels][fan_in / kDepth][units of one][kParts][16][kDepth], outputs in the order of `column`
   const int32_t* start = nullptr;  // [units][kParts][16]: the rounding, less the encoding's constant part
   /* A panel is kUnits units of outputs, but for a last one of a single unit. */
   int panels() const { return (units(fan_out) + kUnits - 1) / kUnits; }
@@ -175,10 +175,10 @@ struct Model {
           *start++ = (m.scale.shift ? 1 << (m.scale.shift - 1) : 0) - (row ? kEncoding * sum_row(row, m.fan_in) : 0);
           rows[16 * v + lane] = row;
         }
-      for (int k = 0; k < m.fan_in; k += 4)
-        for (int i = 0; i < 16 * vectors; ++i, out += 4)
-          if (rows[i]) std::memcpy(out, rows[i] + k, 4);
-          else std::memset(out, 0, 4);
+      for (int k = 0; k < m.fan_in; k += kDepth)
+        for (int i = 0; i < 16 * vectors; ++i, out += kDepth)
+          if (rows[i]) std::memcpy(out, rows[i] + k, kDepth);
+          else std::memset(out, 0, kDepth);
     }
   }
 };
@@ -216,9 +216,22 @@ static void draw(const Counter& c, uint32_t pair, uint32_t number, int begin, in
   u32x16 lanes;
   for (int l = 0; l < 16; ++l) lanes[l] = 4 * (l % 4) + l / 4;
   for (int first = 0; first < count; first += 16) {
+    alignas(64) uint32_t words[64];
+#if defined(__AVX2__) && !INTLM_AVX512
+    for (int half = 0; half < 2; ++half) {
+      const u32x8 index = load<u32x8>((const char*)&lanes + 32 * half) + (uint32_t)(begin + first);
+      u32x8 x[4] = {(u32x8){} + c.epoch, (u32x8){} + pair, (u32x8){} + number, index};
+      threefry(c.key, x);
+      const __m256i low01 = _mm256_unpacklo_epi32((__m256i)x[0], (__m256i)x[1]), low23 = _mm256_unpacklo_epi32((__m256i)x[2], (__m256i)x[3]);
+      const __m256i high01 = _mm256_unpackhi_epi32((__m256i)x[0], (__m256i)x[1]), high23 = _mm256_unpackhi_epi32((__m256i)x[2], (__m256i)x[3]);
+      store(words + 8 * half, _mm256_unpacklo_epi64(low01, low23));
+      store(words + 8 * half + 16, _mm256_unpackhi_epi64(low01, low23));
+      store(words + 8 * half + 32, _mm256_unpacklo_epi64(high01, high23));
+      store(words + 8 * half + 48, _mm256_unpackhi_epi64(high01, high23));
+    }
+#else
     u32x16 x[4] = {(u32x16){} + c.epoch, (u32x16){} + pair, (u32x16){} + number, lanes + (uint32_t)(begin + first)};
     threefry(c.key, x);
-    alignas(64) uint32_t words[64];
 #if INTLM_AVX512
     __m512i low01 = _mm512_unpacklo_epi32((__m512i)x[0], (__m512i)x[1]), low23 = _mm512_unpacklo_epi32((__m512i)x[2], (__m512i)x[3]);
     __m512i high01 = _mm512_unpackhi_epi32((__m512i)x[0], (__m512i)x[1]), high23 = _mm512_unpackhi_epi32((__m512i)x[2], (__m512i)x[3]);
@@ -229,6 +242,7 @@ static void draw(const Counter& c, uint32_t pair, uint32_t number, int begin, in
 #else
     for (int l = 0; l < 16; ++l)
       for (int j = 0; j < 4; ++j) words[(4 * (l % 4) + l / 4) * 4 + j] = x[j][l];
+#endif
 #endif
     for (int i = 0; i < 4 && first + 4 * i < count; ++i)
       quantile64((const uint8_t*)(words + 16 * i), out + 16 * (first + 4 * i));
@@ -296,9 +310,9 @@ struct Tile {
   std::vector<MatrixNoise> noise;  // [layers * products]
   Buffer<int8_t> vectors;          // [layers * kLayerVectors][members or 1][hidden]
   Buffer<int8_t> x;                // [members][hidden], the residual stream
-  Buffer<uint8_t> normed;          // encoded: [parts][members][hidden]
-  Buffer<uint8_t> reset, wide;     // encoded: [members][hidden], [members][feed_forward]
-  Buffer<uint8_t> state;           // encoded: [layers][members][hidden]
+  Buffer<Encoded> normed;          // encoded: [parts][members][hidden]
+  Buffer<Encoded> reset, wide;     // encoded: [members][hidden], [members][feed_forward]
+  Buffer<Encoded> state;           // encoded: [layers][members][hidden]
   Buffer<int16_t> y, gate;         // [members][hidden]
   Buffer<int16_t> logits;          // [members][vocab]
   Buffer<int32_t> t;               // [(rank + 1) / 2][t_stride], pairs of int16
@@ -312,10 +326,10 @@ struct Tile {
     const size_t rows = (size_t)p.layers * kLayerVectors, own = (size_t)capacity * hidden;
     vectors = Buffer<int8_t>(rows * (P ? capacity : 1) * hidden);
     x = Buffer<int8_t>(own);
-    normed = Buffer<uint8_t>(own * parts);
-    reset = Buffer<uint8_t>(own);
-    wide = Buffer<uint8_t>((size_t)capacity * feed_forward);
-    state = Buffer<uint8_t>((size_t)p.layers * own);
+    normed = Buffer<Encoded>(own * parts);
+    reset = Buffer<Encoded>(own);
+    wide = Buffer<Encoded>((size_t)capacity * feed_forward);
+    state = Buffer<Encoded>((size_t)p.layers * own);
     y = Buffer<int16_t>(own);
     gate = Buffer<int16_t>(own);
     if (!P) return;
@@ -354,9 +368,9 @@ struct Tile {
     members = count;
     for (int l = 0; l < p.layers; ++l)
       for (int m = 0; m < members; ++m) {
-        uint8_t* out = state.data() + ((int64_t)l * capacity + m) * hidden;
+        Encoded* out = state.data() + ((int64_t)l * capacity + m) * hidden;
         const int8_t* in = states + ((int64_t)m * p.layers + l) * p.hidden;
-        for (int i = 0; i < p.hidden; ++i) out[i] = (uint8_t)(in[i] + kEncoding);
+        for (int i = 0; i < p.hidden; ++i) out[i] = (Encoded)(in[i] + kEncoding);
       }
     for (int l = 0; l < p.layers; ++l)
       for (int i = 0; i < kLayerVectors; ++i)
@@ -375,30 +389,21 @@ struct Tile {
   void finish(int8_t* states) {
     for (int m = 0; m < members; ++m)
       for (int l = 0; l < p.layers; ++l) {
-        const uint8_t* row = state.data() + ((int64_t)l * capacity + m) * hidden;
+        const Encoded* row = state.data() + ((int64_t)l * capacity + m) * hidden;
         for (int i = 0; i < p.hidden; ++i) states[((int64_t)m * p.layers + l) * p.hidden + i] = (int8_t)(row[i] - kEncoding);
       }
   }
 
-  static Narrow decode(const uint8_t* at) { return load<Narrow>(at) ^ (int8_t)kEncoding; }
-  static void encode(uint8_t* at, Narrow v) { store(at, v ^ (int8_t)kEncoding); }
-
   /* Section 7: every t, two a lane; the rounding stands beside an odd one's last. */
-  void project(const MatrixNoise& n, const uint8_t* in, int stride) {
-    const int32_t half = p.sigma_shift ? 1 << (p.sigma_shift - 1) : 0;
-    auto clamp = [](i32x16 v, int32_t limit) {
-      v = v > limit ? (i32x16){} + limit : v;
-      return v < -limit ? (i32x16){} - limit : v;
-    };
+  void project(const MatrixNoise& n, const Encoded* in, int stride) {
+    const Lanes half = broadcast(p.sigma_shift ? 1 << (p.sigma_shift - 1) : 0), multiplier = broadcast(rank_multiplier);
     for (int m = 0; m < members; m += 16)
       for (int k = 0; k < n.rank; ++k) {
-        i32x16 along = dot_rows(in + (int64_t)m * stride, stride, n.b_row(m / 2, k), n.stride, n.fan_in, std::min(16, members - m));
-        along = clamp(along + load<i32x16>(n.b_start.data() + k * n.members + m), 1 << 23) * rank_multiplier;
-        along = clamp(rounding_shift(along, 11), INTLM_MAX16);
+        Lanes along = dot_rows(in + (int64_t)m * stride, stride, n.b_row(m / 2, k), n.stride, n.fan_in, std::min(16, members - m));
+        if (kEncoding) along = along + load<Lanes>(n.b_start.data() + k * n.members + m);
+        along = clamp(rounding_shift(clamp(along, 1 << 23) * multiplier, 11), INTLM_MAX16);
         int32_t* out = t.data() + (int64_t)(k / 2) * t_stride + m;
-        const i32x16 first = (k % 2 ? load<i32x16>(out) : along) & 0xFFFF;
-        const i32x16 second = k % 2 ? along : (i32x16){} + half;
-        store(out, first | (i32x16)((u32x16)second << 16));
+        store(out, k % 2 ? join(load<Lanes>(out), along) : join(along, half));
       }
   }
 
@@ -408,7 +413,7 @@ struct Tile {
     const int32_t* start;
     int fan_in, shift;
     int16_t multiplier;
-    const uint8_t* in;  // [members][stride], encoded
+    const Encoded* in;  // [members][stride], encoded
     int stride;
     const int8_t* a;  // A of the first pair, and from one pair and from one rank to the next
     int64_t next_pair, next_rank;
@@ -431,8 +436,8 @@ struct Tile {
         for (int m = 0; m < MB; ++m) acc[m][u][part] = begin;
       }
     /* The perturbation first: it does not wait for the sums, so it is made while those of the last block end and
-     * these begin. */
-    i32x16 by[P ? MB : 1][UB][kParts];
+     * these begin. Where registers are few the sums start from it. */
+    Lanes by[P ? MB : 1][UB][kParts];
     if (P) {
       const int rank = RANK ? RANK : o.rank;
       const int32_t half = o.sigma_shift ? 1 << (o.sigma_shift - 1) : 0;
@@ -444,44 +449,49 @@ struct Tile {
           const int32_t* along = o.along + m0 + m;
           int k = 0;
           do {
-            i32x16 pairs[kParts];
+            Lanes pairs[kParts];
             pair_up(a, k + 1 < rank ? a + o.next_rank : nullptr, pairs);
 #pragma GCC unroll 2
             for (int s = 0; s < 2; ++s)
 #pragma GCC unroll 2
               for (int part = 0; part < kParts; ++part) {
-                i32x16& change = by[m + s][u][part];
+                Lanes& change = by[m + s][u][part];
                 change = k ? dot2_add(change, pairs[part], along[s]) : dot2(pairs[part], along[s]);
-                if (k + 2 >= rank) change = (rank % 2 ? change : change + half) >> o.sigma_shift;
+                if (k + 2 >= rank) change = (rank % 2 ? change : change + broadcast(half)) >> o.sigma_shift;
               }
             a += 2 * o.next_rank, along += o.t_stride;
           } while ((k += 2) < rank);
+#if INTLM_AVX2
+          acc[m][u][0] = acc[m][u][0] + by[m][u][0], acc[m + 1][u][0] = acc[m + 1][u][0] - by[m + 1][u][0];
+#endif
         }
+#if !INTLM_AVX2
       asm volatile("" : "+m"(by));  // or the compiler moves it behind the sums
+#endif
     }
-    const uint8_t* from = o.in + (int64_t)m0 * o.stride;
+    const Encoded* from = o.in + (int64_t)m0 * o.stride;
     const int8_t* weights = o.packed + (int64_t)u0 * kLanes * o.fan_in;
     const int64_t stride = o.stride;
-    for (const uint8_t* end = from + o.fan_in; from != end; from += 4, weights += 64 * UB * kParts) {
+    for (const Encoded* end = from + o.fan_in; from != end; from += kDepth, weights += 16 * kDepth * UB * kParts) {
 #pragma GCC unroll 12
       for (int m = 0; m < MB; ++m)
 #pragma GCC unroll 8
         for (int u = 0; u < UB; ++u)
 #pragma GCC unroll 2
           for (int part = 0; part < kParts; ++part)
-            acc[m][u][part] = dot4(acc[m][u][part], from + m * stride, weights + (u * kParts + part) * 64);
+            acc[m][u][part] = dot(acc[m][u][part], from + m * stride, weights + (u * kParts + part) * 16 * kDepth);
     }
     const Wide multiplier = (Wide){} + o.multiplier;
 #pragma GCC unroll 12
     for (int m = 0; m < MB; ++m)
 #pragma GCC unroll 8
       for (int u = 0; u < UB; ++u) {
-        i32x16 total[kParts];
+        Lanes total[kParts];
 #pragma GCC unroll 2
         for (int part = 0; part < kParts; ++part) {
-          total[part] = load<i32x16>(&acc[m][u][part]);
-          if (P) total[part] = m % 2 ? total[part] - by[m][u][part] : total[part] + by[m][u][part];
-          if (o.shift) total[part] >>= o.shift;
+          total[part] = load<Lanes>(&acc[m][u][part]);
+          if (P && !INTLM_AVX2) total[part] = m % 2 ? total[part] - by[m][u][part] : total[part] + by[m][u][part];
+          if (o.shift) total[part] = total[part] >> o.shift;
         }
         sink(m0 + m, (u0 + u) * kLanes, mulhrs(narrow(total), multiplier));
       }
@@ -498,7 +508,7 @@ struct Tile {
 
   /* in: encoded [members][stride]. A panel of weights stays in the nearest cache while every member meets it. */
   template <class Sink>
-  void product(Team& team, const Matrix& w, const MatrixNoise* n, const uint8_t* in, int stride, const Sink& sink) {
+  void product(Team& team, const Matrix& w, const MatrixNoise* n, const Encoded* in, int stride, const Sink& sink) {
     Operands o{w.packed, w.start, w.fan_in, w.scale.shift, (int16_t)w.scale.multiplier, in, stride};
     if (P) {
       team.watch.on(intlm::kProjection);
@@ -515,18 +525,19 @@ struct Tile {
   }
 
   /* Section 5.3, every member: x to this worker's normed. */
-  const uint8_t* norm(Team& team) {
+  const Encoded* norm(Team& team) {
     team.watch.on(intlm::kNorm);
-    uint8_t* own = normed.data() + (int64_t)team.part * capacity * hidden;
+    Encoded* own = normed.data() + (int64_t)team.part * capacity * hidden;
     for (int m0 = 0; m0 < members; m0 += 16) {
       const int count = std::min(16, members - m0);
-      const i32x16 totals = magnitudes(x.data() + (int64_t)m0 * hidden, hidden, p.hidden, count);
+      int32_t totals[16];
+      store(totals, magnitudes(x.data() + (int64_t)m0 * hidden, hidden, p.hidden, count));
       for (int m = 0; m < count; ++m) {
         const int64_t at = (int64_t)(m0 + m) * hidden;
         const int16_t gain = intlm_reciprocal[intlm_mean(totals[m], mean_multiplier)];
         for (int i = 0; i < hidden; i += kLanes) {
           const Wide scaled = widen(load<Narrow>(x.data() + at + i)) << (int16_t)INTLM_ONE_BITS;
-          encode(own + at + i, narrow8(mulhrs(scaled, (Wide){} + gain)));
+          encode(own + at + i, mulhrs(scaled, (Wide){} + gain));
         }
       }
     }
@@ -542,21 +553,17 @@ struct Tile {
         std::copy(row, row + p.hidden, out);
         continue;
       }
-      int32_t a[256];
-      for (int k = 0; k < p.rank; ++k) a[k] = embedding_noise.a_row(m / 2, k)[token] * rank_multiplier;
       for (int i = 0; i < p.hidden; i += kLanes) {
-        int16_t changes[kLanes];
-        for (int part = 0; part < kParts; ++part) {
-          i32x16 sum = {};
-          for (int k = 0; k < p.rank; ++k)
-            sum += a[k] * widen(widen(load<i8x16>(embedding_noise.b_row(m / 2, k) + i + 16 * part)));
-          sum = rounding_shift(sum, 11 + p.sigma_shift);
-          const i32x16 most = (i32x16){} + 2 * INTLM_MAX8;  // more saturates whatever it is added to
-          sum = sum > most ? most : sum;
-          sum = sum < -most ? -most : sum;
-          store(changes + 16 * part, __builtin_convertvector(sum, i16x16));
+        Lanes changes[kParts] = {}, pairs[kParts];
+        for (int k = 0; k < p.rank; k += 2) {
+          auto along = [&](int which) { return which < p.rank ? embedding_noise.a_row(m / 2, which)[token] * rank_multiplier : 0; };
+          const int8_t* b = embedding_noise.b_row(m / 2, k) + i;
+          pair_up(b, k + 1 < p.rank ? b + embedding_noise.width : nullptr, pairs);
+          const int32_t two = (along(k) & 0xFFFF) | (int32_t)((uint32_t)along(k + 1) << 16);
+          for (int part = 0; part < kParts; ++part) changes[part] = dot2_add(changes[part], pairs[part], two);
         }
-        const Wide base = widen(load<Narrow>(row + i)), change = load<Wide>(changes);
+        for (Lanes& part : changes) part = clamp(rounding_shift(part, 11 + p.sigma_shift), 2 * INTLM_MAX8);  // more saturates whatever it is added to
+        const Wide base = widen(load<Narrow>(row + i)), change = narrow(changes);
         store(out + i, narrow8(base + change));
         store(out + hidden + i, narrow8(base - change));
       }
@@ -570,7 +577,7 @@ struct Tile {
       team.watch.on(intlm::kEmbedding);
       for (int m = 0; m < members; ++m)
         if (tokens[m] == 0)
-          for (int l = 0; l < p.layers; ++l) std::memset(state.data() + ((int64_t)l * capacity + m) * hidden, kEncoding, hidden);
+          for (int l = 0; l < p.layers; ++l) std::fill_n(state.data() + ((int64_t)l * capacity + m) * hidden, hidden, (Encoded)kEncoding);
       embed(tokens);
     }
     team.meet();
@@ -578,43 +585,43 @@ struct Tile {
     /* Sinks hold copies of what they use: see Operands. */
     const int64_t width = hidden, wide_width = feed_forward, bias_width = P ? hidden : 0;
     int16_t *const kept = y.data(), *const shares = gate.data();
-    uint8_t *const opened = reset.data(), *const up = wide.data();
+    Encoded *const opened = reset.data(), *const up = wide.data();
     int8_t* const residual = x.data();
     const bool table = p.table;
+    auto squash = [=](Wide v, const int8_t* by) { return table ? widen(lookup(narrow8(v), by)) : clamp8(v); };
     auto keep = [=](int m, int first, Wide found) { store(kept + m * width + first, found); };
     for (int l = 0; l < p.layers; ++l) {
       const Layer& layer = model.layers[l];
       const MatrixNoise* n = P ? noise.data() + (int64_t)l * kLayerProducts : nullptr;
       auto of = [&](int i) { return P ? n + i : nullptr; };
-      uint8_t* h = state.data() + (int64_t)l * capacity * hidden;
+      Encoded* h = state.data() + (int64_t)l * capacity * hidden;
       const int8_t* gate_bias = vector_row(l * kLayerVectors + kGateBias, 0);
       const int8_t* candidate_bias = vector_row(l * kLayerVectors + kCandidateBias, 0);
-      const uint8_t* in = norm(team);
+      const Encoded* in = norm(team);
       product(team, layer.products[kGateInput], of(kGateInput), in, hidden, keep);
       product(team, layer.products[kGateState], of(kGateState), h, hidden, [=](int m, int first, Wide found) {
         const int64_t at = m * width + first;
-        Narrow open = narrow8(found + load<Wide>(kept + at) + widen(load<Narrow>(gate_bias + m * bias_width + first)));
-        if (table) open = lookup(open, intlm_sigmoid);
-        const Wide share = widen(open) + one;
+        const Wide open = found + load<Wide>(kept + at) + widen(load<Narrow>(gate_bias + m * bias_width + first));
+        const Wide share = squash(open, intlm_sigmoid) + one;
         store(shares + at, share);
-        encode(opened + at, narrow8(mulhrs(share * widen(decode(h + at)), unit)));
+        encode(opened + at, mulhrs(share * decode(h + at), unit));
       });
       product(team, layer.products[kCandidateInput], of(kCandidateInput), in, hidden, keep);
       team.meet();
       product(team, layer.products[kCandidateState], of(kCandidateState), opened, hidden, [=](int m, int first, Wide found) {
         const int64_t at = m * width + first;
-        Narrow candidate = narrow8(found + load<Wide>(kept + at) + widen(load<Narrow>(candidate_bias + m * bias_width + first)));
-        if (table) candidate = lookup(candidate, intlm_tanh);
+        Wide candidate = found + load<Wide>(kept + at) + widen(load<Narrow>(candidate_bias + m * bias_width + first));
+        candidate = squash(candidate, intlm_tanh);
         const Wide share = load<Wide>(shares + at);
-        Wide next = mulhrs((one + one - share) * widen(decode(h + at)) + share * widen(candidate), unit);
-        encode(h + at, narrow8(next));
+        Wide next = mulhrs((one + one - share) * decode(h + at) + share * candidate, unit);
+        encode(h + at, next);
         if (table) next = (next + (int16_t)(1 << (INTLM_STATE_SHIFT - 1))) >> (int16_t)INTLM_STATE_SHIFT;
         store(residual + at, narrow8(widen(load<Narrow>(residual + at)) + next));
       });
       team.meet();
       in = norm(team);
       product(team, layer.products[kUp], of(kUp), in, hidden,
-              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, narrow8(found > 0 ? found : -found)); });
+              [=](int m, int first, Wide found) { encode(up + m * wide_width + first, found > 0 ? found : -found); });
       team.meet();
       product(team, layer.products[kDown], of(kDown), up, feed_forward, [=](int m, int first, Wide found) {
         const int64_t at = m * width + first;
@@ -632,6 +639,13 @@ struct Tile {
 /* logits has room for a whole number of 64, those beyond the vocabulary to be overwritten. */
 constexpr int kLossLanes = INTLM_AVX512 ? 64 : kLanes;
 
+#if defined(__AVX2__)
+/* The largest of eight int16 values. The instruction finds the least unsigned one: that of 32767 - x, for the largest x. */
+static inline int32_t top_of(__m128i v) {
+  return 32767 - _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_sub_epi16(_mm_set1_epi16(32767), v))) % 65536;
+}
+#endif
+
 static int32_t log_sum_exp2(int16_t* logits, int vocab) {
   const int whole = (vocab + kLossLanes - 1) / kLossLanes * kLossLanes;
   for (int i = vocab; i < whole; ++i) logits[i] = -32768;  // its term is zero
@@ -640,8 +654,7 @@ static int32_t log_sum_exp2(int16_t* logits, int vocab) {
   for (int i = 0; i < whole; i += 32) largest = _mm512_max_epi16(largest, _mm512_loadu_si512(logits + i));
   __m256i m256 = _mm256_max_epi16(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1));
   __m128i m128 = _mm_max_epi16(_mm256_castsi256_si128(m256), _mm256_extracti128_si256(m256, 1));
-  /* minpos finds the least unsigned value: that of 32767 - x, for the largest x. */
-  const int32_t top = 32767 - _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_sub_epi16(_mm_set1_epi16(32767), m128))) % 65536;
+  const int32_t top = top_of(m128);
   largest = _mm512_set1_epi16((int16_t)top);
   /* EXP2 in three planes of bytes: a permutation looks 128 entries up at once. */
   static const struct Planes {
@@ -686,6 +699,26 @@ static int32_t log_sum_exp2(int16_t* logits, int vocab) {
     const __m512i lanes = _mm512_add_epi64(_mm512_and_si512(acc, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(acc, 32));
     sum += (uint64_t)_mm512_reduce_add_epi64(lanes);
   }
+#elif INTLM_AVX2
+  Wide largest = load<Wide>(logits);
+  for (int i = 16; i < whole; i += 16) largest = (Wide)_mm256_max_epi16((__m256i)largest, (__m256i)load<Wide>(logits + i));
+  const __m128i m128 = _mm_max_epi16(_mm256_castsi256_si128((__m256i)largest), _mm256_extracti128_si256((__m256i)largest, 1));
+  const int32_t top = top_of(m128);
+  const __m256i tops = _mm256_set1_epi32(top), one = _mm256_set1_epi32(1), most = _mm256_set1_epi32(26);
+  uint64_t sum = 0;
+  for (int begin = 0; begin < whole; begin += 1024) {  // a lane holds the sum of 128 terms of at most 2^24
+    __m256i acc = _mm256_setzero_si256();
+    for (int i = begin; i < std::min(begin + 1024, whole); i += 8) {
+      const __m256i below = _mm256_sub_epi32(tops, _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)(logits + i))));
+      const __m256i found = _mm256_i32gather_epi32((const int*)intlm_exp2, _mm256_and_si256(below, _mm256_set1_epi32(255)), 4);
+      const __m256i shift = _mm256_min_epi32(_mm256_srli_epi32(below, 8), most);
+      const __m256i rounding = _mm256_srli_epi32(_mm256_sllv_epi32(one, shift), 1);
+      acc = _mm256_add_epi32(acc, _mm256_srlv_epi32(_mm256_add_epi32(found, rounding), shift));
+    }
+    uint32_t lanes[8];
+    store(lanes, acc);
+    for (uint32_t lane : lanes) sum += lane;
+  }
 #else
   int32_t top = logits[0];
   for (int i = 1; i < vocab; ++i) top = std::max<int32_t>(top, logits[i]);
@@ -727,16 +760,17 @@ static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t*
     int32_t* total = losses + 2 * first;
     std::fill(total, total + count, 0);
     uint16_t reading[2 * kTilePairs];
-    auto text = [&](int m) { return (first + m / 2) / p.group * length; };
+    int64_t text[2 * kTilePairs];
+    for (int m = 0; m < count; ++m) text[m] = (first + m / 2) / p.group * length;
     for (int64_t at = 0; at < length; ++at) {
-      for (int m = 0; m < count; ++m) reading[m] = tokens[text(m) + at];
+      for (int m = 0; m < count; ++m) reading[m] = tokens[text[m] + at];
       int16_t* const out = tile.logits.data();
       const int64_t width = tile.vocab;
       tile.step(alone, reading, [=](int m, int from, Wide found) { store(out + m * width + from, found); });
       alone.watch.on(intlm::kLoss);
       for (int m = 0; m < count; ++m) {
         int16_t* logits = tile.logits.data() + (int64_t)m * tile.vocab;
-        const uint16_t* follow = targets + ((text(m) + at) << log_targets);
+        const uint16_t* follow = targets + ((text[m] + at) << log_targets);
         int32_t chosen = 0;
         for (int k = 0; k < 1 << log_targets; ++k) chosen += logits[follow[k]];
         total[m] += log_sum_exp2(logits, p.vocab) - intlm_rshift(chosen, log_targets);
@@ -831,25 +865,22 @@ static void generate(const Problem& p, const int8_t* prepared, const uint32_t* k
 
 /* Two rows of int8 values as int16 pairs, each times its own factor; count rounded up to sixteen. */
 static void zip(const int8_t* first, int32_t f0, const int8_t* second, int32_t f1, int count, int32_t* out) {
-  for (int i = 0; i < count; i += 16) {
-    const i32x16 low = widen(widen(load<i8x16>(first + i))) * f0, high = widen(widen(load<i8x16>(second + i))) * f1;
-    store(out + i, (low & 0xFFFF) | (i32x16)((u32x16)high << 16));
-  }
+  for (int i = 0; i < count; i += 16) store(out + i, zip(first + i, f0, second + i, f1));
 }
 
 /* Adds the products of pairs a[terms][outputs] and b[terms][inputs] to OB rows and IB vectors of z. */
 template <int OB, int IB>
 static inline void outer(const int32_t* a, int64_t a_stride, const int32_t* b, int64_t b_stride, int terms, int32_t* z, int64_t z_stride) {
-  i32x16 acc[OB][IB];
+  Lanes acc[OB][IB];
 #pragma GCC unroll 8
   for (int o = 0; o < OB; ++o)
 #pragma GCC unroll 2
-    for (int i = 0; i < IB; ++i) acc[o][i] = load<i32x16>(z + o * z_stride + 16 * i);
+    for (int i = 0; i < IB; ++i) acc[o][i] = load<Lanes>(z + o * z_stride + 16 * i);
   for (int term = 0; term < terms; ++term, a += a_stride, b += b_stride)
 #pragma GCC unroll 8
     for (int o = 0; o < OB; ++o)
 #pragma GCC unroll 2
-      for (int i = 0; i < IB; ++i) acc[o][i] = dot2_add(acc[o][i], load<i32x16>(b + 16 * i), a[o]);
+      for (int i = 0; i < IB; ++i) acc[o][i] = dot2_add(acc[o][i], load<Lanes>(b + 16 * i), a[o]);
 #pragma GCC unroll 8
   for (int o = 0; o < OB; ++o)
 #pragma GCC unroll 2
@@ -898,7 +929,8 @@ struct Ballot {
         for (int o = 0; o < rows; o += OB)
           outer<OB, IB>(a.data() + o, a_stride, b.data() + i, in, terms, z.data() + o * in + i, in);
       };
-      for (; i + 32 <= in; i += 32) columns(std::integral_constant<int, 2>{});
+      if (kSums >= 24)
+        for (; i + 32 <= in; i += 32) columns(std::integral_constant<int, 2>{});
       for (; i < in; i += 16) columns(std::integral_constant<int, 1>{});
     }
     for (int o = 0; o < rows; ++o)
@@ -952,22 +984,18 @@ static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, 
 
 /* Products of one register block after another, all in the nearest cache. */
 static int64_t multiply(int64_t repetitions, int32_t* sink) {
-  constexpr int kDepth = 256, kColumns = kUnits * kParts, kRows = kSums / kColumns;
-  Buffer<uint8_t> x(kRows * kDepth);
-  Buffer<int8_t> w(kColumns * 16 * kDepth);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = (uint8_t)(*sink + i);
+  constexpr int kLength = 384, kRows = kSums / (kUnits * kParts), kStride = kLength + 32;
+  Buffer<Encoded> x(kRows * kStride);
+  Buffer<int8_t> w(kUnits * kLanes * kLength);
+  Buffer<int32_t> start(kUnits * kLanes);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = (Encoded)(uint8_t)(*sink + i);
   for (size_t i = 0; i < w.size(); ++i) w[i] = (int8_t)(*sink - i);
-  Sums acc[kRows][kColumns] = {};
+  const typename Tile<false>::Operands operands{w.data(), start.data(), kLength, 0, 1, x.data(), kStride};
+  Wide found = {};
   for (int64_t r = 0; r < repetitions; ++r)
-    for (int k = 0; k < kDepth; k += 4)
-#pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-        for (int g = 0; g < kColumns; ++g)
-          acc[m][g] = dot4(acc[m][g], x.data() + m * kDepth + k, w.data() + (g * kDepth + k) * 16);
-  for (auto& row : acc)
-    for (const Sums& sums : row) *sink ^= load<i32x16>(&sums)[*sink & 15];
-  return repetitions * kDepth * kSums * 16;
+    Tile<false>::every_member<kUnits, 0>(operands, kRows, 0, [&](int, int, Wide values) { found ^= values; });
+  *sink ^= found[*sink & 15];
+  return repetitions * kLength * kSums * 16;
 }
 
 static void read(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink) {

@@ -4,8 +4,9 @@
  * what a compiler does not find by itself (byte dot products, rounding multiplies, saturating narrowing, byte
  * tables) is here, once for each instruction set, and in plain C++ for any other.
  *
- * Activations are handed to `dot4` encoded: as x + 128 where the instruction wants an unsigned operand, with the
- * products' constant part 128 * sum(w) taken away beforehand; as they are elsewhere.
+ * Activations are handed to `dot` encoded: as x + 128 where the instruction wants an unsigned operand, with the
+ * products' constant part 128 * sum(w) taken away beforehand; as int16 for AVX2, whose byte products saturate; as they
+ * are elsewhere.
  */
 #pragma once
 
@@ -28,9 +29,15 @@ namespace INTLM_NAMESPACE {
 #else
 #define INTLM_AVX512 0
 #endif
+#if defined(__AVX2__) && !defined(__AVXVNNI__) && !INTLM_AVX512
+#define INTLM_AVX2 1
+#else
+#define INTLM_AVX2 0
+#endif
 
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
 typedef int16_t i16x16 __attribute__((vector_size(32)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 
@@ -57,21 +64,25 @@ static inline Wide widen(Narrow v) { return __builtin_convertvector(v, Wide); }
 #endif
 static inline i32x16 widen(i16x16 v) { return __builtin_convertvector(v, i32x16); }
 
+/* An encoded activation, what is added to it, and how many of them `dot` takes. */
 #if INTLM_AVX512 || defined(__AVXVNNI__)
-constexpr int kEncoding = 128;  // what is added to an activation
-static inline int32_t encoded(uint8_t x) { return x; }
+typedef uint8_t Encoded;
+constexpr int kEncoding = 128, kDepth = 4;
+#elif INTLM_AVX2
+typedef int16_t Encoded;
+constexpr int kEncoding = 0, kDepth = 2;
 #else
-constexpr int kEncoding = 0;
-static inline int32_t encoded(uint8_t x) { return (int8_t)x; }
+typedef int8_t Encoded;
+constexpr int kEncoding = 0, kDepth = 4;
 #endif
 
 #if INTLM_AVX512
 
-/* Sixteen int32 sums, as the instruction set holds them. */
-typedef i32x16 Sums;
+/* Sixteen int32 sums, as `dot` holds them, and as what follows does. */
+typedef i32x16 Sums, Lanes;
 
-/* acc[o] += sum over j < 4 of x[j] * w[o][j]; x: four encoded activations; w: 64 bytes. */
-static inline i32x16 dot4(i32x16 acc, const uint8_t* x, const int8_t* w) {
+/* acc[o] += sum over j < kDepth of x[j] * w[o][j]; x: encoded activations; w: 16 * kDepth bytes. */
+static inline i32x16 dot(i32x16 acc, const Encoded* x, const int8_t* w) {
   int32_t four;
   std::memcpy(&four, x, 4);
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
@@ -115,7 +126,7 @@ static inline i32x16 sum_rows(int count, int rows, const Step& step) {
 
 /* sums[j] = sum over k < count of x[j * x_stride + k] * b[j / 2 * b_stride + k], encoded x, for sixteen rows j, of which
  * those from `rows` on (an even number) are not read. */
-static inline i32x16 dot_rows(const uint8_t* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
+static inline i32x16 dot_rows(const Encoded* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
   return sum_rows(count, rows, [=](__m512i acc, int row, int k, __mmask64 mask) {
     const __m512i from = _mm512_maskz_loadu_epi8(mask, x + row * x_stride + k);
     return _mm512_dpbusd_epi32(acc, from, _mm512_loadu_si512(b + row / 2 * b_stride + k));
@@ -168,54 +179,126 @@ static inline Narrow narrow8(Wide v) {
 struct Sums {
   __m256i half[2];
 };
+typedef Sums Lanes;
 
-static inline Sums dot4(Sums acc, const uint8_t* x, const int8_t* w) {
-  int32_t four;
-  std::memcpy(&four, x, 4);
-  const __m256i value = _mm256_set1_epi32(four);
-#if defined(__AVXVNNI__)
+/* By halves: a copy of the whole goes through memory in quarters. */
+template <>
+inline Sums load<Sums>(const void* p) {
+  return {{_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)}};
+}
+
+static inline Sums broadcast(int32_t v) { return {{_mm256_set1_epi32(v), _mm256_set1_epi32(v)}}; }
+template <class Each>
+static inline Sums each(const Each& f) {
+  return {{f(0), f(1)}};
+}
+static inline Sums operator+(Sums a, Sums b) {
+  return each([&](int i) { return _mm256_add_epi32(a.half[i], b.half[i]); });
+}
+static inline Sums operator-(Sums a, Sums b) {
+  return each([&](int i) { return _mm256_sub_epi32(a.half[i], b.half[i]); });
+}
+static inline Sums operator*(Sums a, Sums b) {
+  return each([&](int i) { return _mm256_mullo_epi32(a.half[i], b.half[i]); });
+}
+static inline Sums operator>>(Sums a, int shift) {
+  return each([&](int i) { return _mm256_srai_epi32(a.half[i], shift); });
+}
+/* Clamped to [-limit, limit]. */
+static inline Sums clamp(Sums a, int32_t limit) {
+  const __m256i most = _mm256_set1_epi32(limit), least = _mm256_set1_epi32(-limit);
+  return each([&](int i) { return _mm256_max_epi32(least, _mm256_min_epi32(most, a.half[i])); });
+}
+/* The low halves of a's lanes below those of b's. */
+static inline Sums join(Sums a, Sums b) {
+  return each([&](int i) { return _mm256_blend_epi16(a.half[i], _mm256_slli_epi32(b.half[i], 16), 0xAA); });
+}
+
+static inline Sums dot(Sums acc, const Encoded* x, const int8_t* w) {
+  int32_t taken;
+  std::memcpy(&taken, x, 4);
+  const __m256i value = _mm256_set1_epi32(taken);
+#if INTLM_AVX2
+  for (int i = 0; i < 2; ++i) {
+    const __m256i row = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16 * i)));
+    acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(row, value));
+  }
+#else
   for (int i = 0; i < 2; ++i)
     acc.half[i] = _mm256_dpbusd_avx_epi32(acc.half[i], value, _mm256_loadu_si256((const __m256i*)(w + 32 * i)));
-#else
-  const __m256i size = _mm256_abs_epi8(value), ones = _mm256_set1_epi16(1);
-  for (int i = 0; i < 2; ++i) {
-    __m256i row = _mm256_loadu_si256((const __m256i*)(w + 32 * i));
-    __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(row, value));  // at most 2 * 127 * 127: no saturation
-    acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(pairs, ones));
-  }
 #endif
   return acc;
 }
 
-static inline i32x16 dot2(i32x16 pairs, int32_t t) {
-  __m256i half[2];
-  std::memcpy(half, &pairs, 64);
-  for (__m256i& h : half) h = _mm256_madd_epi16(h, _mm256_set1_epi32(t));
-  return load<i32x16>(half);
+static inline Sums dot2(Sums pairs, int32_t t) {
+  const __m256i by = _mm256_set1_epi32(t);
+  return {{_mm256_madd_epi16(pairs.half[0], by), _mm256_madd_epi16(pairs.half[1], by)}};
 }
-static inline i32x16 dot2_add(i32x16 acc, i32x16 pairs, int32_t t) { return acc + dot2(pairs, t); }
+static inline Sums dot2_add(Sums acc, Sums pairs, int32_t t) { return acc + dot2(pairs, t); }
 
-/* sum over k < count of x[k] * b[k], encoded x. */
-static inline int32_t dot_row(const uint8_t* x, const int8_t* b, int count) {
-  __m256i acc = _mm256_setzero_si256();
-  int k = 0;
-  for (; k + 16 <= count; k += 16) {
-    const __m128i four = _mm_loadu_si128((const __m128i*)(x + k));
-    const __m256i wide = kEncoding ? _mm256_cvtepu8_epi16(four) : _mm256_cvtepi8_epi16(four);
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(wide, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + k)))));
+/* Encoded activations, and int8 values, as int16. */
+static inline __m256i sixteen(const int8_t* x) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)x)); }
+static inline __m256i sixteen(const uint8_t* x) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)x)); }
+static inline __m256i sixteen(const int16_t* x) { return _mm256_loadu_si256((const __m256i*)x); }
+
+/* The sums over sixteen rows of what step(row, k) makes of a row's elements k .. k + 15, eight int32 lanes of it; of the
+ * last eight if eight are left, in the lower half of the lanes. Rows from `rows` on are not read. */
+template <class Step>
+static inline Sums sum_rows(int count, int rows, const Step& step) {
+  Sums sums = {};
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    if (8 * half >= rows) break;
+    int row[8];
+    __m256i acc[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) row[j] = 8 * half + j < rows ? 8 * half + j : 0, acc[j] = _mm256_setzero_si256();
+    int k = 0;
+    for (; k + 16 <= count; k += 16)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) acc[j] = _mm256_add_epi32(acc[j], step(row[j], k));
+    if (k < count)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) acc[j] = _mm256_add_epi32(acc[j], _mm256_zextsi128_si256(_mm256_castsi256_si128(step(row[j], k))));
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) acc[j] = _mm256_hadd_epi32(acc[2 * j], acc[2 * j + 1]);
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) acc[j] = _mm256_hadd_epi32(acc[2 * j], acc[2 * j + 1]);
+    sums.half[half] = _mm256_add_epi32(_mm256_permute2x128_si256(acc[0], acc[1], 0x20), _mm256_permute2x128_si256(acc[0], acc[1], 0x31));
   }
-  __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(acc), _mm256_extracti128_si256(acc, 1));
-  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4E));
-  int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xB1)));
-  for (; k < count; ++k) sum += encoded(x[k]) * b[k];
-  return sum;
+  return sums;
+}
+
+static inline Sums dot_rows(const Encoded* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
+  return sum_rows(count, rows, [=](int row, int k) {
+    return _mm256_madd_epi16(sixteen(x + row * x_stride + k), sixteen(b + row / 2 * b_stride + k));
+  });
+}
+
+static inline Sums magnitudes(const int8_t* x, int64_t stride, int count, int rows) {
+  return sum_rows(count, rows, [=](int row, int k) {
+    return _mm256_madd_epi16(_mm256_abs_epi16(sixteen(x + row * stride + k)), _mm256_set1_epi16(1));
+  });
+}
+
+static inline void pair_up(const int8_t* first, const int8_t* second, Sums out[kParts]) {
+  const __m256i a = sixteen(first), b = second ? sixteen(second) : _mm256_set1_epi16(1);
+  out[0] = {{_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)}};
 }
 
 static inline Wide mulhrs(Wide a, Wide b) { return (Wide)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b); }
-static inline Wide narrow(const i32x16 v[kParts]) {
-  __m256i half[2];
-  std::memcpy(half, v, 64);
-  return (Wide)_mm256_permute4x64_epi64(_mm256_packs_epi32(half[0], half[1]), 0xD8);
+/* As for AVX-512: the instruction takes its operands' lanes by fours in turn. */
+static inline Wide narrow(const Lanes v[kParts]) { return (Wide)_mm256_packs_epi32(v[0].half[0], v[0].half[1]); }
+static inline int column(int, int lane) { return lane % 8 / 4 * 8 + lane / 8 * 4 + lane % 4; }
+static inline Wide clamp8(Wide v) {
+  return (Wide)_mm256_max_epi16(_mm256_min_epi16((__m256i)v, _mm256_set1_epi16(127)), _mm256_set1_epi16(-127));
+}
+/* Two rows of int8 values as int16 pairs, each times its own factor. */
+static inline Lanes zip(const int8_t* first, int32_t f0, const int8_t* second, int32_t f1) {
+  const __m256i a = _mm256_mullo_epi16(sixteen(first), _mm256_set1_epi16((int16_t)f0));
+  const __m256i b = _mm256_mullo_epi16(sixteen(second), _mm256_set1_epi16((int16_t)f1));
+  const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+  return {{_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)}};
 }
 static inline Narrow narrow8(Wide v) {
   __m128i half[2];
@@ -225,12 +308,14 @@ static inline Narrow narrow8(Wide v) {
 
 #else
 
+typedef i32x16 Lanes;
+
 #if defined(__ARM_FEATURE_DOTPROD)
 struct Sums {
   int32x4_t quarter[4];
 };
 
-static inline Sums dot4(Sums acc, const uint8_t* x, const int8_t* w) {
+static inline Sums dot(Sums acc, const Encoded* x, const int8_t* w) {
   int8x16_t value = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t*)x));
   for (int i = 0; i < 4; ++i) acc.quarter[i] = vdotq_s32(acc.quarter[i], value, vld1q_s8(w + 16 * i));
   return acc;
@@ -238,9 +323,9 @@ static inline Sums dot4(Sums acc, const uint8_t* x, const int8_t* w) {
 #else
 typedef i32x16 Sums;
 
-static inline i32x16 dot4(i32x16 acc, const uint8_t* x, const int8_t* w) {
+static inline i32x16 dot(i32x16 acc, const Encoded* x, const int8_t* w) {
   for (int o = 0; o < 16; ++o)
-    for (int j = 0; j < 4; ++j) acc[o] += encoded(x[j]) * w[4 * o + j];
+    for (int j = 0; j < 4; ++j) acc[o] += x[j] * w[4 * o + j];
   return acc;
 }
 #endif
@@ -251,9 +336,9 @@ static inline i32x16 dot2(i32x16 pairs, int32_t t) {
 }
 static inline i32x16 dot2_add(i32x16 acc, i32x16 pairs, int32_t t) { return acc + dot2(pairs, t); }
 
-static inline int32_t dot_row(const uint8_t* x, const int8_t* b, int count) {
+static inline int32_t dot_row(const Encoded* x, const int8_t* b, int count) {
   int32_t sum = 0;
-  for (int k = 0; k < count; ++k) sum += encoded(x[k]) * b[k];
+  for (int k = 0; k < count; ++k) sum += x[k] * b[k];
   return sum;
 }
 
@@ -273,18 +358,13 @@ static inline Narrow narrow8(Wide v) {
 
 #endif
 
-#if !INTLM_AVX512
+#if !defined(__AVX2__) && !INTLM_AVX512
 static inline int column(int, int lane) { return lane; }
 
-static inline i32x16 dot_rows(const uint8_t* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
+static inline i32x16 dot_rows(const Encoded* x, int64_t x_stride, const int8_t* b, int64_t b_stride, int count, int rows) {
   i32x16 sums = {};
   for (int j = 0; j < rows; ++j) sums[j] = dot_row(x + j * x_stride, b + j / 2 * b_stride, count);
   return sums;
-}
-static inline int32_t sum_row(const int8_t* x, int count) {
-  int32_t sum = 0;
-  for (int k = 0; k < count; ++k) sum += x[k];
-  return sum;
 }
 static inline i32x16 magnitudes(const int8_t* x, int64_t stride, int count, int rows) {
   i32x16 sums = {};
@@ -298,8 +378,48 @@ static inline void pair_up(const int8_t* first, const int8_t* second, i32x16 out
 }
 #endif
 
+#if !INTLM_AVX512
+static inline int32_t sum_row(const int8_t* x, int count) {
+  int32_t sum = 0;
+  for (int k = 0; k < count; ++k) sum += x[k];
+  return sum;
+}
+#endif
+#if !defined(__AVX2__) || INTLM_AVX512
+static inline Wide clamp8(Wide v) { return widen(narrow8(v)); }
+static inline Lanes zip(const int8_t* first, int32_t f0, const int8_t* second, int32_t f1) {
+  const i32x16 low = widen(widen(load<i8x16>(first))) * f0, high = widen(widen(load<i8x16>(second))) * f1;
+  return (low & 0xFFFF) | (i32x16)((u32x16)high << 16);
+}
+#endif
+
+#if !defined(__AVX2__) || INTLM_AVX512
+static inline Lanes broadcast(int32_t v) { return (Lanes){} + v; }
+static inline Lanes clamp(Lanes v, int32_t limit) {
+  v = v > limit ? broadcast(limit) : v;
+  return v < -limit ? broadcast(-limit) : v;
+}
+static inline Lanes join(Lanes low, Lanes high) { return (low & 0xFFFF) | (Lanes)((u32x16)high << 16); }
+#endif
+
+/* Encoded activations as int16, and what saturates to int8 as them. */
+static inline Wide decode(const Encoded* at) {
+#if INTLM_AVX2
+  return load<Wide>(at);
+#else
+  return widen(load<Narrow>(at) ^ (int8_t)kEncoding);
+#endif
+}
+static inline void encode(Encoded* at, Wide v) {
+#if INTLM_AVX2
+  store(at, clamp8(v));
+#else
+  store(at, narrow8(v) ^ (int8_t)kEncoding);
+#endif
+}
+
 /* v >> shift, rounded. */
-static inline i32x16 rounding_shift(i32x16 v, int shift) { return shift ? (v + (1 << (shift - 1))) >> shift : v; }
+static inline Lanes rounding_shift(Lanes v, int shift) { return shift ? (v + broadcast(1 << (shift - 1))) >> shift : v; }
 
 /* table[v + 128], lane by lane. */
 static inline Narrow lookup(Narrow v, const int8_t* table) {
@@ -321,6 +441,20 @@ static inline void quantile64(const uint8_t* bytes, int8_t* out) {
   __m512i b = _mm512_loadu_si512(bytes);
   __m512i size = _mm512_permutex2var_epi8(_mm512_loadu_si512(intlm_quantile), b, _mm512_loadu_si512(intlm_quantile + 64));
   _mm512_storeu_si512(out, _mm512_mask_sub_epi8(size, _mm512_movepi8_mask(b), _mm512_setzero_si512(), size));
+#elif defined(__AVX2__)
+  /* Sixteen entries at a time: the shuffle gives those whose index is below 16, and zero where the index is negative. */
+  for (int i = 0; i < 64; i += 32) {
+    const __m256i b = _mm256_loadu_si256((const __m256i*)(bytes + i)), index = _mm256_and_si256(b, _mm256_set1_epi8(127));
+    __m256i size = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int row = 0; row < 8; ++row) {
+      const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(intlm_quantile + 16 * row)));
+      const __m256i from = _mm256_sub_epi8(index, _mm256_set1_epi8((char)(16 * row)));
+      const __m256i within = _mm256_cmpgt_epi8(_mm256_set1_epi8(16), from);  // true below the row too
+      size = _mm256_or_si256(size, _mm256_and_si256(within, _mm256_shuffle_epi8(entries, from)));
+    }
+    _mm256_storeu_si256((__m256i*)(out + i), _mm256_sign_epi8(size, _mm256_or_si256(b, _mm256_set1_epi8(1))));
+  }
 #else
   for (int i = 0; i < 64; ++i) out[i] = intlm_quantile[bytes[i]];
 #endif
