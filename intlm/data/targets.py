@@ -8,6 +8,7 @@ and in the unbounded contexts of PPM* (Cleary and Teahan, 1997).
 """
 
 import numpy as np
+from tqdm import tqdm
 
 from intlm.data.shards import Split
 
@@ -30,7 +31,8 @@ class AlikeContexts:
         self._rank = np.empty(n, np.int32)  # of each context in its segment
         self._next = np.empty(n, np.uint16)  # the tokens that follow a segment's contexts, in their order
         self._count = count
-        for start in range(0, n, SEGMENT):
+        hidden = n < 1 << 22 or None  # a second; None: unless stderr is a terminal
+        for start in tqdm(range(0, n, SEGMENT), "sorting contexts", leave=False, disable=hidden):
             size, depth = min(SEGMENT, n - start), 64 // bits
             ring = split.gather(np.arange(start - depth + 1, start + size + 1) % n)
             key = np.zeros(size, np.uint64)
