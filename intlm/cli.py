@@ -83,6 +83,14 @@ def _generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from intlm.export import export
+
+    out = export(args.run, args.to, args.out or args.run / "exports" / args.to)
+    print(out)
+    return 0
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from intlm.inspection import inspect
 
@@ -165,6 +173,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="same seed, same text (default: 0)",
     )
+
+    made = command("export", _export, "Write a run's model as integer C, an ONNX graph or safetensors.")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
+    made.add_argument("--to", choices=("c", "onnx", "safetensors"), required=True, help="which of them")
+    made.add_argument("--out", type=Path, metavar="DIR", help="where to (default: exports/FORM in the run)")
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")

@@ -20,3 +20,12 @@ class DataError(IntlmError):
 
 class RunError(IntlmError):
     """A run directory that is missing, damaged, or does not match what is asked of it."""
+
+
+class MissingPackage(IntlmError):
+    """Something that is needed is not installed; nothing was done."""
+
+    exit_code = 3
+
+    def __init__(self, package: str, purpose: str) -> None:
+        super().__init__(f"{package}: not installed, and {purpose} needs it: pip install 'intlm[simulators]'")

@@ -6,6 +6,8 @@ references.json      the ladder on the held-out text: unigram, bigram, trigram, 
 checkpoints/         the last few (intlm.checkpoint)
 metrics.jsonl        one line an update, with what the model wrote now and then
 learning_curve.png
+
+An export (intlm.export) is read like a run: it has model.safetensors in place of the checkpoints.
 """
 
 import json
@@ -28,11 +30,13 @@ from intlm.errors import DataError, RunError
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
-from intlm.model.parameters import Architecture, Parameters
+from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population import Engine, Problem, make_engine
 from intlm.population.engine import Prepared
+from intlm.version import NUMERICS_VERSION
 
 BLOCK = 64  # tokens that one compiled call of inference reads
+WEIGHTS = "model.safetensors"
 WRITTEN = 256  # tokens that one writes: what a call costs by itself is then little beside them
 
 
@@ -155,14 +159,37 @@ def load(directory: str | Path) -> LanguageModel:
     """The model of a run's last checkpoint. Raises RunError where there is none."""
     directory = Path(directory)
     config, tokenizer = open_run(directory)
-    checkpoints = run_checkpoints(directory)
-    updates = checkpoints.updates()
-    if not updates:
-        raise RunError(f"{directory}: has no checkpoint yet")
-    checkpoints.meta(updates[-1])
     problem = problem_of(config, tokenizer.vocab_size)
-    parameters = checkpoints.parameters(updates[-1], problem.architecture)
+    if (directory / WEIGHTS).exists():
+        parameters = exported_parameters(directory / WEIGHTS, problem.architecture)
+    else:
+        checkpoints = run_checkpoints(directory)
+        updates = checkpoints.updates()
+        if not updates:
+            raise RunError(f"{directory}: has no checkpoint yet")
+        checkpoints.meta(updates[-1])
+        parameters = checkpoints.parameters(updates[-1], problem.architecture)
     return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(config.engine, problem))
+
+
+def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
+    """The weights of an export. Raises RunError where they are not those of the architecture, or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            version = (file.metadata() or {}).get("numerics_version")
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+    if version != str(NUMERICS_VERSION):
+        raise RunError(f"{path}: of numerics version {version}; this intlm computes version {NUMERICS_VERSION}")
+    expected = {s.name: s.shape for s in specifications(architecture)}
+    for name in expected.keys() | found.keys():
+        has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"
+        if name not in expected or has != (expected[name], "int8"):
+            raise RunError(f"{path}: {name}: found {has}, expected {(expected.get(name), 'int8')} by config.toml")
+    return {name: jnp.asarray(value) for name, value in found.items()}
 
 
 def run_checkpoints(directory: Path) -> Checkpoints:

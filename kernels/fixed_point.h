@@ -27,6 +27,15 @@ static inline int32_t intlm_rshift(int32_t x, int shift) {
 
 static inline int32_t intlm_q15(int32_t a, int32_t b) { return (a * b + (1 << 14)) >> 15; }
 
+/* From an int32 accumulator to an int16 value. */
+typedef struct {
+  int32_t shift, multiplier;
+} intlm_rescale_t;
+
+static inline int32_t intlm_rescale(int32_t accumulator, intlm_rescale_t scale) {
+  return intlm_q15(intlm_clamp(intlm_rshift(accumulator, scale.shift), INTLM_MAX16), scale.multiplier);
+}
+
 static inline uint32_t intlm_isqrt(uint64_t x) {
   uint64_t root = 0;
   for (int bit = 31; bit >= 0; --bit) {
@@ -35,10 +44,6 @@ static inline uint32_t intlm_isqrt(uint64_t x) {
   }
   return (uint32_t)root;
 }
-
-typedef struct {
-  int32_t shift, multiplier;
-} intlm_rescale_t;
 
 /* oddroot(2^bits, n) without a 64-bit division: the callers' quotients fit 32 bits after the power of two is taken
  * apart, and the engine calls these once, not a value. */
@@ -80,6 +85,33 @@ static inline int32_t intlm_mean_multiplier(uint32_t count) { return (int32_t)((
 
 /* Sixteen times the mean magnitude, from the sum of magnitudes. */
 static inline int32_t intlm_mean(int32_t total, int32_t multiplier) { return (total * multiplier + (1 << 19)) >> 20; }
+
+/* Section 4: Threefry-4x32-13 of the counter x, in place. word: uint32_t, or in C++ a vector of them. */
+#define INTLM_DEFINE_THREEFRY(word, name)                                                                               \
+  static inline void name(const uint32_t *key, word x[4]) {                                                             \
+    static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};  \
+    const uint32_t k[5] = {key[0], key[1], key[2], key[3], 0x1BD11BDAu ^ key[0] ^ key[1] ^ key[2] ^ key[3]};            \
+    int round, j;                                                                                                       \
+    for (j = 0; j < 4; ++j) x[j] += k[j];                                                                               \
+    INTLM_UNROLL_13                                                                                                     \
+    for (round = 0; round < 13; ++round) {                                                                              \
+      const int b = round % 2 == 0 ? 1 : 3, d = 4 - b, left = rotations[round % 8][0], right = rotations[round % 8][1]; \
+      x[0] += x[b];                                                                                                     \
+      x[b] = ((x[b] << left) | (x[b] >> (32 - left))) ^ x[0];                                                           \
+      x[2] += x[d];                                                                                                     \
+      x[d] = ((x[d] << right) | (x[d] >> (32 - right))) ^ x[2];                                                         \
+      if (round % 4 == 3) {                                                                                             \
+        for (j = 0; j < 4; ++j) x[j] += k[(round / 4 + 1 + j) % 5];                                                     \
+        x[3] += (uint32_t)(round / 4 + 1);                                                                              \
+      }                                                                                                                 \
+    }                                                                                                                   \
+  }
+#if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
+#define INTLM_UNROLL_13 _Pragma("GCC unroll 13")
+#else
+#define INTLM_UNROLL_13
+#endif
+INTLM_DEFINE_THREEFRY(uint32_t, intlm_threefry)
 
 /* Section 6: loss. `exp2_table` is EXP2, `log2_table` LOG2. */
 

@@ -189,26 +189,9 @@ struct Counter {
   uint32_t key[4], epoch;
 };
 
-/* Threefry-4x32-13, V a vector of counters or one of them. key: four words. */
+/* V a vector of counters. */
 template <class V>
-static inline void threefry(const uint32_t* key, V x[4]) {
-  static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};
-  const uint32_t k[5] = {key[0], key[1], key[2], key[3], 0x1BD11BDAu ^ key[0] ^ key[1] ^ key[2] ^ key[3]};
-  for (int j = 0; j < 4; ++j) x[j] += k[j];
-#pragma GCC unroll 13
-  for (int d = 0; d < 13; ++d) {
-    int b = d % 2 == 0 ? 1 : 3, e = d % 2 == 0 ? 3 : 1, r0 = rotations[d % 8][0], r1 = rotations[d % 8][1];
-    x[0] += x[b];
-    x[b] = ((x[b] << r0) | (x[b] >> (32 - r0))) ^ x[0];
-    x[2] += x[e];
-    x[e] = ((x[e] << r1) | (x[e] >> (32 - r1))) ^ x[2];
-    if (d % 4 == 3) {
-      int i = d / 4 + 1;
-      for (int j = 0; j < 4; ++j) x[j] += k[(i + j) % 5];
-      x[3] += (uint32_t)i;
-    }
-  }
-}
+INTLM_DEFINE_THREEFRY(V, threefry)
 
 /* The noise of blocks begin .. begin + count - 1 of (epoch, pair, number); out has room for `drawn_bytes(count)`. */
 static void draw(const Counter& c, uint32_t pair, uint32_t number, int begin, int count, int8_t* out) {
@@ -850,7 +833,7 @@ static void generate(const Problem& p, const int8_t* prepared, const uint32_t* k
     for (int64_t i = 0; i < count; ++i) {
       if (team.part == 0) {
         uint32_t word[4] = {position + (uint32_t)i, 0, 0, 0};
-        threefry(key, word);
+        intlm_threefry(key, word);
         tokens[i] = intlm_sample(logits, p.vocab, word[0], inverse, top_k, intlm_exp2);
         token = (uint16_t)tokens[i];
       }
