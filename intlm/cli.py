@@ -21,7 +21,7 @@ def _train(args: argparse.Namespace) -> int:
 
     config = configuration.load(args.config, configuration.overrides_from(args))
     directory = args.run_dir or Path("runs") / args.config.stem
-    if train(config, directory, args.resume):
+    if train(config, directory, args.resume, args.start):
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
         return 0
     # The saved configuration, which holds what was given as flags too.
@@ -91,6 +91,14 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(args: argparse.Namespace) -> int:
+    from intlm.simulate import simulate
+
+    found = simulate(args.run, args.on, args.text, args.tokens)
+    print(json.dumps(found.summary()) if args.json else found.text())
+    return 0 if found.difference is None else 1
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from intlm.inspection import inspect
 
@@ -136,7 +144,11 @@ def parser() -> argparse.ArgumentParser:
     made = command("train", _train, "Pretrain the model of a config (prepares its text first).")
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
     made.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/CONFIG's name)")
-    made.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    begin = made.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    begin.add_argument(
+        "--from", type=Path, dest="start", metavar="RUN", help="begin with the weights of another run, or of an export"
+    )
     configuration.add_arguments(made)
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
@@ -179,6 +191,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--to", choices=("c", "onnx", "safetensors"), required=True, help="which of them")
     made.add_argument("--out", type=Path, metavar="DIR", help="where to (default: exports/FORM in the run)")
 
+    made = command("simulate", _simulate, "Run a model on another machine and compare every bit.")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
+    machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime")
+    made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
+    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--tokens", type=_count, default=1000, metavar="N", help="of the text (default: 1000)")
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
 
@@ -204,7 +224,8 @@ def _configure_jax() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+    """Run one command. Returns its exit code: 0 done, 1 bits differ, 2 the user's mistake, 3 something is not
+    installed, 130 interrupted."""
     top = parser()
     args, unknown = top.parse_known_args(arguments)
     if unknown:

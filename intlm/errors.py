@@ -27,5 +27,5 @@ class MissingPackage(IntlmError):
 
     exit_code = 3
 
-    def __init__(self, package: str, purpose: str) -> None:
-        super().__init__(f"{package}: not installed, and {purpose} needs it: pip install 'intlm[simulators]'")
+    def __init__(self, package: str, purpose: str, remedy: str = "pip install 'intlm[simulators]'") -> None:
+        super().__init__(f"{package}: not installed, and {purpose} needs it: {remedy}")

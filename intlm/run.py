@@ -155,8 +155,11 @@ def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
     return corpus
 
 
-def load(directory: str | Path) -> LanguageModel:
-    """The model of a run's last checkpoint. Raises RunError where there is none."""
+def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
+    """The model of a run's last checkpoint, or of an export. Raises RunError where there is none.
+
+    engine: which engine computes; None: the configuration's.
+    """
     directory = Path(directory)
     config, tokenizer = open_run(directory)
     problem = problem_of(config, tokenizer.vocab_size)
@@ -169,7 +172,7 @@ def load(directory: str | Path) -> LanguageModel:
             raise RunError(f"{directory}: has no checkpoint yet")
         checkpoints.meta(updates[-1])
         parameters = checkpoints.parameters(updates[-1], problem.architecture)
-    return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(config.engine, problem))
+    return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(engine or config.engine, problem))
 
 
 def exported_parameters(path: Path, architecture: Architecture) -> Parameters:

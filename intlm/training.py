@@ -35,9 +35,9 @@ from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
 from intlm.model.forward import zero_states
-from intlm.model.parameters import Parameters, initialise, specifications
+from intlm.model.parameters import Architecture, Parameters, initialise, specifications
 from intlm.population import Engine, Problem, make_engine
-from intlm.run import LanguageModel, open_corpus, open_run, problem_of, write_whole
+from intlm.run import LanguageModel, load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics, picture
 from intlm.tracking.progress import Progress
 from intlm.tracking.table import format_table, human
@@ -198,6 +198,19 @@ class Trainer:
             metrics.truncate_after(log, self.update)
             lines = metrics.read(log)
             self.seconds = lines[-1]["seconds"] if lines else 0.0
+
+    def start_from(self, directory: Path) -> None:
+        """Begin with the weights of a run or of an export. Raises RunError where they are of another kind of model."""
+        model = load(directory)
+        if model.tokenizer != self.corpus.tokenizer:
+            raise RunError(
+                f"{directory}: its tokenizer is not that of {self.config.data.prepared}: prepare the text with the "
+                "same data.tokenizer (an alphabet must be the same bytes)"
+            )
+        for name, was, now in zip(Architecture._fields, model.architecture, self.problem.architecture, strict=True):
+            if was != now:
+                raise RunError(f"{directory}: its model has {name} = {was}, the configuration {now}")
+        self.state = self.state._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters))
 
     def references(self) -> None:
         """Measure the ladder on the held-out text, once a run."""
@@ -362,14 +375,17 @@ def value(config: Config, key: str) -> Any:
     return found
 
 
-def train(config: Config, directory: Path, resume: bool = False) -> bool:
+def train(config: Config, directory: Path, resume: bool = False, start: Path | None = None) -> bool:
     """Run a configuration in a directory. Returns whether it reached its end (False: stopped by Ctrl-C).
 
-    Raises ConfigError, DataError or RunError for what the user can mend.
+    start: a run, or an export, whose weights a new run begins with. Raises ConfigError, DataError or RunError for what
+    the user can mend.
     """
     check_directory(config, directory, resume)
     corpus = prepare_corpus(config)
     trainer = Trainer(config, directory, corpus)  # before anything is written: it may refuse the configuration
+    if start:
+        trainer.start_from(start)
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory), interruptible() as stopped:
         tokenizer = directory / "tokenizer.json"
@@ -379,6 +395,8 @@ def train(config: Config, directory: Path, resume: bool = False) -> bool:
             trainer.resume(Checkpoints(directory / "checkpoints"))
         write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
         write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
+        if start:
+            trainer.save(Checkpoints(directory / "checkpoints"))  # or a resumed run would not know where it began
         trainer.references()
         done = trainer.run(Checkpoints(directory / "checkpoints"), stopped)
         if done:

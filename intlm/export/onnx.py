@@ -1,8 +1,8 @@
-"""A model as an ONNX graph of one step: token and states in, logits, log-sum-exp2 and states out; no float tensor in it.
+"""A model as an ONNX graph of one step: token, states in, logits, log-sum-exp2, states out; no float tensor in it.
 
-Matrix products are MatMulInteger of int8 by int8: ONNX Runtime's kernel for uint8 by int8 saturates pairs of products in
-int16 on processors that have AVX2 and not VNNI. BitShift is for unsigned values, so what may be negative is raised by
-2^30 before a shift and lowered after it. Everything else is int32, but for the sum of exponentials, which is int64.
+Matrix products are MatMulInteger of int8 by int8: ONNX Runtime's kernel for uint8 by int8 saturates pairs of products
+in int16 on processors that have AVX2 and not VNNI. BitShift is for unsigned values, so what may be negative is raised
+by 2^30 before a shift and lowered after it. Everything else is int32, but for the sum of exponentials, which is int64.
 """
 
 from pathlib import Path

@@ -1,0 +1,59 @@
+"""Compiles an exported model for a machine, and looks through what came out for floating point."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from intlm.errors import IntlmError, MissingPackage
+
+CALLED = ("intlm_step", "intlm_loss", "intlm_draw", "intlm_text_loss")
+WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+SOFT_FLOAT = re.compile(r"__(\w+[sdtx]f[23]?|aeabi_[fd]\w+|aeabi_\w+2[fd]|\w*float\w*|\w*fix\w*)$")
+
+
+class BuildError(IntlmError):
+    """The compiler refused, or what it made holds floating point."""
+
+
+def host(source: Path, work: Path) -> Path:
+    """A shared library by the system's C compiler."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if not compiler:
+        raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's like of it")
+    made = work / "model.so"
+    _compile([compiler, "-O3", "-march=native", "-shared", "-fPIC"], source, made)
+    return made
+
+
+def cross(source: Path, work: Path, target: str, processor: str) -> Path:
+    """An ELF file of the model's functions alone, by Zig's C compiler."""
+    made = work / "model.elf"
+    wanted = [f"-Wl,-u,{name}" for name in CALLED]
+    flags = ["-target", target, f"-mcpu={processor}", "-O2", "-ffreestanding", "-nostdlib", "-static"]
+    _compile([*_zig(target), *flags, f"-Wl,-e,{CALLED[0]}", *wanted], source, made)
+    return made
+
+
+def wasm(source: Path, work: Path) -> Path:
+    """A WebAssembly module of the model's functions."""
+    made = work / "model.wasm"
+    wanted = [f"-Wl,--export={name}" for name in (*CALLED, "__heap_base")]
+    flags = ["-target", "wasm32-freestanding", "-O2", "-nostdlib", "-Wl,--no-entry", "-Wl,--strip-all"]
+    _compile([*_zig("wasm"), *flags, *wanted], source, made)
+    return made
+
+
+def _zig(target: str) -> list[str]:
+    if importlib.util.find_spec("ziglang") is None:
+        raise MissingPackage("ziglang", f"compiling for {target}")
+    return [sys.executable, "-m", "ziglang", "cc"]
+
+
+def _compile(command: list[str], source: Path, made: Path) -> None:
+    files = [str(source / name) for name in ("intlm.c", "weights.c")]
+    found = subprocess.run([*command, *WARNINGS, *files, "-o", str(made)], capture_output=True, text=True)
+    if found.returncode:
+        raise BuildError(f"{' '.join(command[:4])} …: {found.stderr.strip()[-600:]}")

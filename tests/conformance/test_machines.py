@@ -1,0 +1,103 @@
+"""Exported models on every machine of `intlm simulate`: the logits, losses and states of the JAX reference."""
+
+import functools
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intlm.data.tokenizers import ByteTokenizer
+from intlm.eggroll.perturbation import Perturbation
+from intlm.model.parameters import Architecture, specifications
+from intlm.population import Problem, make_engine
+from intlm.run import LanguageModel
+from intlm.simulate import compare
+from intlm.simulate.machines import MACHINES, Machine
+
+CASES = {
+    "clip": Architecture(256, 16, 2, 24, "clip"),
+    "table": Architecture(256, 16, 2, 24, "table"),
+    "smallest": Architecture(2, 8, 1, 8, "clip"),
+    "large vocabulary": Architecture(3000, 24, 1, 8, "table"),
+    "shifted sums": Architecture(40, 264, 1, 272, "table"),
+}
+TOKENS = 40
+
+
+def model_of(architecture: Architecture, widest: int, seed: int = 0) -> LanguageModel:
+    """widest: 0 for the first weights' spread, else weights at both ends of so much alone."""
+    rng = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        normal = np.clip(rng.normal(0, 16, shape).round(), -127, 127)
+        return rng.choice([-widest, widest], shape) if widest else normal
+
+    parameters = {s.name: jnp.asarray(draw(s.shape), jnp.int8) for s in specifications(architecture)}
+    engine = make_engine("xla", Problem(architecture, Perturbation(0, 1, 4, 1), 1, 1, 1, 0))
+    return LanguageModel(architecture, parameters, ByteTokenizer(), engine)
+
+
+@functools.cache
+def shared(case: str, widest: int) -> LanguageModel:
+    return model_of(CASES[case], widest)
+
+
+def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
+    """Any tokens, separators among them."""
+    found = np.random.default_rng(seed).integers(0, model.architecture.vocab_size, TOKENS).astype(np.int32)
+    found[0] = found[TOKENS // 2] = 0
+    return found
+
+
+@pytest.mark.parametrize("target", MACHINES)
+@pytest.mark.parametrize("widest", [0, 127])
+@pytest.mark.parametrize("case", CASES)
+def test_same_bits(case: str, widest: int, target: str, tmp_path: Path) -> None:
+    model = shared(case, widest)
+    machine: Machine = MACHINES[target](model, tmp_path)
+    for seed in range(2):
+        _, _, difference = compare(model, machine, tokens_of(model, seed))
+        assert difference is None, str(difference)
+
+
+@pytest.mark.parametrize("target", MACHINES)
+def test_same_bits_for_any_weights(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The same, for weights, sizes and texts drawn at random."""
+
+    @settings(max_examples=4, deadline=None)
+    @given(
+        st.builds(
+            Architecture,
+            st.integers(2, 300),
+            st.sampled_from([8, 16, 40]),
+            st.just(1),
+            st.sampled_from([8, 48]),
+            st.sampled_from(["clip", "table"]),
+        ),
+        st.sampled_from([0, 1, 60, 127]),
+        st.integers(0, 2**32),
+    )
+    def check(architecture: Architecture, widest: int, seed: int) -> None:
+        model = model_of(architecture, widest, seed)
+        machine: Machine = MACHINES[target](model, tmp_path_factory.mktemp("built"))
+        _, _, difference = compare(model, machine, tokens_of(model, seed))
+        assert difference is None, str(difference)
+
+    check()
+
+
+@pytest.mark.parametrize("target", MACHINES)
+def test_one_wrong_weight_is_found(target: str, tmp_path: Path) -> None:
+    """A machine with another weight differs where that weight is first used: the comparison can fail."""
+    model = shared("clip", 0)
+    name = "layers.1.candidate_input"
+    other = model.parameters[name].at[5, 3].add(64)
+    wrong = model_of(CASES["clip"], 0)
+    wrong.parameters = {**model.parameters, name: other}
+    machine: Machine = MACHINES[target](wrong, tmp_path)
+    _, _, difference = compare(model, machine, tokens_of(model, 0))
+    assert difference is not None
+    assert (difference.what, difference.layer, difference.index) == ("state", 1, 5)
