@@ -92,6 +92,17 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
+    if args.on == "model":
+        from intlm.simulate.what_if import what_if
+
+        guess = what_if(args.run, args.hardware, args.text, args.tokens, args.streams, args.picture)
+        print(json.dumps(guess.summary()) if args.json else guess.text())
+        if args.picture and not args.json:
+            print(f"picture: {args.picture}")
+        return 0 if guess.same_bits else 1
+    for name in ("hardware", "streams", "picture"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} = {getattr(args, name)}: only for --on model")
     from intlm.simulate import simulate
 
     found = simulate(args.run, args.on, args.text, args.tokens)
@@ -193,11 +204,14 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("simulate", _simulate, "Run a model on another machine and compare every bit.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
-    machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime")
+    machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime", "model")
     made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
     made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
     made.add_argument("--tokens", type=_count, default=1000, metavar="N", help="of the text (default: 1000)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
+    made.add_argument("--hardware", type=Path, metavar="FILE", help="model: hardware described in TOML, required")
+    made.add_argument("--streams", type=_count, metavar="N", help="model: texts read side by side (default: 1)")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="model: draw bits per byte by accumulator, as a PNG")
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")

@@ -23,8 +23,8 @@ from intlm.run import BLOCK, LanguageModel
 
 SEGMENT = 1024
 WARM_UP = 256
-_BATCH_LOGITS = 1 << 24  # logits held at once
-_FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
+BATCH_LOGITS = 1 << 24  # logits held at once
+FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
 
 
 class Evaluation(NamedTuple):
@@ -77,20 +77,31 @@ def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator
 
 def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | None = None) -> Evaluation:
     """Measure a model on documents, each an array of tokens. `batch`: segments read side by side."""
-    batch = batch or max(1, min(256, _BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
+    batch = batch or max(1, min(256, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
     size = {"tokens": 0, "bytes": 0}
 
-    def segments() -> Iterator[_Segment]:
+    def sized() -> Iterator[np.ndarray]:
         for text in texts:
             size["tokens"] += len(text)
             size["bytes"] += len(model.tokenizer.decode(text))
-            for first in range(0, len(text), SEGMENT):
-                last = min(first + SEGMENT, len(text))
-                before = text[max(0, first - WARM_UP) : last - 1]
-                yield _Segment(np.concatenate([[SEPARATOR], before]), text[first:last])
+            yield text
 
     bits = integer = 0
-    queue = segments()
+    for inputs, targets in batches(sized(), batch):
+        states = model.start(batch)
+        for first in range(0, inputs.shape[1], BLOCK):
+            logits, states = model.read(inputs[:, first : first + BLOCK], states)
+            more = losses(model, logits, targets[:, first : first + BLOCK])
+            bits, integer = bits + more[0], integer + more[1]
+    return Evaluation(size["tokens"], size["bytes"], bits / 2**FRACTION_BITS, integer)
+
+
+def batches(texts: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The segments of documents, `batch` of them side by side: what is read, and what that predicts.
+
+    Both are int32 [batch, a multiple of BLOCK]; targets are -1 where nothing is counted.
+    """
+    queue = _segments(texts)
     while chosen := list(islice(queue, batch)):
         width = -(-max(len(s.inputs) for s in chosen) // BLOCK) * BLOCK
         # Aligned at the end, a segment's targets are the row's last. What pads the front is separators: the
@@ -100,16 +111,28 @@ def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | Non
         for row, segment in enumerate(chosen):
             inputs[row, width - len(segment.inputs) :] = segment.inputs
             targets[row, width - len(segment.targets) :] = segment.targets
-        states = model.start(batch)
-        for first in range(0, width, BLOCK):
-            logits, states = model.read(inputs[:, first : first + BLOCK], states)
-            block = targets[:, first : first + BLOCK]
-            counted = block >= 0
-            if counted.any():
-                integer += int(model.integer_losses(logits, np.maximum(block, 0))[counted].sum(dtype=np.int64))
-                exact = np.ldexp(exact_losses(logits[counted], block[counted]), _FRACTION_BITS)
-                bits += int(np.rint(exact).astype(np.int64).sum())
-    return Evaluation(size["tokens"], size["bytes"], bits / 2**_FRACTION_BITS, integer)
+        yield inputs, targets
+
+
+def _segments(texts: Iterable[np.ndarray]) -> Iterator[_Segment]:
+    for text in texts:
+        for first in range(0, len(text), SEGMENT):
+            last = min(first + SEGMENT, len(text))
+            before = text[max(0, first - WARM_UP) : last - 1]
+            yield _Segment(np.concatenate([[SEPARATOR], before]), text[first:last])
+
+
+def losses(model: LanguageModel, logits: np.ndarray, targets: np.ndarray) -> tuple[int, int]:
+    """The sums of the counted predictions' exact losses, 2^FRACTION_BITS = one bit, and of their integer ones.
+
+    logits: int16 [batch, T, vocabulary]; targets: int32 [batch, T], -1 where nothing is counted.
+    """
+    counted = targets >= 0
+    if not counted.any():
+        return 0, 0
+    integer = int(model.integer_losses(logits, np.maximum(targets, 0))[counted].sum(dtype=np.int64))
+    exact = np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS)
+    return int(np.rint(exact).astype(np.int64).sum()), integer
 
 
 def exact_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

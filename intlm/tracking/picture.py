@@ -1,5 +1,5 @@
 """Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of where an
-update's time goes.
+update's time goes; of what narrow accumulators cost.
 
 Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
 backend or figure is touched.
@@ -113,6 +113,45 @@ def breakdown(parts: Sequence[tuple[str, str, float]], path: Path, title: str) -
     handles = axes.get_legend_handles_labels()  # there may be none
     axes.legend(*handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, fontsize=11, frameon=False)
     axes.set_title(f"{title} ({1000 * whole:,.1f} ms)", fontsize=14, loc="left", pad=34, parse_math=False)
+    _save(figure, path)
+
+
+def accumulator_widths(
+    curves: Mapping[str, Mapping[int, float]], exact: float, own: tuple[str, int], path: Path, title: str
+) -> None:
+    """Draw bits per byte against accumulator width to the PNG `path`, 1200 x 750 pixels, replacing it atomically.
+
+    curves: for "saturate" and "wrap", bits per byte by width; `exact` is what any wider one gives. own: the kind and
+    the width of the described hardware's accumulator, which is marked.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MultipleLocator
+
+    kind, bits = own
+    figure = Figure(figsize=(12, 7.5), dpi=100)
+    axes = figure.add_axes((0.07, 0.09, 0.77, 0.81))
+    widest = max(bits, *(max(curve) for curve in curves.values()))
+    styles = {"wrap": ("wrapping", TRAIN, "s"), "saturate": ("saturating", HELD_OUT, "o")}
+    for name, (label, colour, marker) in styles.items():
+        points = sorted(curves[name].items())
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.8, markersize=6, label=label)
+        axes.plot([points[-1][0], widest], [exact, exact], color=colour, linewidth=1.8)  # exact, by the proof
+    axes.axhline(exact, color=REFERENCE, linewidth=1.0, linestyle=(0, (5, 4)), zorder=1)
+    axes.axvline(bits, color=REFERENCE, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+    value = curves[kind].get(bits, exact)
+    label = f"this hardware: {bits} bits, {styles[kind][0]}, {value:.3f}"
+    axes.plot([bits], [value], "o", markersize=14, fillstyle="none", color=REFERENCE, label=label)
+    edge: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": REFERENCE}
+    axes.text(1.028, exact, f"exact  {exact:.3f}", va="center", fontsize=11, **edge)
+    axes.set_title(title, fontsize=14, loc="left", pad=34, parse_math=False)
+    axes.set_xlabel("accumulator, bits", fontsize=12)
+    axes.set_ylabel("bits per byte", fontsize=12)
+    axes.xaxis.set_major_locator(MultipleLocator(2))
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, fontsize=11, frameon=False)
     _save(figure, path)
 
 

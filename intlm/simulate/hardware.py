@@ -1,0 +1,138 @@
+"""An accelerator that may not exist, described in TOML (docs/hardware.md, configs/hardware/).
+
+A key is a field of one of the dataclasses below; all are required, so that no number is there that nobody gave. A
+mistake is a `ConfigError` that names the file, the key, the value and what was expected.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from intlm.errors import ConfigError
+from intlm.simulate.accumulator import NARROWEST, OVERFLOWS
+
+
+def _key(low: int = 1, high: int | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A key: `low` and `high` are inclusive, of numbers."""
+    return dataclasses.field(metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accumulator:
+    """What products are added up in."""
+
+    bits: int = _key(NARROWEST, 64)
+    overflow: str = _key(choices=OVERFLOWS)
+    per_column: int = _key()  # sums that wait below a column of the array, one a stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Array:
+    """Multipliers of 8 by 8 bits, each holding a weight: a column's products are added."""
+
+    rows: int = _key(1, 65536)  # along a matrix's fan-in
+    columns: int = _key(1, 65536)  # along its fan-out
+    systolic: bool = _key()  # values move by a multiplier a cycle: the last leave late
+    picojoules: float = _key(0)  # of a multiply-accumulate, registers included
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnChip:
+    """The memory beside the array. It moves whole words of `bytes_per_cycle`, one read and one written a cycle."""
+
+    bytes: int = _key()
+    bytes_per_cycle: int = _key()
+    picojoules_per_byte: float = _key(0)
+    keeps_weights: bool = _key()  # from token to token, if they fit
+    keeps_activations: bool = _key()  # from product to product, if they fit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffChip:
+    """The memory behind it, of any size. It moves one word of `bytes_per_cycle` a cycle."""
+
+    bytes_per_cycle: int = _key()
+    picojoules_per_byte: float = _key(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """An accelerator."""
+
+    name: str = _key()
+    clock_mhz: float = _key()
+    accumulator: Accumulator
+    array: Array
+    on_chip: OnChip
+    off_chip: OffChip
+
+
+SECTIONS: dict[str, type] = {"accumulator": Accumulator, "array": Array, "on_chip": OnChip, "off_chip": OffChip}
+KEYS: dict[str, dataclasses.Field[Any]] = {
+    f"{section}.{key.name}" if section else key.name: key
+    for section, cls in {"": Hardware, **SECTIONS}.items()
+    for key in dataclasses.fields(cls)
+    if key.metadata
+}
+
+
+def load(path: Path) -> Hardware:
+    """The description in a TOML file. Raises ConfigError."""
+    try:
+        tables = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    given: dict[str, Any] = {}
+    for name, value in tables.items():
+        if name not in SECTIONS:
+            given[name] = value
+        elif isinstance(value, dict):
+            given.update((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            raise ConfigError(f"{path}: {name} = {_shown(value)}: expected a section, [{name}]")
+    for name in given:
+        if name not in KEYS:
+            close = difflib.get_close_matches(name, KEYS, 1)
+            raise ConfigError(f"{path}: {name}: unknown key" + (f"; did you mean {close[0]}?" if close else ""))
+    values: dict[str, dict[str, Any]] = {section: {} for section in ("", *SECTIONS)}
+    for name, key in KEYS.items():
+        if name not in given:
+            raise ConfigError(f"{path}: {name}: missing: expected {_expected(key)}")
+        value, section = given[name], name.rpartition(".")[0]
+        if not _valid(key, value):
+            raise ConfigError(f"{path}: {name} = {_shown(value)}: expected {_expected(key)}")
+        values[section][key.name] = key.type(value)  # type: ignore[operator]
+    return Hardware(**values[""], **{section: cls(**values[section]) for section, cls in SECTIONS.items()})
+
+
+def _valid(key: dataclasses.Field[Any], value: Any) -> bool:
+    if key.type is not float:
+        if type(value) is not key.type:
+            return False
+    elif type(value) not in (int, float):
+        return False
+    if key.metadata["choices"]:
+        return value in key.metadata["choices"]
+    low, high = key.metadata["low"], key.metadata["high"]
+    return key.type in (bool, str) or low <= value <= (high or 2**62)
+
+
+def _expected(key: dataclasses.Field[Any]) -> str:
+    """The type and range of a key, in words."""
+    if key.metadata["choices"]:
+        return " or ".join(f'"{choice}"' for choice in key.metadata["choices"])
+    if key.type in (bool, str):
+        return "true or false" if key.type is bool else "a string"
+    what, low, high = "an integer" if key.type is int else "a number", key.metadata["low"], key.metadata["high"]
+    return f"{what} from {low}" + (f" to {high}" if high is not None else "")
+
+
+def _shown(value: Any) -> str:
+    """`value` as TOML would write it, cut to 60 characters."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
