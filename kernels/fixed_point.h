@@ -106,7 +106,7 @@ static inline int32_t intlm_mean(int32_t total, int32_t multiplier) { return (to
       }                                                                                                                 \
     }                                                                                                                   \
   }
-#if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
+#if defined(__GNUC__) && !defined(__clang__)
 #define INTLM_UNROLL_13 _Pragma("GCC unroll 13")
 #else
 #define INTLM_UNROLL_13
@@ -134,8 +134,8 @@ static inline int32_t intlm_log_sum(int32_t largest, uint64_t sum, const int16_t
 /* Section 10: sampling. inverse: 256 / temperature; top_k: 1 to vocab; word: the random word. */
 static inline int32_t intlm_sample(const int16_t* logits, int32_t vocab, uint32_t word, int32_t inverse, int32_t top_k,
                                    const int32_t* exp2_table) {
-  int32_t largest = logits[0], least = -32768, ties = vocab, i, cut = 0;
-  uint64_t total = 0, drawn, sum = 0;
+  int32_t largest = logits[0], least = -32768, ties = 0, i, cut = 0;
+  uint32_t total = 0, drawn, sum = 0;
   for (i = 1; i < vocab; ++i)
     if (logits[i] > largest) largest = logits[i];
   if (top_k < vocab) { /* the k-th largest logit, bit by bit; then how many equal to it are kept */
@@ -149,16 +149,16 @@ static inline int32_t intlm_sample(const int16_t* logits, int32_t vocab, uint32_
     ties = top_k - above;
   }
   while ((vocab - 1) >> (cut + 6)) ++cut;
-  for (int pass = 0; pass < 2; ++pass) {
-    int32_t left = ties;
-    drawn = (word * total) >> 32;
-    for (i = 0; i < vocab; ++i) {
-      const int32_t below = largest - logits[i];
-      if (logits[i] < least || (logits[i] == least && left-- <= 0)) continue;
-      sum += intlm_exp2_term((uint32_t)((below * inverse + 128) >> 8), exp2_table) >> cut;
-      if (pass && sum > drawn) return i;
-    }
-    total = sum, sum = 0;
+  for (i = 0; i < vocab; ++i) {
+    const uint32_t term = intlm_exp2_term((uint32_t)(((largest - logits[i]) * inverse + 128) >> 8), exp2_table) >> cut;
+    total += logits[i] > least ? term : 0; /* with no branch, for vectors */
+  }
+  if (ties) total += (uint32_t)ties * (intlm_exp2_term((uint32_t)(((largest - least) * inverse + 128) >> 8), exp2_table) >> cut);
+  drawn = (uint32_t)(((uint64_t)word * total) >> 32);
+  for (i = 0; i < vocab; ++i) {
+    if (logits[i] < least || (logits[i] == least && ties-- <= 0)) continue;
+    sum += intlm_exp2_term((uint32_t)(((largest - logits[i]) * inverse + 128) >> 8), exp2_table) >> cut;
+    if (sum > drawn) return i;
   }
   return vocab - 1; /* not reached: the sum of all is above what is drawn */
 }

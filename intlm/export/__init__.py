@@ -52,14 +52,14 @@ def export(run: Path, to: str, out: Path) -> Path:
 
 
 def _write_common(run: Path, model: LanguageModel, out: Path) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     config, tokenizer = open_run(run)
     weights = {name: np.ascontiguousarray(value) for name, value in model.parameters.items()}
-    save_file(weights, out / WEIGHTS, {"format": "intlm", "numerics_version": str(NUMERICS_VERSION)})
-    architecture = model.architecture._asdict()
-    described = {"model_type": "intlm", "numerics_version": NUMERICS_VERSION, **architecture}
-    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    # One entry: safetensors writes several in any order, and an export is the same bytes every time.
+    (out / WEIGHTS).write_bytes(save(weights, {"numerics_version": str(NUMERICS_VERSION)}))
+    architecture = {"model_type": "intlm", "numerics_version": NUMERICS_VERSION, **model.architecture._asdict()}
+    (out / "config.json").write_text(json.dumps(architecture, indent=2) + "\n")
     (out / "config.toml").write_text(configuration.dumps(config))
     (out / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()))
 

@@ -13,6 +13,7 @@ from intlm.model.parameters import Architecture, specifications
 from intlm.run import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
+ROWS = 8  # as in intlm.c: the head is padded to a multiple of it
 LAYER = (
     "gate_input",
     "gate_state",
@@ -63,7 +64,8 @@ def _header(a: Architecture) -> str:
     lines += ["#ifndef INTLM_WEIGHTS_H", "#define INTLM_WEIGHTS_H", "", "#include <stdint.h>", ""]
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
     lines += ["", "typedef struct {", f"  const int8_t {', '.join('*' + name for name in LAYER)};", "} intlm_layer_t;"]
-    lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden]. */"]
+    lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
+              " * the head with rows of zeros up to a multiple of 8. */"]
     lines += [
         "extern const intlm_layer_t intlm_layers[INTLM_LAYERS];",
         "extern const int8_t intlm_embedding[], intlm_head[];",
@@ -79,7 +81,9 @@ def _weights(model: LanguageModel) -> str:
     for name in _table_names(a):
         lines.append(_array(f"intlm_{name}", getattr(tables(), name)))
     lines.append(f"const int8_t {_c_name('embedding')}[] = {{{_values(model.parameters['embedding'])}}};")
-    lines.append(f"const int8_t {_c_name('head')}[] = {{{_values(model.parameters['head'])}}};")
+    head = np.asarray(model.parameters["head"])
+    padded = np.concatenate([head, np.zeros((-len(head) % ROWS, a.hidden_size), np.int8)])
+    lines.append(f"const int8_t {_c_name('head')}[] = {{{_values(padded)}}};")
     for name, _, _ in specifications(a):
         if name.startswith("layers."):
             lines.append(f"static const int8_t {_c_name(name)}[] = {{{_values(model.parameters[name])}}};")

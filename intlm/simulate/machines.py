@@ -34,7 +34,8 @@ class Layout:
     def __init__(self, a: Architecture) -> None:
         self.state = a.num_layers * a.hidden_size
         self.logits = self.state + self.state % 2
-        used = self.logits + 2 * a.vocab_size + 4 * a.hidden_size + a.feed_forward_size
+        widest = max(a.hidden_size, a.feed_forward_size)
+        used = self.logits + 2 * a.vocab_size + 2 * a.hidden_size + 2 * widest + a.hidden_size + a.hidden_size
         self.bytes = used + used % 2
 
 
@@ -121,14 +122,16 @@ class _Emulated(_Compiled):
     """An instruction-set simulator: Unicorn, which is QEMU's. Instructions are counted, exactly, block by block."""
 
     unit = "instructions"
+    NAME: str
+    TARGET: tuple[str, str]  # what the compiler calls the machine and its processor
 
-    def __init__(self, model: LanguageModel, work: Path, target: str, processor: str) -> None:
+    def __init__(self, model: LanguageModel, work: Path) -> None:
         super().__init__(model, work)
         try:
             import unicorn
         except ImportError:
-            raise MissingPackage("unicorn", f"the target {target}") from None
-        self._image = elf.read(build.cross(work, work, target, processor))
+            raise MissingPackage("unicorn", f"the target {self.NAME}") from None
+        self._image = elf.read(build.cross(work, work, *self.TARGET))
         self.code, self.constants = self._image.code, self._image.constants
         self._machine = self._open(unicorn)
         for address, contents in self._image.segments:
@@ -184,8 +187,8 @@ class _Emulated(_Compiled):
 class RiscV(_Emulated):
     """RV32IM."""
 
-    def __init__(self, model: LanguageModel, work: Path) -> None:
-        super().__init__(model, work, "riscv32-freestanding-none", "generic_rv32+m")
+    NAME = "riscv32"
+    TARGET = ("riscv32-freestanding-none", "generic_rv32+m")
 
     def _open(self, unicorn: Any) -> Any:
         from unicorn import riscv_const
@@ -212,8 +215,8 @@ class RiscV(_Emulated):
 class CortexM(_Emulated):
     """A Cortex-M3: Thumb-2, no floating-point unit."""
 
-    def __init__(self, model: LanguageModel, work: Path) -> None:
-        super().__init__(model, work, "thumb-freestanding-eabi", "cortex_m3")
+    NAME = "cortex-m"
+    TARGET = ("thumb-freestanding-eabi", "cortex_m3")
 
     def _open(self, unicorn: Any) -> Any:
         from unicorn import arm_const

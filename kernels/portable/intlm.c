@@ -5,63 +5,74 @@
 
 static int8_t saturate(int32_t x) { return (int8_t)intlm_clamp(x, INTLM_MAX8); }
 
-static int32_t dot(const int8_t *weights, const int8_t *x, int32_t count) {
-  int32_t sum = 0, i;
-  for (i = 0; i < count; ++i) sum += (int32_t)weights[i] * x[i];
-  return sum;
+/* Rows of a matrix at a time: what they are multiplied by is loaded once for all, and they are finished side by side. */
+#define ROWS 8
+
+/* ROWS rows of a matrix by x, rescaled: int16 values. */
+static inline void multiply(const int8_t *rows, const int16_t *x, int32_t fan_in, intlm_rescale_t scale, int32_t *out) {
+  int32_t sum[ROWS] = {0}, i, k;
+  for (i = 0; i < fan_in; ++i, ++rows)
+    for (k = 0; k < ROWS; ++k) sum[k] += rows[k * fan_in] * x[i];
+  for (k = 0; k < ROWS; ++k) out[k] = intlm_rescale(sum[k], scale);
 }
 
 /* Section 5.3: divided by the mean magnitude. */
-static void norm(const int8_t *x, int8_t *out) {
+static void norm(const int8_t *x, int16_t *out) {
   int32_t total = 0, gain, i;
   for (i = 0; i < INTLM_HIDDEN; ++i) total += x[i] < 0 ? -x[i] : x[i];
   gain = intlm_reciprocal[intlm_mean(total, INTLM_MEAN_MULTIPLIER)];
   for (i = 0; i < INTLM_HIDDEN; ++i) out[i] = saturate(intlm_q15(x[i] * (1 << INTLM_ONE_BITS), gain));
 }
 
-/* What a unit of the cell is driven by: the input's part, the state's, its bias. */
-static int8_t drive(const int8_t *input_row, const int8_t *input, const int8_t *state_row, const int8_t *state, int8_t bias,
-                    const int8_t *table) {
+/* What ROWS units of the cell are driven by: the input's part, the remembered part, their biases. */
+static void drive(const intlm_model_t *m, const int8_t *input_rows, const int8_t *state_rows, const int8_t *bias,
+                  const int8_t *table, int32_t *out) {
   static const intlm_rescale_t from_input = INTLM_INPUT_RESCALE, from_state = INTLM_STATE_RESCALE;
-  const int8_t x = saturate(intlm_rescale(dot(input_row, input, INTLM_HIDDEN), from_input) +
-                            intlm_rescale(dot(state_row, state, INTLM_HIDDEN), from_state) + bias);
-  return table ? table[x + 128] : x;
+  int32_t recalled[ROWS], i;
+  multiply(input_rows, m->normed, INTLM_HIDDEN, from_input, out);
+  multiply(state_rows, m->operand, INTLM_HIDDEN, from_state, recalled);
+  for (i = 0; i < ROWS; ++i) out[i] = saturate(out[i] + recalled[i] + bias[i]);
+  if (table)
+    for (i = 0; i < ROWS; ++i) out[i] = table[out[i] + 128];
 }
 
 static void cell(intlm_model_t *m, const intlm_layer_t *layer, int8_t *state) {
-  int32_t i, at;
-  for (i = 0, at = 0; i < INTLM_HIDDEN; ++i, at += INTLM_HIDDEN) {
-    const int32_t gate = INTLM_GATE_ONE + drive(layer->gate_input + at, m->normed, layer->gate_state + at, state,
-                                                layer->gate_bias[i], INTLM_GATE_TABLE);
-    m->gate[i] = (uint8_t)gate;
-    m->reset[i] = (int8_t)intlm_q15(gate * state[i], INTLM_GATE_MULTIPLIER);
+  int32_t found[ROWS], i, k;
+  for (i = 0; i < INTLM_HIDDEN; ++i) m->operand[i] = state[i];
+  for (i = 0; i < INTLM_HIDDEN; i += ROWS) {
+    const int32_t at = i * INTLM_HIDDEN;
+    drive(m, layer->gate_input + at, layer->gate_state + at, layer->gate_bias + i, INTLM_GATE_TABLE, found);
+    for (k = 0; k < ROWS; ++k) m->gate[i + k] = (uint8_t)(INTLM_GATE_ONE + found[k]);
   }
-  for (i = 0, at = 0; i < INTLM_HIDDEN; ++i, at += INTLM_HIDDEN) {
-    const int32_t gate = m->gate[i];
-    const int32_t candidate = drive(layer->candidate_input + at, m->normed, layer->candidate_state + at, m->reset,
-                                    layer->candidate_bias[i], INTLM_CANDIDATE_TABLE);
-    state[i] = (int8_t)intlm_q15((2 * INTLM_GATE_ONE - gate) * state[i] + gate * candidate, INTLM_GATE_MULTIPLIER);
+  for (i = 0; i < INTLM_HIDDEN; ++i) m->operand[i] = (int16_t)intlm_q15(m->gate[i] * state[i], INTLM_GATE_MULTIPLIER);
+  for (i = 0; i < INTLM_HIDDEN; i += ROWS) {
+    const int32_t at = i * INTLM_HIDDEN;
+    drive(m, layer->candidate_input + at, layer->candidate_state + at, layer->candidate_bias + i, INTLM_CANDIDATE_TABLE, found);
+    for (k = 0; k < ROWS; ++k) {
+      const int32_t gate = m->gate[i + k], old = state[i + k];
+      state[i + k] = (int8_t)intlm_q15((2 * INTLM_GATE_ONE - gate) * old + gate * found[k], INTLM_GATE_MULTIPLIER);
+    }
   }
 }
 
 /* Section 5.2, the second half of a layer. */
 static void feed_forward(intlm_model_t *m, const intlm_layer_t *layer) {
   static const intlm_rescale_t up = INTLM_INPUT_RESCALE, down = INTLM_WIDE_RESCALE;
-  int32_t i;
-  for (i = 0; i < INTLM_FEED_FORWARD; ++i) {
-    const int32_t x = intlm_rescale(dot(layer->up + i * INTLM_HIDDEN, m->normed, INTLM_HIDDEN), up);
-    m->wide[i] = saturate(x < 0 ? -x : x);
+  int32_t found[ROWS], i, k;
+  for (i = 0; i < INTLM_FEED_FORWARD; i += ROWS) {
+    multiply(layer->up + i * INTLM_HIDDEN, m->normed, INTLM_HIDDEN, up, found);
+    for (k = 0; k < ROWS; ++k) m->operand[i + k] = saturate(found[k] < 0 ? -found[k] : found[k]);
   }
-  for (i = 0; i < INTLM_HIDDEN; ++i) {
-    const int32_t x = intlm_rescale(dot(layer->down + i * INTLM_FEED_FORWARD, m->wide, INTLM_FEED_FORWARD), down);
-    m->residual[i] = saturate(m->residual[i] + x);
+  for (i = 0; i < INTLM_HIDDEN; i += ROWS) {
+    multiply(layer->down + i * INTLM_FEED_FORWARD, m->operand, INTLM_FEED_FORWARD, down, found);
+    for (k = 0; k < ROWS; ++k) m->residual[i + k] = saturate(m->residual[i + k] + found[k]);
   }
 }
 
 /* Section 5.2. */
 void intlm_step(intlm_model_t *m, uint16_t token) {
   static const intlm_rescale_t to_logit = INTLM_LOGIT_RESCALE;
-  int32_t l, i;
+  int32_t found[ROWS], l, i, k;
   for (i = 0; i < INTLM_HIDDEN; ++i) m->residual[i] = intlm_embedding[token * INTLM_HIDDEN + i];
   for (l = 0; l < INTLM_LAYERS; ++l) {
     int8_t *state = m->state[l];
@@ -74,8 +85,10 @@ void intlm_step(intlm_model_t *m, uint16_t token) {
     feed_forward(m, &intlm_layers[l]);
   }
   norm(m->residual, m->normed);
-  for (i = 0; i < INTLM_VOCAB; ++i)
-    m->logits[i] = (int16_t)intlm_rescale(dot(intlm_head + i * INTLM_HIDDEN, m->normed, INTLM_HIDDEN), to_logit);
+  for (i = 0; i < INTLM_VOCAB; i += ROWS) { /* the head has rows of zeros up to a multiple of ROWS */
+    multiply(intlm_head + i * INTLM_HIDDEN, m->normed, INTLM_HIDDEN, to_logit, found);
+    for (k = 0; k < ROWS && i + k < INTLM_VOCAB; ++k) m->logits[i + k] = (int16_t)found[k];
+  }
 }
 
 /* Section 6. */

@@ -33,7 +33,10 @@ static void decode(uint16_t token) {
   if (pending[0] == INTLM_ESCAPE && count < INTLM_CODE) return;
   for (byte = 0; byte < 256; ++byte) {
     uint16_t code[INTLM_CODE];
-    if (encode(byte, code) == count && !memcmp(code, pending, (size_t)count * sizeof *code)) putchar(byte);
+    if (encode(byte, code) == count && !memcmp(code, pending, (size_t)count * sizeof *code)) {
+      putchar(byte);
+      break;
+    }
   }
   count = 0;
 }

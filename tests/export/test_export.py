@@ -1,0 +1,165 @@
+"""intlm.export: what is written far from a run is the run's model, and nothing else is touched."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from intlm.cli import main
+from intlm.evaluation import evaluate
+from intlm.export import FORMS, export
+from intlm.generation import generate
+from intlm.run import WEIGHTS, LanguageModel, load
+from intlm.version import NUMERICS_VERSION
+
+COMMON = {"config.json", "config.toml", "model.safetensors", "tokenizer.json"}
+TEXT = tiny.words(400, seed=9) + b" \x00 \xff it"
+
+
+@pytest.fixture(scope="module")
+def safetensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that lies far from the run it was made of, which is gone."""
+    run = tiny.copied(tmp_path_factory.mktemp("runs") / "run")
+    out = export(run, "safetensors", tmp_path_factory.mktemp("far") / "model")
+    shutil.rmtree(run)
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_command_writes_beside_the_run(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.copied(tmp_path / "run")
+    assert main(["export", str(run), "--to", form]) == 0
+    out = run / "exports" / form
+    assert capsys.readouterr().out == f"{out}\n"
+    found = {path.name for path in out.iterdir()}
+    own = {
+        "c": {"Makefile", "README.md", "fixed_point.h", "intlm.c", "intlm.h", "main.c", "tokenizer.h", "weights.c"}
+        | {"weights.h"},
+        "onnx": {"model.onnx"},
+        "safetensors": set(),
+    }
+    assert found == COMMON | own[form]
+    assert not any(path.is_symlink() for path in out.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out / "config.toml").stat().st_mode & 0o777}
+
+
+def test_weights_are_those_of_the_run(safetensors: Path) -> None:
+    model = load(tiny.trained().directory)
+    found = load_file(safetensors / WEIGHTS)
+    assert found.keys() == model.parameters.keys()
+    for name, value in model.parameters.items():
+        assert found[name].dtype == np.int8
+        np.testing.assert_array_equal(found[name], np.asarray(value))
+    described = json.loads((safetensors / "config.json").read_text())
+    assert described == {
+        "model_type": "intlm",
+        "numerics_version": NUMERICS_VERSION,
+        **model.architecture._asdict(),
+    }
+
+
+def test_an_export_evaluates_and_writes_as_its_run(safetensors: Path) -> None:
+    def what(model: LanguageModel) -> tuple[object, bytes]:
+        found = evaluate(model, [model.tokens(TEXT)])
+        return found, b"".join(generate(model, b"ab", 80, temperature="0.8", top_k=5, seed=4))
+
+    assert what(load(safetensors)) == what(load(tiny.trained().directory))
+
+
+def test_an_export_of_an_export_is_the_same(safetensors: Path, tmp_path: Path) -> None:
+    again = export(safetensors, "safetensors", tmp_path / "again")
+    for path in safetensors.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+def test_training_begins_with_the_weights_of_an_export(safetensors: Path, tmp_path: Path) -> None:
+    """With a step of nearly nothing they are still there after an update; from the seed they would not be."""
+    run = tmp_path / "run"
+    keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "momentum", "eggroll.step": 1}
+    config = tiny.write_config(tmp_path / "tiny.toml", keys)
+    assert main(["train", str(config), "--run-dir", str(run), "--from", str(safetensors)]) == 0
+    before, after = load(safetensors).parameters, load(run).parameters
+    for name, value in before.items():
+        moved = np.abs(np.asarray(after[name], int) - np.asarray(value, int))
+        assert moved.max() <= 1 and moved.mean() < 0.1, name
+    first = dict(tiny.state_of(run, 0))
+    for name, value in before.items():
+        np.testing.assert_array_equal(first[f"[0]['{name}']"], np.asarray(value))
+
+
+def test_training_from_another_kind_of_model_is_refused(
+    safetensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ("train", tiny.CONFIG, "--run-dir", run, "--from", safetensors)
+    said = refused(capsys, *command, "--model.hidden_size", 24)
+    assert f"{safetensors}: its model has hidden_size = 16, the configuration 24" in said
+    prepared = tmp_path / "prepared"
+    said = refused(capsys, *command, "--data.tokenizer", "bytes", "--data.prepared", prepared)
+    assert f"{safetensors}: its tokenizer is not that of {prepared}" in said
+    assert "not a run" in refused(capsys, *command[:-1], tmp_path / "nothing")
+    assert not run.exists()
+
+
+def test_nothing_but_an_export_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious").write_text("mine")
+    said = refused(capsys, "export", tiny.trained().directory, "--to", "safetensors", "--out", tmp_path)
+    assert f"{tmp_path}: holds something that is not an export" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    out = tmp_path / "model"
+    export(tiny.trained().directory, "c", out)
+    export(tiny.trained().directory, "safetensors", out)
+    assert {path.name for path in out.iterdir()} == COMMON
+    assert {path.name for path in tmp_path.iterdir()} == {"precious", "model"}
+
+
+def test_a_failed_export_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export(tiny.trained().directory, "safetensors", tmp_path / "model")
+    before = tiny.contents(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)  # as if it were not installed
+    capsys.readouterr()
+    assert main(["export", str(tiny.trained().directory), "--to", "onnx", "--out", str(out)]) == 3
+    said = capsys.readouterr().err
+    assert "onnx: not installed" in said and "pip install 'intlm[simulators]'" in said and said.count("\n") == 1
+    assert tiny.contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "shape", "dtype", "version", "text"])
+def test_damaged_weights_are_named(
+    damage: str, safetensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
+    path = copy / WEIGHTS
+    weights, metadata = load_file(path), {"numerics_version": str(NUMERICS_VERSION)}
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "text":
+        path.write_text("not weights")
+    else:
+        if damage == "missing":
+            del weights["head"]
+        elif damage == "shape":
+            weights["head"] = weights["head"][1:]
+        elif damage == "dtype":
+            weights["head"] = weights["head"].astype(np.int16)
+        else:
+            metadata = {"numerics_version": "1"}
+        save_file(weights, path, metadata)
+    said = refused(capsys, "evaluate", copy, "--text", tiny.CONFIG)
+    assert str(path) in said
+    reasons = {"cut": "cannot be read", "text": "cannot be read", "version": "numerics version 1"}
+    assert reasons.get(damage, "head") in said

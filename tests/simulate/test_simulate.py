@@ -1,0 +1,196 @@
+"""`intlm simulate`: what it prints, what it refuses, and that nothing with floating point in it gets through."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from intlm import simulate as module
+from intlm.cli import main
+from intlm.errors import MissingPackage
+from intlm.evaluation import evaluate
+from intlm.export import c, export
+from intlm.model import SEPARATOR
+from intlm.run import LanguageModel, load
+from intlm.simulate import build, elf, wasm
+from intlm.simulate.machines import MACHINES, CortexM, Host, RiscV
+
+TEXT = tiny.words(60, seed=11)
+FLOATING = "float intlm_draw(float x, float y);\nfloat intlm_draw(float x, float y) { return x * y + 0.5f; }\n"
+SOFTWARE = ("__mulsf3", "__addsf3", "__aeabi_fmul", "__aeabi_fadd")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    return tmp_path / "text.txt"
+
+
+@pytest.mark.parametrize("target", MACHINES)
+def test_a_run_on_a_machine(target: str, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.trained().directory
+    assert main(["simulate", str(run), "--on", target, "--text", str(text), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = load(run)
+    a = model.architecture
+    assert found["same_bits"] is True and found["difference"] is None
+    assert found["tokens"] == len(model.tokens(TEXT)) and found["bytes"] == len(TEXT)
+    assert found["bits_per_byte"] == evaluate(model, [model.tokens(TEXT)]).summary()["bits_per_byte_integer"]
+    assert found["state"] == a.num_layers * a.hidden_size
+    assert found["weights"] == sum(np.asarray(w).nbytes for w in model.parameters.values())
+    assert found["cost_per_token"] > 0
+    if target in ("riscv32", "cortex-m"):
+        # Each multiplication is at least an instruction, and there are no vectors.
+        assert found["cost_per_token"] > found["weights"] - 2 * a.vocab_size * a.hidden_size
+        assert found["clock_hz"] == 100 * found["cost_per_token"]
+        assert found["code"] <= 16 << 10
+        assert found["constants"] >= found["weights"]
+    if target not in ("onnxruntime",):
+        widest = 2 * max(a.hidden_size, a.feed_forward_size)
+        assert found["state"] + found["buffers"] <= 8 * a.hidden_size * a.num_layers + 2 * a.vocab_size + widest
+
+
+def test_an_export_on_a_machine(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = export(tiny.trained().directory, "c", tmp_path / "model")
+    assert main(["simulate", str(out), "--on", "host", "--text", str(text), "--tokens", "50"]) == 0
+    said = capsys.readouterr().out
+    assert "the same" in said and "tokens compared" in said and "50" in said
+
+
+def test_the_held_out_split_and_its_separators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(tiny.trained().directory), "--on", "host", "--tokens", "200", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 200
+
+
+def test_a_separator_is_read_but_not_counted(tmp_path: Path) -> None:
+    model = tiny.make_model()
+    one, two = (model.tokens(text) for text in (b"some text", b"another"))
+    tokens = np.concatenate([[SEPARATOR], one, [SEPARATOR], two]).astype(np.int32)
+    total, _, difference = module.compare(model, Host(model, tmp_path), tokens)
+    assert difference is None
+    assert total == evaluate(model, [one, two]).integer_loss
+
+
+def test_one_wrong_bit_is_an_exit_code(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The machine is given the model with one weight changed."""
+
+    def other(model: LanguageModel, work: Path) -> Host:
+        wrong = tiny.make_model(model.tokenizer, model.architecture.hidden_size, model.architecture.num_layers)
+        wrong.architecture = model.architecture
+        name = "layers.0.gate_bias"
+        wrong.parameters = {**model.parameters, name: model.parameters[name].at[3].add(60)}
+        return Host(wrong, work)
+
+    monkeypatch.setitem(MACHINES, "host", other)
+    command = ["simulate", str(tiny.trained().directory), "--on", "host", "--text", str(text)]
+    assert main(command) == 1
+    assert "DIFFER: token 0: state: layer 0, index 3" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["same_bits"] is False
+    assert {k: found["difference"][k] for k in ("token", "what", "layer", "index")} == {
+        "token": 0,
+        "what": "state",
+        "layer": 0,
+        "index": 3,
+    }
+
+
+PACKAGES = {
+    "riscv32": ("unicorn", "elftools", "ziglang"),
+    "cortex-m": ("unicorn",),
+    "wasm": ("wasmtime", "ziglang"),
+    "onnxruntime": ("onnxruntime", "onnx"),
+}
+
+
+@pytest.mark.parametrize(("target", "package"), [(t, p) for t, packages in PACKAGES.items() for p in packages])
+def test_what_is_not_installed_is_named(
+    target: str, package: str, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("tempfile.tempdir", str(text.parent))
+    before = sorted(text.parent.iterdir())
+    assert main(["simulate", str(tiny.trained().directory), "--on", target, "--text", str(text)]) == 3
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert {"elftools": "pyelftools"}.get(package, package) + ": not installed" in said.err
+    assert "pip install 'intlm[simulators]'" in said.err
+    assert sorted(text.parent.iterdir()) == before  # nothing half done
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingPackage, match=r"a C compiler: not installed.*host"):
+        build.host(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["an empty text", "not a run"])
+def test_refused(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    run = tmp_path if what == "not a run" else tiny.trained().directory
+    command = ["simulate", str(run), "--on", "host", "--text", str(tmp_path / "empty.txt")]
+    assert main(command) == 2
+    assert {"an empty text": "nothing to simulate", "not a run": "not a run"}[what] in capsys.readouterr().err
+
+
+def with_floats(work: Path) -> Path:
+    """An export one of whose functions computes in floating point."""
+    c.write(tiny.make_model(), work)
+    source = (work / "intlm.c").read_text()
+    at = source.index("/* Section 10. */")
+    (work / "intlm.h").write_text((work / "intlm.h").read_text().replace("uint16_t intlm_draw", "int intlm_other"))
+    (work / "intlm.c").write_text(source[:at] + FLOATING)
+    return work
+
+
+@pytest.mark.parametrize("machine", [RiscV, CortexM])
+def test_floating_point_in_software_is_found(machine: type[RiscV], tmp_path: Path) -> None:
+    with_floats(tmp_path)
+    with pytest.raises(build.BuildError, match=r"__(mulsf3|aeabi_fmul)"):  # nothing of the kind is linked
+        build.cross(tmp_path, tmp_path, *machine.TARGET)
+    with (tmp_path / "intlm.c").open("a") as file:
+        for name in SOFTWARE:
+            file.write(f"int {name}(int x, int y);\nint {name}(int x, int y) {{ return x + y; }}\n")
+    with pytest.raises(build.BuildError, match="floating point: it calls __"):
+        elf.read(build.cross(tmp_path, tmp_path, *machine.TARGET))
+
+
+@pytest.mark.parametrize(
+    ("target", "processor"),
+    [("riscv32-freestanding-none", "generic_rv32+m+f"), ("thumb-freestanding-eabihf", "cortex_m4+vfp4d16sp")],
+)
+def test_floating_point_instructions_are_found(target: str, processor: str, tmp_path: Path) -> None:
+    made = build.cross(with_floats(tmp_path), tmp_path, target, processor)
+    with pytest.raises(build.BuildError, match="floating point: instruction at 0x"):
+        elf.read(made)
+
+
+def test_floating_point_in_webassembly_is_found(tmp_path: Path) -> None:
+    made = build.wasm(with_floats(tmp_path), tmp_path)
+    with pytest.raises(build.BuildError, match="floating point"):
+        wasm.check(made.read_bytes())
+
+
+def test_a_compiler_that_refuses_is_quoted(tmp_path: Path) -> None:
+    c.write(tiny.make_model(), tmp_path)
+    (tmp_path / "intlm.c").write_text("int broken(void) { return nothing; }\n")
+    with pytest.raises(build.BuildError, match="nothing"):
+        build.host(tmp_path, tmp_path)
+
+
+def test_the_same_instructions_are_counted_again(tmp_path: Path) -> None:
+    """A second run of a token from the same state takes exactly as many."""
+    model = tiny.make_model()
+    machine = RiscV(model, tmp_path)
+    found = []
+    for token in (0, 7, 0, 7):
+        machine.step(token)
+        found.append(machine.cost())
+    assert found[:2] == found[2:]
