@@ -132,11 +132,10 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
                 end = np.moveaxis(np.asarray(narrow[kind]), 0, 2)  # [widths, batch, layers, hidden]
                 changed[kind] |= (end != np.asarray(states)).any(axis=(1, 2, 3))
     size = sum(len(model.tokenizer.decode(text)) for text in texts)
-    scale = 2**FRACTION_BITS * size
     curves = {}
     for kind in OVERFLOWS:
         assert not changed[kind][-1], f"{kind}, {proved} bits: the proof or the accumulator is wrong"
         narrowest = widths[int(np.flatnonzero(changed[kind])[-1]) + 1] if changed[kind].any() else widths[0]
         by_width = zip(widths, found[kind], strict=True)
-        curves[kind] = Curve({width: bits / scale for width, bits in by_width}, narrowest)
-    return exact / scale, curves
+        curves[kind] = Curve({width: bits / 2**FRACTION_BITS / size for width, bits in by_width}, narrowest)
+    return exact / 2**FRACTION_BITS / size, curves

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from intlm.tracking.picture import _spread, breakdown, learning_curve
+from intlm.tracking.picture import _spread, accumulator_widths, breakdown, learning_curve
 
 REFERENCES = {"unigram": 4.52, "bigram": 3.71, "trigram": 3.08, "gzip -9": 3.11}
 
@@ -147,3 +147,22 @@ def test_a_breakdown_of_nothing(tmp_path: Path) -> None:
     breakdown([("all of it", "some", 0.0)], tmp_path / "a.png", "title")
     breakdown([], tmp_path / "a.png", "title")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("own", [("saturate", 10), ("wrap", 12), ("wrap", 40)])
+def test_narrow_accumulators(own: tuple[str, int], tmp_path: Path, figures: list[Figure]) -> None:
+    """Both curves, and the hardware's own width where it is on its curve; every label in the picture."""
+    curves = {"saturate": {10: 6.0, 11: 4.0, 12: 2.5}, "wrap": {10: 6.5, 11: 7.0, 12: 2.5}}
+    accumulator_widths(curves, 2.5, own, tmp_path / "a.png", "what $5 and $6 buy")
+    assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (1200, 750)
+    axes = figures[0].axes[0]
+    drawn = {str(line.get_label()): line for line in axes.lines}
+    assert list(drawn["saturating"].get_ydata()) == [6.0, 4.0, 2.5]
+    assert list(drawn["wrapping"].get_ydata()) == [6.5, 7.0, 2.5]
+    (mark,) = (line for label, line in drawn.items() if label.startswith(f"this hardware: {own[1]} bits"))
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([own[1]], [curves[own[0]].get(own[1], 2.5)])
+    legend = axes.get_legend()
+    assert legend
+    boxes = [text.get_window_extent() for text in [*axes.texts, *legend.get_texts(), axes.title]]
+    assert all(min(box.x0, box.y0) >= 0 and box.x1 <= 1200 and box.y1 <= 750 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
