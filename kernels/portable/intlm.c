@@ -10,7 +10,8 @@ static int8_t saturate(int32_t x) { return (int8_t)intlm_clamp(x, INTLM_MAX8); }
 
 /* ROWS rows of a matrix by x, rescaled: int16 values. */
 static inline void multiply(const int8_t *rows, const int16_t *x, int32_t fan_in, intlm_rescale_t scale, int32_t *out) {
-  int32_t sum[ROWS] = {0}, i, k;
+  int32_t sum[ROWS], i, k;
+  for (k = 0; k < ROWS; ++k) sum[k] = 0; /* not by an initializer, which compilers turn into a call of memset */
   for (i = 0; i < fan_in; ++i, ++rows)
     for (k = 0; k < ROWS; ++k) sum[k] += rows[k * fan_in] * x[i];
   for (k = 0; k < ROWS; ++k) out[k] = intlm_rescale(sum[k], scale);
