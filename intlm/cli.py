@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from intlm import config as configuration
@@ -43,16 +43,11 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from intlm.evaluation import evaluate, file_documents, split_documents
-    from intlm.run import load, open_corpus, open_run
+    from intlm.evaluation import documents_of, evaluate
+    from intlm.run import load
     from intlm.tracking.table import format_table
 
-    config, tokenizer = open_run(args.run)
-    if args.text:
-        texts, what = file_documents(args.text, config.data.document_separator, tokenizer), str(args.text)
-    else:
-        split = open_corpus(config, tokenizer).split(args.split)
-        texts, what = split_documents(split), f"{args.split} split"
+    texts, what = documents_of(args.run, args.text, args.split)
     found = evaluate(load(args.run), texts, args.batch)
     if not found.bytes:
         raise ConfigError(f"{what}: nothing to evaluate: it holds no text")
@@ -129,10 +124,14 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
+def _from(low: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number, `low` or more."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low}")
+        return int(text)
+
     return number
 
 
@@ -168,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
     )
-    made.add_argument("--batch", type=_count, default=None, metavar="N", help="segments read at once; changes no digit")
+    made.add_argument("--batch", type=_from(0), metavar="N", help="segments read at once; changes no digit")
     made.add_argument("--json", action="store_true", help="print one JSON object")
 
     made = command("generate", _generate, "Let a run's model write.")
@@ -178,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
         "--prompt", default="", metavar="TEXT", help="what it goes on from (default: a document's start)"
     )
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, any bytes")
-    made.add_argument("--tokens", type=_count, default=500, metavar="N", help="how many to draw (default: 500)")
+    made.add_argument("--tokens", type=_from(0), default=500, metavar="N", help="how many to draw (default: 500)")
     made.add_argument(
         "--temperature",
         default="0.8",
@@ -186,11 +185,11 @@ def parser() -> argparse.ArgumentParser:
         help="1/128 to 256; 0: always the likeliest (default: 0.8)",
     )
     made.add_argument(
-        "--top-k", type=_count, default=0, metavar="K", help="draw from the K likeliest; 0: all (default: 0)"
+        "--top-k", type=_from(0), default=0, metavar="K", help="draw from the K likeliest; 0: all (default: 0)"
     )
     made.add_argument(
         "--seed",
-        type=_count,
+        type=_from(0),
         default=0,
         dest="sample_seed",
         metavar="N",
@@ -198,19 +197,19 @@ def parser() -> argparse.ArgumentParser:
     )
 
     made = command("export", _export, "Write a run's model as integer C, an ONNX graph or safetensors.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
     made.add_argument("--to", choices=("c", "onnx", "safetensors"), required=True, help="which of them")
-    made.add_argument("--out", type=Path, metavar="DIR", help="where to (default: exports/FORM in the run)")
+    made.add_argument("--out", type=Path, metavar="DIR", help="default: exports/FORM in the run; replaces an export")
 
     made = command("simulate", _simulate, "Run a model on another machine and compare every bit.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
     machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime", "model")
     made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
     made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
-    made.add_argument("--tokens", type=_count, default=1000, metavar="N", help="of the text (default: 1000)")
+    made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help="of the text (default: 1000)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.add_argument("--hardware", type=Path, metavar="FILE", help="model: hardware described in TOML, required")
-    made.add_argument("--streams", type=_count, metavar="N", help="model: texts read side by side (default: 1)")
+    made.add_argument("--streams", type=_from(1), metavar="N", help="model: texts read side by side (default: 1)")
     made.add_argument("--picture", type=Path, metavar="FILE", help="model: draw bits per byte by accumulator, as a PNG")
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
@@ -221,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.add_argument("--picture", type=Path, metavar="FILE", help="draw where an update's time goes, as a PNG")
     made.add_argument(
-        "--rounds", type=_count, default=None, metavar="N", help="measurements (default: 5, 3 where they take long)"
+        "--rounds", type=_from(0), default=None, metavar="N", help="measurements (default: 5, 3 where they take long)"
     )
     configuration.add_arguments(made)
     return top

@@ -210,7 +210,7 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None)
         elif isinstance(value, dict):
             given.update((f"{name}.{key}", (str(path), inner)) for key, inner in value.items())
         else:
-            raise ConfigError(f"{path}: {name} = {_shown(value)}: expected a section, [{name}]")
+            raise ConfigError(f"{path}: {name} = {shown(value)}: expected a section, [{name}]")
     given.update((key, (COMMAND_LINE, value)) for key, value in (overrides or {}).items())
 
     values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
@@ -265,7 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         for name, key in KEYS.items():
             if name.rpartition(".")[0] != section:
                 continue
-            default = "required" if key.default is dataclasses.MISSING else f"default {_shown(key.default)}"
+            default = "required" if key.default is dataclasses.MISSING else f"default {shown(key.default)}"
             text = f"{key.metadata['help']} ({_expected(key)}; {default})"
             choices, path = key.metadata["choices"], key.metadata["path"]
             metavar = "|".join(choices) if choices else "PATH" if path else "N" if key.type is int else "TEXT"
@@ -305,7 +305,7 @@ def _beyond_limits(config: Config, vocab_size: int | None) -> Iterator[tuple[tup
     if vocab_size is not None and not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
         yield (
             ("data.tokenizer",),
-            f"data.tokenizer = {_shown(config.data.tokenizer)}: a vocabulary of {vocab_size} tokens; must be "
+            f"data.tokenizer = {shown(config.data.tokenizer)}: a vocabulary of {vocab_size} tokens; must be "
             f"{MIN_VOCAB} to {MAX_VOCAB} (tokens are stored in 16 bits; the loss is proved for that range)",
         )
 
@@ -334,7 +334,7 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
     limits = key.metadata
 
     def refuse(expected: str) -> ConfigError:
-        return ConfigError(f"{source}: {name} = {_shown(value)}: {expected}")
+        return ConfigError(f"{source}: {name} = {shown(value)}: {expected}")
 
     if key.type is int:
         number = value
@@ -393,7 +393,7 @@ def _nearest(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """`value` as TOML would write it, cut to 60 characters."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -19,7 +19,7 @@ from intlm.data.shards import Split
 from intlm.data.sources import files
 from intlm.data.tokenizers import Tokenizer
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel
+from intlm.run import BLOCK, LanguageModel, open_corpus, open_run
 
 SEGMENT = 1024
 WARM_UP = 256
@@ -64,6 +64,14 @@ def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarr
         count = int(min(end - start, left))
         left -= count
         yield split.read(start, count)
+
+
+def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[Iterator[np.ndarray], str]:
+    """The documents of a text file, or of a split of a run's corpus, by the run's tokenizer; and what to call them."""
+    config, tokenizer = open_run(run)
+    if text:
+        return file_documents(text, config.data.document_separator, tokenizer), str(text)
+    return split_documents(open_corpus(config, tokenizer).split(split)), f"{split} split"
 
 
 def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ learning_curve.png
 An export (intlm.export) is read like a run: it has model.safetensors in place of the checkpoints.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -179,19 +180,25 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     """The weights of an export. Raises RunError where they are not those of the architecture, or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    described = path.with_name("config.json")
     try:
+        expected = json.loads(described.read_text())["weights_sha256"]
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
         with safe_open(path, "numpy") as file:
             version = (file.metadata() or {}).get("numerics_version")
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+    except (LookupError, TypeError, ValueError) as error:
+        raise RunError(f"{described}: not that of an export: {error!r}") from None
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
     if version != str(NUMERICS_VERSION):
         raise RunError(f"{path}: of numerics version {version}; this intlm computes version {NUMERICS_VERSION}")
-    expected = {s.name: s.shape for s in specifications(architecture)}
-    for name in expected.keys() | found.keys():
+    shapes = {s.name: s.shape for s in specifications(architecture)}
+    for name in shapes.keys() | found.keys():
         has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"
-        if name not in expected or has != (expected[name], "int8"):
-            raise RunError(f"{path}: {name}: found {has}, expected {(expected.get(name), 'int8')} by config.toml")
+        if name not in shapes or has != (shapes[name], "int8"):
+            raise RunError(f"{path}: {name}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
     return {name: jnp.asarray(value) for name, value in found.items()}
 
 

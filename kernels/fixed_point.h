@@ -1,8 +1,8 @@
 /* The arithmetic of docs/numerics.md, version 3, one value at a time, in C99.
  *
  * The one source of these rules for everything native: the CPU engine, the exported C. Only <stdint.h>; no
- * floating point, no division of 64-bit values, no undefined behaviour: right shifts of negative numbers are
- * arithmetic on every compiler that is supported (gcc, clang, nvcc), and the tests run under UBSan.
+ * floating point, no division, no undefined behaviour: right shifts of negative numbers are
+ * arithmetic on every compiler that is supported (gcc, clang), and the tests run under UBSan.
  */
 #ifndef INTLM_FIXED_POINT_H
 #define INTLM_FIXED_POINT_H
@@ -15,7 +15,6 @@
 #define INTLM_GATE_ONE 127
 #define INTLM_GATE_MULTIPLIER 129
 #define INTLM_STATE_SHIFT 3
-#define INTLM_VECTOR_SHIFT 1
 
 /* Section 2: primitives. */
 
@@ -35,53 +34,6 @@ typedef struct {
 static inline int32_t intlm_rescale(int32_t accumulator, intlm_rescale_t scale) {
   return intlm_q15(intlm_clamp(intlm_rshift(accumulator, scale.shift), INTLM_MAX16), scale.multiplier);
 }
-
-static inline uint32_t intlm_isqrt(uint64_t x) {
-  uint64_t root = 0;
-  for (int bit = 31; bit >= 0; --bit) {
-    uint64_t trial = root | ((uint64_t)1 << bit);
-    if (trial * trial <= x) root = trial;
-  }
-  return (uint32_t)root;
-}
-
-/* oddroot(2^bits, n) without a 64-bit division: the callers' quotients fit 32 bits after the power of two is taken
- * apart, and the engine calls these once, not a value. */
-static inline int32_t intlm_odd_root(int bits, uint32_t n) {
-  /* floor(2^bits / (4 n)) by long division in base two; bits <= 42. */
-  uint64_t quotient = 0, rest = 0;
-  for (int bit = bits; bit >= 0; --bit) {
-    rest = (rest << 1) | (bit == bits ? 1u : 0u);
-    quotient <<= 1;
-    if (rest >= (uint64_t)4 * n) {
-      rest -= (uint64_t)4 * n;
-      quotient |= 1;
-    }
-  }
-  return (int32_t)(2 * intlm_isqrt(quotient) + 1);
-}
-
-static inline intlm_rescale_t intlm_activation_rescale(uint32_t fan_in, int extra_shift) {
-  intlm_rescale_t scale;
-  int shift = 0;
-  while (((uint32_t)256 << (2 * shift)) < fan_in) ++shift;
-  scale.shift = shift + extra_shift;
-  scale.multiplier = intlm_odd_root(2 * (11 + shift), fan_in);
-  return scale;
-}
-
-static inline intlm_rescale_t intlm_logit_rescale(uint32_t fan_in) {
-  intlm_rescale_t scale;
-  int shift = 0;
-  while (((uint32_t)16 << (2 * shift)) < fan_in) ++shift;
-  scale.shift = shift;
-  scale.multiplier = intlm_odd_root(2 * (15 + shift), fan_in);
-  return scale;
-}
-
-static inline int32_t intlm_rank_multiplier(uint32_t rank) { return (int32_t)((intlm_isqrt(65536u / rank) + 1) >> 1); }
-
-static inline int32_t intlm_mean_multiplier(uint32_t count) { return (int32_t)((((uint32_t)1 << 25) / count + 1) >> 1); }
 
 /* Sixteen times the mean magnitude, from the sum of magnitudes. */
 static inline int32_t intlm_mean(int32_t total, int32_t multiplier) { return (total * multiplier + (1 << 19)) >> 20; }
@@ -122,7 +74,7 @@ static inline uint32_t intlm_exp2_term(uint32_t below, const int32_t* exp2_table
 
 /* lse, given the largest logit and the exact sum of the terms, in [2^24, 2^40]. */
 static inline int32_t intlm_log_sum(int32_t largest, uint64_t sum, const int16_t* log2_table) {
-#if defined(__GNUC__) && !defined(__CUDA_ARCH__)
+#if defined(__GNUC__) && defined(__cplusplus) /* in C it would need the compiler's library on a core without it */
   const int p = 63 - __builtin_clzll(sum);
 #else
   int p = 24;

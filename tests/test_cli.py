@@ -17,10 +17,12 @@ from intlm import cli, config
 from intlm.checkpoint import CHECKSUMS, Checkpoints
 from intlm.cli import main
 from intlm.errors import RunError
+from intlm.export import FORMS
 from intlm.run import load
+from intlm.simulate.machines import MACHINES
 
 REPOSITORY = Path(__file__).parents[1]
-COMMANDS = ("prepare", "train", "evaluate", "generate", "inspect", "bench")
+COMMANDS = ("prepare", "train", "evaluate", "generate", "export", "simulate", "inspect", "bench")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -62,7 +64,9 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "train", "bench"))
     wanted = {
         "bench": ["--json", "--picture FILE", "--rounds N"],
-        "train": ["--run-dir DIR", "--resume"],
+        "train": ["--run-dir DIR", "--resume", "--from RUN"],
+        "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
+        "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
         "evaluate": ["--text FILE", "--json", "--split", "--batch N"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
     }
@@ -331,7 +335,7 @@ def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """runs/NAME below the working directory."""
     seen: list[Path] = []
 
-    def done(config: object, directory: Path, resume: bool) -> bool:
+    def done(config: object, directory: Path, resume: bool, start: Path | None) -> bool:
         seen.append(directory)
         return True
 

@@ -13,7 +13,8 @@ from intlm.model.parameters import Architecture, specifications
 from intlm.run import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
-ROWS = 8  # as in intlm.c: the head is padded to a multiple of it
+FILES = (*SOURCES, "weights.h", "weights.c", "tokenizer.h")
+ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
 LAYER = (
     "gate_input",
     "gate_state",
@@ -47,6 +48,7 @@ def _header(a: Architecture) -> str:
         return f"{{{rescale.shift}, {rescale.multiplier}}}"
 
     defined = {
+        "ROWS": ROWS,
         "VOCAB": a.vocab_size,
         "HIDDEN": a.hidden_size,
         "LAYERS": a.num_layers,
@@ -65,7 +67,7 @@ def _header(a: Architecture) -> str:
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
     lines += ["", "typedef struct {", f"  const int8_t {', '.join('*' + name for name in LAYER)};", "} intlm_layer_t;"]
     lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
-              " * the head with rows of zeros up to a multiple of 8. */"]
+              " * the head with rows of zeros up to a multiple of INTLM_ROWS. */"]
     lines += [
         "extern const intlm_layer_t intlm_layers[INTLM_LAYERS];",
         "extern const int8_t intlm_embedding[], intlm_head[];",

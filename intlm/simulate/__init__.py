@@ -1,18 +1,18 @@
 """A trained model on other machines, held to the JAX reference bit for bit (`intlm simulate`)."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from intlm.errors import ConfigError
-from intlm.evaluation import file_documents, split_documents
+from intlm.evaluation import documents_of
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel, load, open_corpus, open_run
+from intlm.run import BLOCK, LanguageModel, load
 from intlm.simulate.machines import MACHINES, Machine
 from intlm.tracking.table import format_table
 
@@ -25,8 +25,8 @@ class Difference:
 
     token: int  # how many were read before
     what: str  # "state", "logit" or "loss"
-    layer: int | None
-    index: int
+    layer: int | None  # of a state
+    index: int  # of a state or a logit; the token that a loss is of
     machine: int
     reference: int
 
@@ -42,10 +42,10 @@ class Report:
     target: str
     tokens: int
     bytes: int
-    bits_per_byte: float  # of the integer losses
+    bits_per_byte: float | None  # of the integer losses; None where bits differ
     difference: Difference | None
-    cost_per_token: float | None
-    unit: str | None
+    cost_per_token: float
+    unit: str
     weights: int
     state: int
     buffers: int | None
@@ -58,17 +58,17 @@ class Report:
 
     def clock(self) -> float | None:
         """The clock, in Hz, for RATE tokens a second at one instruction a cycle."""
-        return self.cost_per_token * RATE if self.cost_per_token and self.unit == "instructions" else None
+        return self.cost_per_token * RATE if self.unit == "instructions" else None
 
     def text(self) -> str:
         """For people."""
         rows = [
             ("bits", "the same" if self.difference is None else f"DIFFER: {self.difference}"),
             ("tokens compared", f"{self.tokens:,}"),
-            ("bits per byte", f"{self.bits_per_byte:.4f}"),
         ]
-        if self.cost_per_token:
-            rows.append((f"{self.unit} per token", f"{self.cost_per_token:,.0f}"))
+        if self.bits_per_byte is not None:
+            rows.append(("bits per byte", f"{self.bits_per_byte:.4f}"))
+        rows.append((f"{self.unit} per token", f"{self.cost_per_token:,.0f}"))
         if clock := self.clock():
             rows.append((f"clock for {RATE} tokens/s, an instruction a cycle", f"{clock / 1e6:.3g} MHz"))
         rows.append(("weights", f"{self.weights:,} bytes"))
@@ -86,30 +86,27 @@ class Report:
 def simulate(run: Path, target: str, text: Path | None, tokens: int) -> Report:
     """Run the model of a run (or of an export) on one of MACHINES over the first `tokens` tokens of a text.
 
-    text: a file; None: the run's held-out split. The reference is the `xla` engine. Raises MissingPackage where the
-    machine is not installed, BuildError where the model does not compile for it.
+    text: a file; None: the run's held-out split. A separator that begins a document is one of the tokens. The reference
+    is the `xla` engine. Raises MissingPackage where the machine is not installed, BuildError where the model does not
+    compile for it.
     """
-    config, tokenizer = open_run(run)
+    documents, what = documents_of(run, text)
     reference = load(run, "xla")
-    if text:
-        documents = file_documents(text, config.data.document_separator, tokenizer)
-    else:
-        documents = split_documents(open_corpus(config, tokenizer).split("valid"))
-    read = _first(documents, tokens)
-    if len(read) < 2:
-        raise ConfigError(f"{text or 'valid split'}: nothing to simulate: it holds no text")
+    read = np.concatenate([np.empty(0, np.int32), *first_tokens(documents, tokens)])
+    size = len(reference.tokenizer.decode(read))
+    if not size:
+        raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
     with tempfile.TemporaryDirectory(prefix="intlm-") as work:
         machine: Machine = MACHINES[target](reference, Path(work))
-        total, costs, difference = compare(reference, machine, read)
-    size = len(tokenizer.decode(read))
+        found = compare(reference, machine, read)
     a = reference.architecture
     return Report(
         target,
-        len(read) - 1,
+        found.tokens,
         size,
-        total / 256 / size,
-        difference,
-        float(np.median(costs)) if machine.unit == "ns" else float(np.mean(costs)),
+        None if found.difference else found.loss / 256 / size,
+        found.difference,
+        float(np.median(found.costs)) if machine.unit == "ns" else float(np.mean(found.costs)),
         machine.unit,
         sum(v.size for v in reference.parameters.values()),
         a.num_layers * a.hidden_size,
@@ -119,22 +116,31 @@ def simulate(run: Path, target: str, text: Path | None, tokens: int) -> Report:
     )
 
 
-def _first(documents: Iterator[np.ndarray], tokens: int) -> np.ndarray:
-    """A separator before each document, and that many tokens after the first separator."""
-    found: list[np.ndarray] = []
+def first_tokens(documents: Iterable[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
+    """Documents, each with the separator that begins it, until so many tokens follow the first separator."""
     left = tokens + 1
     for document in documents:
         if left <= 0:
-            break
-        found.append(np.concatenate([[SEPARATOR], document])[:left].astype(np.int32))
-        left -= len(found[-1])
-    return np.concatenate(found) if found else np.empty(0, np.int32)
+            return
+        found = np.concatenate([[SEPARATOR], document])[:left].astype(np.int32)
+        left -= len(found)
+        yield found
 
 
-def compare(
-    reference: LanguageModel, machine: Machine, tokens: np.ndarray
-) -> tuple[int, list[float], Difference | None]:
-    """Every logit, loss and, where they differ, state: the losses' sum, each step's cost, the first difference."""
+class Comparison(NamedTuple):
+    """What a machine did beside the reference."""
+
+    tokens: int  # that were compared
+    loss: int  # their integer losses' sum, 256 = one bit
+    costs: list[float]  # of each step, in the machine's unit
+    difference: Difference | None
+
+
+def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> Comparison:
+    """Every logit and loss, the states where they differ and at the end; it stops at the first difference.
+
+    tokens: int32 [n], a separator first. The last is only predicted.
+    """
     states, total = reference.start(1), 0
     costs: list[float] = []
     with tqdm(total=len(tokens) - 1, unit="token", delay=1, leave=False, disable=None) as bar:
@@ -146,27 +152,31 @@ def compare(
             losses = reference.integer_losses(logits[0], following)
             for i, token in enumerate(block.tolist()):
                 machine.step(token)
-                costs.append(machine.cost() or 0)
-                found = machine.logits()
+                costs.append(machine.cost())
+                at, found = first + i, machine.logits()
                 if not np.array_equal(found, logits[0, i]):
                     _, expected = reference.read(block[None, : i + 1], before)
-                    return total, costs, _locate(first + i, machine, np.asarray(expected)[0], logits[0, i])
+                    different = _state_difference(at, machine, np.asarray(expected)[0])
+                    index = int(np.flatnonzero(found != logits[0, i])[0])
+                    logit = Difference(at, "logit", None, index, int(found[index]), int(logits[0, i, index]))
+                    return Comparison(at, total, costs, different or logit)
                 loss = machine.loss(int(following[i]))
                 if loss != losses[i]:
-                    return total, costs, Difference(first + i, "loss", None, int(following[i]), loss, int(losses[i]))
+                    different = Difference(at, "loss", None, int(following[i]), loss, int(losses[i]))
+                    return Comparison(at, total, costs, different)
                 # A separator is a document's end, which is predicted but is no byte of the text.
                 total += loss if following[i] != SEPARATOR else 0
             bar.update(len(block))
-    return total, costs, None
+    read = len(tokens) - 1
+    return Comparison(read, total, costs, _state_difference(read - 1, machine, np.asarray(states)[0]))
 
 
-def _locate(token: int, machine: Machine, states: np.ndarray, logits: np.ndarray) -> Difference:
-    """Which layer's state, or else which logit."""
+def _state_difference(token: int, machine: Machine, states: np.ndarray) -> Difference | None:
+    """states: int8 [layers, hidden], the reference's."""
     found = machine.states()
     for layer in range(len(states)):
         wrong = np.flatnonzero(found[layer] != states[layer])
         if len(wrong):
             at = int(wrong[0])
             return Difference(token, "state", layer, at, int(found[layer, at]), int(states[layer, at]))
-    at = int(np.flatnonzero(machine.logits() != logits)[0])
-    return Difference(token, "logit", None, at, int(machine.logits()[at]), int(logits[at]))
+    return None

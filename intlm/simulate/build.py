@@ -1,7 +1,8 @@
-"""Compiles an exported model for a machine, and looks through what came out for floating point."""
+"""Compiles an exported model for a machine, with no library, so that a call of floating point would not link."""
 
 import importlib.util
-import re
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,38 +12,37 @@ from intlm.errors import IntlmError, MissingPackage
 
 CALLED = ("intlm_step", "intlm_loss", "intlm_draw", "intlm_text_loss")
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
-SOFT_FLOAT = re.compile(r"__(\w+[sdtx]f[23]?|aeabi_[fd]\w+|aeabi_\w+2[fd]|\w*float\w*|\w*fix\w*)$")
 
 
 class BuildError(IntlmError):
-    """The compiler refused, or what it made holds floating point."""
+    """The compiler refused, or what it made holds floating point (`elf`, `wasm`)."""
 
 
-def host(source: Path, work: Path) -> Path:
-    """A shared library by the system's C compiler."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if not compiler:
+def host(work: Path) -> Path:
+    """A shared library by the system's C compiler, $CC first."""
+    compiler = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
+    if not compiler or not shutil.which(compiler[0]):
         raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's like of it")
     made = work / "model.so"
-    _compile([compiler, "-O3", "-march=native", "-shared", "-fPIC"], source, made)
+    _compile([*compiler, "-O3", "-march=native", "-shared", "-fPIC"], work, made)
     return made
 
 
-def cross(source: Path, work: Path, target: str, processor: str) -> Path:
+def cross(work: Path, target: str, processor: str) -> Path:
     """An ELF file of the model's functions alone, by Zig's C compiler."""
     made = work / "model.elf"
     wanted = [f"-Wl,-u,{name}" for name in CALLED]
     flags = ["-target", target, f"-mcpu={processor}", "-O2", "-ffreestanding", "-nostdlib", "-static"]
-    _compile([*_zig(target), *flags, f"-Wl,-e,{CALLED[0]}", *wanted], source, made)
+    _compile([*_zig(target), *flags, f"-Wl,-e,{CALLED[0]}", *wanted], work, made)
     return made
 
 
-def wasm(source: Path, work: Path) -> Path:
+def wasm(work: Path) -> Path:
     """A WebAssembly module of the model's functions."""
     made = work / "model.wasm"
     wanted = [f"-Wl,--export={name}" for name in (*CALLED, "__heap_base")]
     flags = ["-target", "wasm32-freestanding", "-O2", "-nostdlib", "-Wl,--no-entry", "-Wl,--strip-all"]
-    _compile([*_zig("wasm"), *flags, *wanted], source, made)
+    _compile([*_zig("wasm"), *flags, *wanted], work, made)
     return made
 
 
@@ -52,8 +52,8 @@ def _zig(target: str) -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc"]
 
 
-def _compile(command: list[str], source: Path, made: Path) -> None:
-    files = [str(source / name) for name in ("intlm.c", "weights.c")]
+def _compile(command: list[str], work: Path, made: Path) -> None:
+    files = [str(work / name) for name in ("intlm.c", "weights.c", "layout.c")]
     found = subprocess.run([*command, *WARNINGS, *files, "-o", str(made)], capture_output=True, text=True)
     if found.returncode:
         raise BuildError(f"{' '.join(command[:4])} …: {found.stderr.strip()[-600:]}")

@@ -9,7 +9,9 @@ gates, residuals, the embedding's row) it is not asked about.
 import importlib.util
 import json
 import logging
+import math
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from intlm.errors import IntlmError, MissingPackage
-from intlm.model.parameters import Architecture, specifications
+from intlm.model.parameters import Architecture, Kind, specifications
 from intlm.simulate.hardware import Hardware
 
 LEVELS = ("on_chip", "off_chip")
@@ -36,13 +38,10 @@ class Product(NamedTuple):
 
 def products(a: Architecture) -> list[Product]:
     """Those of a token: each shape once."""
-    hidden, wide = a.hidden_size, a.feed_forward_size
-    return [
-        Product("gate and candidate", hidden, hidden, 4 * a.num_layers),
-        Product("up", wide, hidden, a.num_layers),
-        Product("down", hidden, wide, a.num_layers),
-        Product("head", a.vocab_size, hidden, 1),
-    ]
+    matrices = [s for s in specifications(a) if s.kind is Kind.MATRIX and s.name != "embedding"]
+    times = Counter(s.shape for s in matrices)
+    names = {s.shape: s.name.rpartition(".")[2] for s in reversed(matrices)}
+    return [Product(names[shape], shape[0], shape[1], count) for shape, count in times.items()]
 
 
 @dataclass
@@ -67,12 +66,11 @@ def check_installed() -> None:
 
 def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
     """What a token costs where `streams` texts are read side by side."""
-    check_installed()
     work = products(a)
     # The states, and what goes into the widest product and comes out of it.
     widest = max(p.fan_in + p.fan_out * OUTPUT_BITS // 8 for p in work)
     activations = streams * (a.num_layers * a.hidden_size + widest)
-    weights = sum(s.shape[0] * (s.shape[1] if len(s.shape) > 1 else 1) for s in specifications(a))
+    weights = sum(math.prod(s.shape) for s in specifications(a))
     room = hardware.on_chip.bytes
     found = Cost(
         hardware.on_chip.keeps_weights and weights + activations <= room,
@@ -81,7 +79,7 @@ def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
     )
     machine = accelerator(hardware, found.weights_kept, found.activations_kept)
     for product in tqdm(work, desc="cycles", unit="product", delay=1, leave=False, disable=None):
-        _add(found, evaluate(hardware, machine, product, streams), hardware, product.times / streams)
+        _add(found, ask_zigzag(hardware, machine, product, streams), hardware, product.times / streams)
     return found
 
 
@@ -150,7 +148,7 @@ def accelerator(hardware: Hardware, weights_kept: bool, activations_kept: bool) 
     return {"name": hardware.name, "memories": memories, "operational_array": operational}
 
 
-def evaluate(hardware: Hardware, machine: dict[str, Any], product: Product, streams: int) -> Any:
+def ask_zigzag(hardware: Hardware, machine: dict[str, Any], product: Product, streams: int) -> Any:
     """ZigZag's CostModelEvaluation of one product with `streams` inputs."""
     from zigzag.mapping.temporal_mapping import TemporalMappingType
     from zigzag.opt.loma.engine import NoValidLoopOrderingFoundException

@@ -1,12 +1,15 @@
 """What an ELF file holds: its segments, its functions, and whether it computes with floating point."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intlm.errors import MissingPackage
-from intlm.simulate.build import SOFT_FLOAT, BuildError
+from intlm.simulate.build import BuildError
+
+SOFT_FLOAT = re.compile(r"__(\w+[sdtx]f[23]?|aeabi_[fd]\w+|aeabi_\w+2[fd]|\w*float\w*|\w*fix\w*)$")
 
 
 @dataclass

@@ -6,11 +6,11 @@ mistake is a `ConfigError` that names the file, the key, the value and what was 
 
 import dataclasses
 import difflib
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from intlm.config import shown
 from intlm.errors import ConfigError
 from intlm.simulate.accumulator import NARROWEST, OVERFLOWS
 
@@ -94,7 +94,7 @@ def load(path: Path) -> Hardware:
         elif isinstance(value, dict):
             given.update((f"{name}.{key}", inner) for key, inner in value.items())
         else:
-            raise ConfigError(f"{path}: {name} = {_shown(value)}: expected a section, [{name}]")
+            raise ConfigError(f"{path}: {name} = {shown(value)}: expected a section, [{name}]")
     for name in given:
         if name not in KEYS:
             close = difflib.get_close_matches(name, KEYS, 1)
@@ -105,7 +105,7 @@ def load(path: Path) -> Hardware:
             raise ConfigError(f"{path}: {name}: missing: expected {_expected(key)}")
         value, section = given[name], name.rpartition(".")[0]
         if not _valid(key, value):
-            raise ConfigError(f"{path}: {name} = {_shown(value)}: expected {_expected(key)}")
+            raise ConfigError(f"{path}: {name} = {shown(value)}: expected {_expected(key)}")
         values[section][key.name] = key.type(value)  # type: ignore[operator]
     return Hardware(**values[""], **{section: cls(**values[section]) for section, cls in SECTIONS.items()})
 
@@ -130,9 +130,3 @@ def _expected(key: dataclasses.Field[Any]) -> str:
         return "true or false" if key.type is bool else "a string"
     what, low, high = "an integer" if key.type is int else "a number", key.metadata["low"], key.metadata["high"]
     return f"{what} from {low}" + (f" to {high}" if high is not None else "")
-
-
-def _shown(value: Any) -> str:
-    """`value` as TOML would write it, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,6 +8,8 @@ onnxruntime      the ONNX graph
 """
 
 import ctypes
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -21,7 +23,7 @@ from intlm.export import c, onnx
 from intlm.model.parameters import Architecture
 from intlm.run import LanguageModel
 from intlm.simulate import build, elf
-from intlm.simulate import wasm as module
+from intlm.simulate import wasm as wasm_module
 
 RETURN = 0x7FFF0000  # where calls return to: nothing is there
 MODEL, STACK = 0x40000000, 0x50000000
@@ -29,7 +31,7 @@ STACK_BYTES = 1 << 16
 
 
 class Layout:
-    """An `intlm_model_t` in memory."""
+    """An `intlm_model_t` in memory. What is compiled with it (`check`) is refused where the header has another."""
 
     def __init__(self, a: Architecture) -> None:
         self.state = a.num_layers * a.hidden_size
@@ -38,11 +40,19 @@ class Layout:
         used = self.logits + 2 * a.vocab_size + 2 * a.hidden_size + 2 * widest + a.hidden_size + a.hidden_size
         self.bytes = used + used % 2
 
+    def check(self) -> str:
+        """C that compiles where this is the struct's layout."""
+        return (
+            '#include "intlm.h"\n'
+            f"typedef char intlm_size_check[sizeof(intlm_model_t) == {self.bytes} ? 1 : -1];\n"
+            f"typedef char intlm_logits_check[offsetof(intlm_model_t, logits) == {self.logits} ? 1 : -1];\n"
+        )
+
 
 class Machine(ABC):
     """One stream of a model on a machine."""
 
-    unit: str | None = None  # of what `cost` counts
+    unit: str  # of what `cost` counts
     code: int | None = None  # bytes
     constants: int | None = None  # bytes: weights and tables
     buffers: int | None = None  # bytes beside the states
@@ -66,9 +76,9 @@ class Machine(ABC):
     def states(self) -> np.ndarray:
         """int8 [layers, hidden]."""
 
-    def cost(self) -> float | None:
+    @abstractmethod
+    def cost(self) -> float:
         """What the last step took, in `unit`."""
-        return None
 
 
 class _Compiled(Machine):
@@ -76,8 +86,9 @@ class _Compiled(Machine):
 
     def __init__(self, model: LanguageModel, work: Path) -> None:
         super().__init__(model)
-        c.write(model, work)
         self.layout = Layout(self.architecture)
+        c.write(model, work)
+        (work / "layout.c").write_text(self.layout.check())
         self.buffers = self.layout.bytes - self.layout.state
 
     @abstractmethod
@@ -99,7 +110,7 @@ class Host(_Compiled):
 
     def __init__(self, model: LanguageModel, work: Path) -> None:
         super().__init__(model, work)
-        self._library = ctypes.CDLL(str(build.host(work, work)))
+        self._library = ctypes.CDLL(str(build.host(work)))
         self._model = (ctypes.c_int8 * self.layout.bytes)()
         self._took = 0
 
@@ -131,7 +142,7 @@ class _Emulated(_Compiled):
             import unicorn
         except ImportError:
             raise MissingPackage("unicorn", f"the target {self.NAME}") from None
-        self._image = elf.read(build.cross(work, work, *self.TARGET))
+        self._image = elf.read(build.cross(work, *self.TARGET))
         self.code, self.constants = self._image.code, self._image.constants
         self._machine = self._open(unicorn)
         for address, contents in self._image.segments:
@@ -163,6 +174,24 @@ class _Emulated(_Compiled):
     @abstractmethod
     def _call(self, function: int, token: int) -> int:
         """function(model, token), whatever it returns in a register."""
+
+    def _run(self, function: int) -> None:
+        """Until it returns. An interrupt (Ctrl-C) stops it: raised in a hook, it would be lost."""
+        interrupted = []
+
+        def stop(*_: Any) -> None:
+            interrupted.append(True)
+            self._machine.emu_stop()
+
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, stop) if in_main else None
+        try:
+            self._machine.emu_start(function, RETURN)
+        finally:
+            if in_main:
+                signal.signal(signal.SIGINT, before)
+        if interrupted:
+            raise KeyboardInterrupt
 
     @abstractmethod
     def _instructions(self, code: bytes) -> int:
@@ -205,7 +234,7 @@ class RiscV(_Emulated):
             (names.UC_RISCV_REG_RA, RETURN),
         ):
             machine.reg_write(register, value)
-        machine.emu_start(function, RETURN)
+        self._run(function)
         return int(np.int32(np.uint32(machine.reg_read(names.UC_RISCV_REG_A0))))
 
     def _instructions(self, code: bytes) -> int:
@@ -235,7 +264,7 @@ class CortexM(_Emulated):
             (names.UC_ARM_REG_LR, RETURN | 1),
         ):
             machine.reg_write(register, value)
-        machine.emu_start(function | 1, RETURN)
+        self._run(function | 1)
         return int(np.int32(np.uint32(machine.reg_read(names.UC_ARM_REG_R0))))
 
     def _instructions(self, code: bytes) -> int:
@@ -253,8 +282,8 @@ class Wasm(_Compiled):
             import wasmtime
         except ImportError:
             raise MissingPackage("wasmtime", "the target wasm") from None
-        binary = build.wasm(work, work).read_bytes()
-        self.code, self.constants = module.check(binary)
+        binary = build.wasm(work).read_bytes()
+        self.code, self.constants = wasm_module.check(binary)
         config = wasmtime.Config()
         config.consume_fuel = True
         engine = wasmtime.Engine(config)

@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from intlm.errors import ConfigError
-from intlm.evaluation import file_documents, split_documents
-from intlm.run import load, open_corpus, open_run
+from intlm.evaluation import documents_of
+from intlm.run import load
+from intlm.simulate import first_tokens
 from intlm.simulate import hardware as descriptions
 from intlm.simulate.accumulator import Curve, measure, proved_bits
 from intlm.simulate.cost import Cost, check_installed, cost
@@ -110,23 +109,16 @@ def what_if(
     if description is None:
         raise ConfigError("--on model: expected --hardware FILE, such as configs/hardware/gemmini.toml")
     streams = 1 if streams is None else streams
-    if streams < 1:
-        raise ConfigError(f"--streams = {streams}: must be at least 1")
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
         raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
     hardware = descriptions.load(description)
     check_installed()
-    config, tokenizer = open_run(run)
+    documents, what = documents_of(run, text)
     model = load(run)
-    if text:
-        documents = file_documents(text, config.data.document_separator, tokenizer)
-    else:
-        documents = split_documents(open_corpus(config, tokenizer).split("valid"))
-    texts: list[np.ndarray] = []
-    while (size := sum(map(len, texts))) < tokens and (document := next(documents, None)) is not None:
-        texts.append(document[: tokens - size])
-    if not size:
-        raise ConfigError(f"{text or 'valid split'}: nothing to simulate: it holds no text")
+    texts = [document[1:] for document in first_tokens(documents, tokens) if len(document) > 1]
+    size = sum(map(len, texts))
+    if not any(len(model.tokenizer.decode(document)) for document in texts):
+        raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
     found = cost(hardware, model.architecture, streams)
     proved = proved_bits(model.parameters, model.architecture)
     report = Report(hardware, streams, size, *measure(model, texts, proved), proved, found)

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "scales.h"
 #include "simd.h"
 
 namespace INTLM_NAMESPACE {

@@ -6,7 +6,10 @@
 static int8_t saturate(int32_t x) { return (int8_t)intlm_clamp(x, INTLM_MAX8); }
 
 /* Rows of a matrix at a time: what they are multiplied by is loaded once for all, and they are finished side by side. */
-#define ROWS 8
+#define ROWS INTLM_ROWS
+#if INTLM_HIDDEN % ROWS || INTLM_FEED_FORWARD % ROWS
+#error "the sizes of hidden and feed-forward must be multiples of INTLM_ROWS"
+#endif
 
 /* ROWS rows of a matrix by x, rescaled: int16 values. */
 static inline void multiply(const int8_t *rows, const int16_t *x, int32_t fan_in, intlm_rescale_t scale, int32_t *out) {

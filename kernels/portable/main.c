@@ -1,5 +1,7 @@
 /* Reads bytes and prints what the model in weights.c makes of them.
  *
+ *   model tokens < text     its tokens, a line each
+ *   model states < text     the states before each token, a line a layer, and those after the last
  *   model logits < text     the logits that predict each token, a line a token, and those after the last
  *   model loss < text       the text's cost in bits times 256, then its tokens and bytes
  *   model write COUNT [SEED [INVERSE [TOP_K]]] < prompt     the prompt and what follows it (INVERSE: 256 / temperature)
@@ -41,6 +43,12 @@ static void decode(uint16_t token) {
   count = 0;
 }
 
+static void print_states(void) {
+  int l, i;
+  for (l = 0; l < INTLM_LAYERS; ++l)
+    for (i = 0; i < INTLM_HIDDEN; ++i) printf("%d%c", model.state[l][i], i + 1 < INTLM_HIDDEN ? ' ' : '\n');
+}
+
 static void print_logits(void) {
   int i;
   for (i = 0; i < INTLM_VOCAB; ++i) printf("%d%c", model.logits[i], i + 1 < INTLM_VOCAB ? ' ' : '\n');
@@ -48,44 +56,41 @@ static void print_logits(void) {
 
 int main(int count, char **arguments) {
   const char *what = count > 1 ? arguments[1] : "";
-  const int logits = !strcmp(what, "logits"), loss = !strcmp(what, "loss"), write = !strcmp(what, "write") && count > 2;
+  const int tokens = !strcmp(what, "tokens"), states = !strcmp(what, "states"), logits = !strcmp(what, "logits");
+  const int loss = !strcmp(what, "loss"), write = !strcmp(what, "write") && count > 2;
+  const uint64_t seed = count > 3 ? strtoull(arguments[3], NULL, 10) : 0;
+  const long inverse = count > 4 ? atol(arguments[4]) : 256, top_k = count > 5 ? atol(arguments[5]) : INTLM_VOCAB;
+  const long all = write ? atol(arguments[2]) : 1;
   int64_t total = 0;
-  long tokens = 0, bytes = 0;
+  long read = 0, bytes = 0, i;
   int byte;
-  if (!logits && !loss && !write) {
-    fprintf(stderr, "usage: %s logits | loss | write COUNT [SEED [INVERSE [TOP_K]]], with a text on standard input\n", arguments[0]);
+  if (!(tokens || states || logits || loss || write) || all < 1 || inverse < 1 || inverse > 32768 || top_k < 1 || top_k > INTLM_VOCAB) {
+    fprintf(stderr, "usage: %s tokens | states | logits | loss | write COUNT [SEED [INVERSE [TOP_K]]], a text on standard input; "
+            "COUNT from 1, INVERSE 1 to 32768, TOP_K 1 to %d\n", arguments[0], INTLM_VOCAB);
     return 2;
   }
   intlm_step(&model, 0);
   while ((byte = getchar()) != EOF) {
     uint16_t code[INTLM_CODE];
     const int length = encode(byte, code);
-    int i;
     for (i = 0; i < length; ++i) {
+      if (tokens) printf("%d\n", code[i]);
+      if (states) print_states();
       if (logits) print_logits();
       if (loss) total += intlm_loss(&model, code[i]);
       intlm_step(&model, code[i]);
     }
     if (write) putchar(byte);
-    tokens += length, ++bytes;
+    read += length, ++bytes;
   }
+  if (states) print_states();
   if (logits) print_logits();
-  if (loss) printf("%lld %ld %ld\n", (long long)total, tokens, bytes);
-  if (write) {
-    const uint64_t seed = count > 3 ? strtoull(arguments[3], NULL, 10) : 0;
-    const long inverse = count > 4 ? atol(arguments[4]) : 320, top_k = count > 5 ? atol(arguments[5]) : INTLM_VOCAB;
-    const uint32_t all = (uint32_t)strtoul(arguments[2], NULL, 10);
-    uint32_t i;
-    if (inverse < 1 || inverse > 32768 || top_k < 1 || top_k > INTLM_VOCAB) {
-      fprintf(stderr, "%s: INVERSE must be 1 to 32768, TOP_K 1 to %d\n", arguments[0], INTLM_VOCAB);
-      return 2;
-    }
-    for (i = 0; i < all; ++i) {
-      const uint16_t token = intlm_draw(&model, seed, i, (int32_t)inverse, (int32_t)top_k);
-      if (token == 0) break;
-      decode(token);
-      intlm_step(&model, token);
-    }
+  if (loss) printf("%lld %ld %ld\n", (long long)total, read, bytes);
+  for (i = 0; write && i < all; ++i) {
+    const uint16_t token = intlm_draw(&model, seed, (uint32_t)i, (int32_t)inverse, (int32_t)top_k);
+    if (token == 0) break;
+    decode(token);
+    intlm_step(&model, token);
   }
   return 0;
 }

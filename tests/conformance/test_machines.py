@@ -59,7 +59,7 @@ def test_same_bits(case: str, widest: int, target: str, tmp_path: Path) -> None:
     model = shared(case, widest)
     machine: Machine = MACHINES[target](model, tmp_path)
     for seed in range(2):
-        _, _, difference = compare(model, machine, tokens_of(model, seed))
+        difference = compare(model, machine, tokens_of(model, seed)).difference
         assert difference is None, str(difference)
 
 
@@ -83,7 +83,7 @@ def test_same_bits_for_any_weights(target: str, tmp_path_factory: pytest.TempPat
     def check(architecture: Architecture, widest: int, seed: int) -> None:
         model = model_of(architecture, widest, seed)
         machine: Machine = MACHINES[target](model, tmp_path_factory.mktemp("built"))
-        _, _, difference = compare(model, machine, tokens_of(model, seed))
+        difference = compare(model, machine, tokens_of(model, seed)).difference
         assert difference is None, str(difference)
 
     check()
@@ -98,6 +98,6 @@ def test_one_wrong_weight_is_found(target: str, tmp_path: Path) -> None:
     wrong = model_of(CASES["clip"], 0)
     wrong.parameters = {**model.parameters, name: other}
     machine: Machine = MACHINES[target](wrong, tmp_path)
-    _, _, difference = compare(model, machine, tokens_of(model, 0))
+    difference = compare(model, machine, tokens_of(model, 0)).difference
     assert difference is not None
     assert (difference.what, difference.layer, difference.index) == ("state", 1, 5)

@@ -13,6 +13,7 @@ import tiny
 from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
 from intlm.export import c
 from intlm.generation import generate
+from intlm.model import SEPARATOR
 from intlm.run import LanguageModel
 from intlm.simulate.build import WARNINGS
 
@@ -65,6 +66,12 @@ def test_the_program_says_what_the_package_says(
     tokens = model.tokens(TEXT)
     logits = np.array([row.split() for row in run(program, "logits", text=TEXT).splitlines()], int)
     np.testing.assert_array_equal(logits[:-1], model.logits(TEXT))
+    assert run(program, "tokens", text=TEXT).split() == [str(token).encode() for token in tokens.tolist()]
+    a = model.architecture
+    states = np.array([row.split() for row in run(program, "states", text=TEXT).splitlines()], int)
+    _, last = model.read(np.concatenate([[SEPARATOR], tokens])[None], model.start(1))
+    np.testing.assert_array_equal(states.reshape(-1, a.num_layers, a.hidden_size)[-1], np.asarray(last)[0])
+    assert len(states) == a.num_layers * (len(tokens) + 1)
     assert run(program, "loss", text=TEXT).split() == [
         str(n).encode() for n in (model.losses(TEXT).sum(), len(tokens), len(TEXT))
     ]
@@ -73,11 +80,11 @@ def test_the_program_says_what_the_package_says(
         assert run(program, "write", 300, seed, inverse, top_k or model.tokenizer.vocab_size, text=b"It ") == expected
 
 
-@pytest.mark.parametrize("arguments", [[], ["write"], ["write", "5", "0", "0"], ["write", "5", "0", "256", "999"]])
-def test_the_program_refuses(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", ["", "write", "write abc", "write 5 0 0", "write 5 0 256 999"])
+def test_the_program_refuses(arguments: str, tmp_path: Path) -> None:
     exported(MODELS["bytes"], tmp_path)
-    found = subprocess.run([build(tmp_path, GCC), *arguments], input="", capture_output=True, text=True)
-    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    found = subprocess.run([build(tmp_path, GCC), *arguments.split()], input="a text", capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, "") and found.stderr.count("\n") == 1
 
 
 def test_a_text_loss(tmp_path: Path) -> None:
@@ -102,8 +109,8 @@ def test_it_needs_nothing(tmp_path: Path) -> None:
     text = re.sub(r"/\*.*?\*/", "", "".join(path.read_text() for path in library), flags=re.DOTALL)
     assert set(re.findall(r"#include <(.*)>", text)) == {"stdint.h", "stddef.h"}
     assert not re.search(r"\b(float|double|malloc|printf|memcpy|memset)\b", text)
-    quotient = re.findall(r"[^\n]*[/%][^\n]*", text)
-    assert all("65536u / rank" in line or "/ count" in line or "round" in line for line in quotient), quotient
+    divided = [line for line in text.splitlines() if "/" in line]
+    assert divided and all("round / 4" in line for line in divided)  # of the loop's counter, by a power of two
     names = set()
     for name in ("intlm", "weights"):
         made = tmp_path / f"{name}.o"

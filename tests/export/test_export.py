@@ -1,5 +1,6 @@
 """intlm.export: what is written far from a run is the run's model, and nothing else is touched."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from intlm.cli import main
+from intlm.errors import RunError
 from intlm.evaluation import evaluate
 from intlm.export import FORMS, export
 from intlm.generation import generate
@@ -67,6 +69,7 @@ def test_weights_are_those_of_the_run(safetensors: Path) -> None:
         "model_type": "intlm",
         "numerics_version": NUMERICS_VERSION,
         **model.architecture._asdict(),
+        "weights_sha256": hashlib.sha256((safetensors / WEIGHTS).read_bytes()).hexdigest(),
     }
 
 
@@ -113,16 +116,51 @@ def test_training_from_another_kind_of_model_is_refused(
     assert not run.exists()
 
 
-def test_nothing_but_an_export_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "precious").write_text("mine")
-    said = refused(capsys, "export", tiny.trained().directory, "--to", "safetensors", "--out", tmp_path)
-    assert f"{tmp_path}: holds something that is not an export" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+@pytest.mark.parametrize("beside", ["nothing", "another model", "an export"])
+def test_nothing_but_an_export_is_replaced(beside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if beside == "an export":
+        export(tiny.trained().directory, "c", out)
+    elif beside == "another model":
+        (out / "config.json").write_text('{"model_type": "another"}')
+    if beside != "another model":
+        (out / "thesis.md").write_text("mine")
+    before = tiny.contents(tmp_path)
+    said = refused(capsys, "export", tiny.trained().directory, "--to", "safetensors", "--out", out)
+    what = (
+        "something that is not an export" if beside == "another model" else "thesis.md, which is no part of an export"
+    )
+    assert f"{out}: holds {what}" in said
+    assert tiny.contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("by", ["its name", "a link", "a detour", "itself"])
+def test_an_export_is_replaced(by: str, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export(tiny.trained().directory, "c", out)
-    export(tiny.trained().directory, "safetensors", out)
+    (out / "model").write_text("what make built")
+    (tmp_path / "link").symlink_to(out)
+    names = {"its name": out, "a link": tmp_path / "link", "a detour": out / "x" / "..", "itself": out}
+    export(out if by == "itself" else tiny.trained().directory, "safetensors", names[by])
     assert {path.name for path in out.iterdir()} == COMMON
-    assert {path.name for path in tmp_path.iterdir()} == {"precious", "model"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "link"}
+
+
+def test_the_working_directory_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export(tiny.trained().directory, "c", tmp_path / "model")
+    before = tiny.contents(tmp_path)
+    monkeypatch.chdir(out)
+    said = refused(capsys, "export", tiny.trained().directory, "--to", "c", "--out", ".")
+    assert "is the working directory" in said
+    assert tiny.contents(tmp_path) == before
+
+
+def test_forms() -> None:
+    with pytest.raises(RunError, match="C: no form of an export: expected one of c, onnx, safetensors"):
+        export(tiny.trained().directory, "C", Path("nowhere"))
 
 
 def test_a_failed_export_leaves_what_was_there(
@@ -138,17 +176,22 @@ def test_a_failed_export_leaves_what_was_there(
     assert tiny.contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "shape", "dtype", "version", "text"])
+@pytest.mark.parametrize("damage", ["a bit", "cut", "missing", "shape", "dtype", "version", "text", "config.json"])
 def test_damaged_weights_are_named(
     damage: str, safetensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
-    path = copy / WEIGHTS
+    path, described = copy / WEIGHTS, copy / "config.json"
     weights, metadata = load_file(path), {"numerics_version": str(NUMERICS_VERSION)}
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-5])
-    elif damage == "text":
-        path.write_text("not weights")
+    whole = path.read_bytes()
+    reasons = {"a bit": "damaged: its SHA-256", "cut": "damaged", "config.json": "not that of an export"}
+    reasons |= {"text": "cannot be read", "version": "numerics version 1"}
+    if damage == "a bit":
+        path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    elif damage == "cut":
+        path.write_bytes(whole[:-5])
+    elif damage == "config.json":
+        described.write_text("{}")
     else:
         if damage == "missing":
             del weights["head"]
@@ -156,10 +199,13 @@ def test_damaged_weights_are_named(
             weights["head"] = weights["head"][1:]
         elif damage == "dtype":
             weights["head"] = weights["head"].astype(np.int16)
-        else:
+        elif damage == "version":
             metadata = {"numerics_version": "1"}
         save_file(weights, path, metadata)
+        if damage == "text":
+            path.write_text("not weights")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        described.write_text(json.dumps(json.loads(described.read_text()) | {"weights_sha256": digest}))
     said = refused(capsys, "evaluate", copy, "--text", tiny.CONFIG)
-    assert str(path) in said
-    reasons = {"cut": "cannot be read", "text": "cannot be read", "version": "numerics version 1"}
+    assert str(described if damage == "config.json" else path) in said
     assert reasons.get(damage, "head") in said

@@ -198,7 +198,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--on", "host", "--streams", "1"], "--streams = 1: only for --on model"),
         (["--on", "host", "--picture", "a.png"], "--picture = a.png: only for --on model"),
         (["--on", "model", "--hardware", "absent.toml"], "absent.toml: cannot be read: "),
-        (["--on", "model", "--hardware", "a.toml", "--streams", "0"], "--streams = 0: must be at least 1"),
         (
             ["--on", "model", "--hardware", "a.toml", "--picture", "no/a.png"],
             "--picture = no/a.png: expected a file",
@@ -208,13 +207,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_arguments_that_are_none(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate(*words) == 2
     assert capsys.readouterr().err.startswith(f"intlm: {said}")
-
-
-def test_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "text.txt").write_bytes(b"")
-    words = ["--on", "model", "--hardware", write(tmp_path), "--text", tmp_path / "text.txt"]
-    assert simulate(*words) == 2
-    assert "text.txt: nothing to simulate: it holds no text" in capsys.readouterr().err
 
 
 def test_without_zigzag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

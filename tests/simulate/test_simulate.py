@@ -1,12 +1,14 @@
 """`intlm simulate`: what it prints, what it refuses, and that nothing with floating point in it gets through."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from unicorn import UC_HOOK_BLOCK
 
 from intlm import simulate as module
 from intlm.cli import main
@@ -16,7 +18,7 @@ from intlm.export import c, export
 from intlm.model import SEPARATOR
 from intlm.run import LanguageModel, load
 from intlm.simulate import build, elf, wasm
-from intlm.simulate.machines import MACHINES, CortexM, Host, RiscV
+from intlm.simulate.machines import MACHINES, CortexM, Host, Layout, RiscV
 
 TEXT = tiny.words(60, seed=11)
 FLOATING = "float intlm_draw(float x, float y);\nfloat intlm_draw(float x, float y) { return x * y + 0.5f; }\n"
@@ -69,9 +71,9 @@ def test_a_separator_is_read_but_not_counted(tmp_path: Path) -> None:
     model = tiny.make_model()
     one, two = (model.tokens(text) for text in (b"some text", b"another"))
     tokens = np.concatenate([[SEPARATOR], one, [SEPARATOR], two]).astype(np.int32)
-    total, _, difference = module.compare(model, Host(model, tmp_path), tokens)
-    assert difference is None
-    assert total == evaluate(model, [one, two]).integer_loss
+    found = module.compare(model, Host(model, tmp_path), tokens)
+    assert found.difference is None and found.tokens == len(tokens) - 1
+    assert found.loss == evaluate(model, [one, two]).integer_loss
 
 
 def test_one_wrong_bit_is_an_exit_code(
@@ -92,7 +94,7 @@ def test_one_wrong_bit_is_an_exit_code(
     assert "DIFFER: token 0: state: layer 0, index 3" in capsys.readouterr().out
     assert main([*command, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["same_bits"] is False
+    assert (found["same_bits"], found["tokens"], found["bits_per_byte"]) == (False, 0, None)
     assert {k: found["difference"][k] for k in ("token", "what", "layer", "index")} == {
         "token": 0,
         "what": "state",
@@ -128,21 +130,56 @@ def test_what_is_not_installed_is_named(
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingPackage, match=r"a C compiler: not installed.*host"):
-        build.host(tmp_path, tmp_path)
+        build.host(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["an empty text", "not a run"])
-def test_refused(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty.txt").write_bytes(b"")
+@pytest.mark.parametrize("target", ["host", "model"])
+@pytest.mark.parametrize("what", ["an empty text", "half a byte", "not a run"])
+def test_refused(what: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"\xff" if what == "half a byte" else b"")  # not of the alphabet: an escape and two more tokens
     run = tmp_path if what == "not a run" else tiny.trained().directory
-    command = ["simulate", str(run), "--on", "host", "--text", str(tmp_path / "empty.txt")]
-    assert main(command) == 2
-    assert {"an empty text": "nothing to simulate", "not a run": "not a run"}[what] in capsys.readouterr().err
+    command = ["simulate", str(run), "--on", target, "--text", str(text), "--tokens", "1"]
+    hardware = ["--hardware", str(Path(__file__).parents[2] / "configs" / "hardware" / "gemmini.toml")]
+    assert main([*command, *(hardware if target == "model" else [])]) == 2
+    assert ("not a run" if what == "not a run" else f"{text}: nothing to simulate") in capsys.readouterr().err
+
+
+def test_no_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["simulate", "run", "--on", "host", "--tokens", "0"])
+    assert stopped.value.code == 2
+    assert "--tokens: '0': expected a whole number from 1" in capsys.readouterr().err
+
+
+def test_another_layout_does_not_compile(tmp_path: Path) -> None:
+    exported(tmp_path)
+    header = tmp_path / "intlm.h"
+    header.write_text(header.read_text().replace("  uint8_t gate[INTLM_HIDDEN];", "  uint8_t gate[INTLM_HIDDEN + 2];"))
+    with pytest.raises(build.BuildError, match="intlm_size_check"):
+        build.host(tmp_path)
+
+
+def test_an_interrupt_stops_an_emulator(tmp_path: Path) -> None:
+    """The signal comes in the middle of a step, where an exception would be lost in the simulator's callback."""
+    machine = RiscV(tiny.make_model(), tmp_path)
+    machine.step(0)
+    machine._machine.hook_add(UC_HOOK_BLOCK, lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        machine.step(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def exported(work: Path) -> LanguageModel:
+    model = tiny.make_model()
+    c.write(model, work)
+    (work / "layout.c").write_text(Layout(model.architecture).check())
+    return model
 
 
 def with_floats(work: Path) -> Path:
     """An export one of whose functions computes in floating point."""
-    c.write(tiny.make_model(), work)
+    exported(work)
     source = (work / "intlm.c").read_text()
     at = source.index("/* Section 10. */")
     (work / "intlm.h").write_text((work / "intlm.h").read_text().replace("uint16_t intlm_draw", "int intlm_other"))
@@ -154,12 +191,12 @@ def with_floats(work: Path) -> Path:
 def test_floating_point_in_software_is_found(machine: type[RiscV], tmp_path: Path) -> None:
     with_floats(tmp_path)
     with pytest.raises(build.BuildError, match=r"__(mulsf3|aeabi_fmul)"):  # nothing of the kind is linked
-        build.cross(tmp_path, tmp_path, *machine.TARGET)
+        build.cross(tmp_path, *machine.TARGET)
     with (tmp_path / "intlm.c").open("a") as file:
         for name in SOFTWARE:
             file.write(f"int {name}(int x, int y);\nint {name}(int x, int y) {{ return x + y; }}\n")
     with pytest.raises(build.BuildError, match="floating point: it calls __"):
-        elf.read(build.cross(tmp_path, tmp_path, *machine.TARGET))
+        elf.read(build.cross(tmp_path, *machine.TARGET))
 
 
 @pytest.mark.parametrize(
@@ -167,22 +204,22 @@ def test_floating_point_in_software_is_found(machine: type[RiscV], tmp_path: Pat
     [("riscv32-freestanding-none", "generic_rv32+m+f"), ("thumb-freestanding-eabihf", "cortex_m4+vfp4d16sp")],
 )
 def test_floating_point_instructions_are_found(target: str, processor: str, tmp_path: Path) -> None:
-    made = build.cross(with_floats(tmp_path), tmp_path, target, processor)
+    made = build.cross(with_floats(tmp_path), target, processor)
     with pytest.raises(build.BuildError, match="floating point: instruction at 0x"):
         elf.read(made)
 
 
 def test_floating_point_in_webassembly_is_found(tmp_path: Path) -> None:
-    made = build.wasm(with_floats(tmp_path), tmp_path)
+    made = build.wasm(with_floats(tmp_path))
     with pytest.raises(build.BuildError, match="floating point"):
         wasm.check(made.read_bytes())
 
 
 def test_a_compiler_that_refuses_is_quoted(tmp_path: Path) -> None:
-    c.write(tiny.make_model(), tmp_path)
+    exported(tmp_path)
     (tmp_path / "intlm.c").write_text("int broken(void) { return nothing; }\n")
     with pytest.raises(build.BuildError, match="nothing"):
-        build.host(tmp_path, tmp_path)
+        build.host(tmp_path)
 
 
 def test_the_same_instructions_are_counted_again(tmp_path: Path) -> None:
