@@ -10,7 +10,6 @@ learning_curve.png
 An export (intlm.export) is read like a run: it has model.safetensors in place of the checkpoints.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.shards import Corpus
-from intlm.data.tokenizers import Tokenizer, tokenizer_from_json
+from intlm.data.tokenizers import Tokenizer, load_tokenizer
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import DataError, RunError
@@ -142,9 +141,9 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
     config = configuration.load(path)
     path = directory / "tokenizer.json"
     try:
-        return config, tokenizer_from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+        return config, load_tokenizer(path)
+    except DataError as error:
+        raise RunError(str(error)) from None
 
 
 def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:

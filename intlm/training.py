@@ -48,7 +48,7 @@ SAMPLE_TOKENS = 300
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = {
     "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
-    "train.checkpoint_seconds", "data.prepared",
+    "train.checkpoint_seconds", "data.prepared", "data.processes",
 }  # fmt: skip
 
 
@@ -142,15 +142,7 @@ def saturated(values: Iterable[Array]) -> float:
 
 def prepare_corpus(config: Config) -> Corpus:
     """The token shards that a configuration asks for, made now if they are not there."""
-    data = config.data
-    return prepare(
-        Path(data.train),
-        Path(data.valid) if data.valid else None,
-        data.valid_bytes,
-        data.tokenizer,
-        data.document_separator or None,
-        Path(data.prepared),
-    )
+    return prepare(config.data)
 
 
 @dataclass
@@ -205,7 +197,7 @@ class Trainer:
         if model.tokenizer != self.corpus.tokenizer:
             raise RunError(
                 f"{directory}: its tokenizer is not that of {self.config.data.prepared}: prepare the text with the "
-                "same data.tokenizer (an alphabet must be the same bytes)"
+                f'same (data.tokenizer_file = "{directory / "tokenizer.json"}")'
             )
         for name, was, now in zip(Architecture._fields, model.architecture, self.problem.architecture, strict=True):
             if was != now:

@@ -123,10 +123,14 @@ def test_keys_are_read_from_their_sections() -> None:
         ("[train]\ntargets = 0", "train.targets = 0: must be at least 1"),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
          "data.valid names the held-out text"),
-        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, or a "
-         ".py recipe"),
-        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, or a .py "
-         "recipe"),
+        ("[data]\ntrain = 'x'\nvalid_split = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
+         "data.valid_split names the held-out text"),
+        ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_split = 'z'", 'data.valid_split = "z": must be empty where '
+         "data.valid names the held-out text"),
+        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
+         "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
+        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
+         "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_key_value_and_what_was_expected(text: str, expected: str) -> None:
@@ -196,7 +200,7 @@ def test_the_directory_of_shards_is_named_by_config_and_data(tmp_path: Path, mon
     stem, digest = first.name.split("-")
     assert stem == "a" and len(digest) == 8 and int(digest, 16) >= 0
     # The data alone names it: another model shares the shards, another tokenizer does not.
-    assert parse(overrides={"model.hidden_size": "8"}).data.prepared == str(first)
+    assert parse(overrides={"model.hidden_size": "8", "data.processes": "8"}).data.prepared == str(first)
     assert parse(overrides={"data.tokenizer": "alphabet"}).data.prepared != str(first)
     assert parse(overrides={"data.train": "other.txt"}).data.prepared != str(first)
 
@@ -224,7 +228,7 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({name: values_of(name) for name in KEYS}))
 def test_what_is_dumped_loads_as_the_same_config(values: dict[str, int | str]) -> None:
-    values |= {"eggroll.group_size": 1, "data.valid_bytes": 0}
+    values |= {"eggroll.group_size": 1, "data.valid_bytes": 0, "data.valid_split": ""}
     overrides = {name: str(value) for name, value in values.items()}
     config = from_toml("", Path("b.toml"), overrides)
     assert from_toml(dumps(config), Path("/elsewhere/config.toml")) == config

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from intlm.tracking.table import human
 
 PLAIN_SECONDS = 10  # between plain lines
-# A sample may hold any character: those that move the cursor are shown by their Unicode pictures instead.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# Text may hold any character: those that move the cursor are shown by their Unicode pictures instead.
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Progress:
@@ -70,7 +70,7 @@ class Progress:
     def write(self, text: str) -> None:
         """Print `text` to stdout, above the bar; control characters but newline and tab are made visible."""
         encoding = sys.stdout.encoding or "utf-8"
-        text = text.translate(_VISIBLE).encode(encoding, "replace").decode(encoding)
+        text = text.translate(VISIBLE).encode(encoding, "replace").decode(encoding)
         tqdm.write(text)
         sys.stdout.flush()
 
