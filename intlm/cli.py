@@ -31,16 +31,16 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from intlm.data.prepare import prepare
+    from intlm.data.prepare import corpora
     from intlm.data.report import report, summary
 
     config = configuration.load(args.config, configuration.overrides_from(args))
-    corpus = prepare(config.data)
-    print(summary(corpus))
-    if args.report:
-        path = corpus.directory / "lengths.png"
-        print(f"\n{report(corpus, path)}\n\npicture: {path}")
-    print(f"{corpus.directory}: {corpus.tokenizer.vocab_size} tokens in the vocabulary ({corpus.tokenizer.name})")
+    for _, corpus in corpora(config.data):
+        print(summary(corpus))
+        if args.report:
+            path = corpus.directory / "lengths.png"
+            print(f"\n{report(corpus, path)}\n\npicture: {path}")
+        print(f"{corpus.directory}: {corpus.tokenizer.vocab_size} tokens in the vocabulary ({corpus.tokenizer.name})")
     return 0
 
 

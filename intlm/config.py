@@ -45,10 +45,14 @@ def _key(
     why: str = "",
     choices: tuple[str, ...] = (),
     path: bool = False,
+    shares: bool = False,
 ) -> Any:
-    """A configuration key: `low` and `high` are inclusive, `why` gives the reason for `multiple`."""
+    """A configuration key: `low` and `high` are inclusive, `why` gives the reason for `multiple`.
+
+    `path`: it is a path. `shares`: it is several, a number before each.
+    """
     limits = {"low": low, "high": high, "multiple": multiple, "why": why, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "path": path, **limits})
+    return dataclasses.field(default=default, metadata={"help": help, "path": path, "shares": shares, **limits})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,10 +157,21 @@ class DataConfig:
     tokenizer_file: str = _key(
         "a tokenizer.json, of `intlm tokenizer train`, a run or an export, to take in place of all that", "", path=True
     )
+    share: int = _key("in a mixture, of this corpus", 1, low=1, high=INT32_MAX)
+    mixture: str = _key(
+        "other corpora to read beside this one, each a share and a file whose [data] section it is, commas between",
+        "", shares=True,
+    )  # fmt: skip
     prepared: str = _key(
         "directory of the token shards; empty: prepared/NAME-DIGEST in the working directory", "", path=True
     )
     processes: int = _key("that prepare the text; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
+
+    @property
+    def others(self) -> list[tuple[int, str]]:
+        """The mixture's shares and files."""
+        found = (entry.strip().split(maxsplit=1) for entry in self.mixture.split(",") if entry.strip())
+        return [(int(share), path) for share, path in found]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -384,6 +399,12 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
         raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
     if limits["path"] and value and not value.startswith("hub:"):
         return os.path.abspath(directory / os.path.expanduser(value))
+    if limits["shares"] and value:
+        entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
+        if not all(len(entry) == 2 and entry[0].isdecimal() and int(entry[0]) > 0 for entry in entries):
+            raise refuse(f"expected {_expected(key)}")
+        paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
+        return ", ".join(f"{share} {path}" for share, path in paths)
     return value
 
 
@@ -394,6 +415,8 @@ def _expected(key: dataclasses.Field[Any]) -> str:
         return " or ".join(f'"{choice}"' for choice in limits["choices"])
     if limits["path"]:
         return "path"
+    if limits["shares"]:
+        return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
     if key.type is str:
         return "string"
     open_ended = limits["high"] in (None, INT32_MAX)

@@ -127,6 +127,10 @@ def test_keys_are_read_from_their_sections() -> None:
          "data.valid_split names the held-out text"),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_split = 'z'", 'data.valid_split = "z": must be empty where '
          "data.valid names the held-out text"),
+        ("[data]\ntrain = 'x'\nmixture = '3 a.toml, b.toml'", 'data.mixture = "3 a.toml, b.toml": expected SHARE PATH, '
+         "SHARE PATH, ..., each share a positive integer"),
+        ("[data]\ntrain = 'x'\nmixture = '0 a.toml'", 'data.mixture = "0 a.toml": expected SHARE PATH, '
+         "SHARE PATH, ..., each share a positive integer"),
         ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
          "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
         ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
@@ -205,6 +209,14 @@ def test_the_directory_of_shards_is_named_by_config_and_data(tmp_path: Path, mon
     assert parse(overrides={"data.train": "other.txt"}).data.prepared != str(first)
 
 
+def test_a_mixture_is_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = parse("[data]\ntrain = 'x'\nmixture = '3 ../a b.toml,1 ~/c.toml'").data
+    assert data.others == [(3, str(tmp_path / "a b.toml")), (1, str(Path.home() / "c.toml"))]
+    assert parse(overrides={"data.mixture": "2 d.toml"}).data.others == [(2, str(tmp_path / "d.toml"))]
+    assert parse("[data]\ntrain = 'x'").data.others == []
+
+
 def test_text_that_utf8_cannot_write_is_refused() -> None:
     assert "UTF-8" in message(overrides={"data.train": "caf\udce9.txt"})  # as argv holds a non-UTF-8 name
 
@@ -218,6 +230,8 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
     if limits["path"]:
         text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
         return text.map(lambda tail: "/" + tail.replace("/", "").replace(".", "") + "x")
+    if limits["shares"]:
+        return st.sampled_from(["", "3 /a.toml", "12 /b c.toml, 1 /d.toml"])
     if key.type is str:
         return st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     # 4096 keeps the cross-key limits out of the way; they are tested on their own.

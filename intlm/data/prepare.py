@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, groupby, islice
 from operator import attrgetter
 from pathlib import Path
@@ -36,6 +37,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from intlm import config as configuration
 from intlm.config import DataConfig
 from intlm.data import sources
 from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
@@ -48,10 +50,11 @@ from intlm.data.tokenizers import (
     ByteTokenizer,
     CodedTokenizer,
     Tokenizer,
+    identity,
     load_tokenizer,
     tokenizer_from_json,
 )
-from intlm.errors import DataError
+from intlm.errors import ConfigError, DataError
 
 BLOCK = 4 << 20  # bytes of text that are encoded at once
 SAVE_SECONDS = 30
@@ -84,8 +87,10 @@ class Run(NamedTuple):
     bytes: int
 
 
-def prepare(data: DataConfig) -> Corpus:
+def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """The corpus in `data.prepared`, made there first unless it is there already, from the same request.
+
+    tokenizer: what makes the tokens; None: what `data` asks for.
 
     What is held out is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last ones of a single document; of
     several, whole documents chosen by a hash of their ordinals, about so many bytes in all, at least one, never all.
@@ -103,7 +108,7 @@ def prepare(data: DataConfig) -> Corpus:
     for source in filter(None, (train, valid)):
         if not source.is_remote and directory.resolve().is_relative_to(source.path.resolve()):
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
-    request = _request(data, train, valid)
+    given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
         if read_index(directory)["request"] == request:
             return Corpus.open(directory)
@@ -122,7 +127,7 @@ def prepare(data: DataConfig) -> Corpus:
         else:
             texts.hold_out(data.valid_bytes)
             np.save(made / _CUTS, texts.cuts)
-            tokenizer = _tokenizer(data, texts)
+            tokenizer = tokenizer or _tokenizer(data, texts)
         splits = [texts, _Texts(valid, spool, "valid")] if valid else [texts]
         known = {"request": request, "tokenizer": tokenizer.to_json()}
         with CorpusWriter(directory, tokenizer) as writer:
@@ -135,7 +140,7 @@ def prepare(data: DataConfig) -> Corpus:
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     writer.save(known | {"position": position})
                     saved = time.monotonic()
-            if _request(data, train, valid) != request:
+            if _request(data, train, valid, given) != request:
                 raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
             writer.finish(request, position.found)
     return Corpus.open(directory)
@@ -160,10 +165,26 @@ def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
     return train, None
 
 
-def _request(data: DataConfig, train: Source, valid: Source | None) -> dict[str, Any]:
+def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
+    """The corpus of a configuration with its share, then those of its mixture, in the same tokens, beside it."""
+    first = prepare(data)
+    found = [(data.share, first)]
+    for number, (share, path) in enumerate(data.others, start=1):
+        other = configuration.load(Path(path)).data
+        if other.mixture:
+            raise ConfigError(f"{path}: data.mixture = {other.mixture!r}: must be empty in a corpus of a mixture")
+        place = first.directory.with_name(f"{first.directory.name}-{number}-{Path(path).stem}")
+        other = replace(other, prepared=str(place), processes=data.processes)
+        found.append((share, prepare(other, first.tokenizer)))
+    return found
+
+
+def _request(data: DataConfig, train: Source, valid: Source | None, given: Tokenizer | None) -> dict[str, Any]:
     """What decides the bits of a corpus."""
-    if data.tokenizer_file:
-        tokenizer: Any = hashlib.sha256(sources.read(Path(data.tokenizer_file))).hexdigest()
+    if given:
+        tokenizer: Any = identity(given)
+    elif data.tokenizer_file:
+        tokenizer = hashlib.sha256(sources.read(Path(data.tokenizer_file))).hexdigest()
     elif data.tokenizer in PIECES:
         tokenizer = [data.tokenizer, data.vocab_size, data.sample_bytes]
     else:

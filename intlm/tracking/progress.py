@@ -54,7 +54,8 @@ class Progress:
     def update(self, update: int, **fields: Any) -> None:
         """`update` updates are done. `fields` are those of a metrics line; each shows until its next value.
 
-        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, changed (a share, 0 to 1),
+        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, waiting (for data, where it is a hundredth
+        of an update or more), changed (a share, 0 to 1),
         agreement (a cosine), saturated_weights with saturated_states (shares).
         """
         self._latest.update((name, value) for name, value in fields.items() if value is not None)
@@ -101,6 +102,8 @@ class Progress:
             parts.append(f"held-out {values['valid_bits_per_byte']:.3f}")
         if "tokens_per_second" in values:
             parts.append(f"{human(values['tokens_per_second'])} tok/s")
+        if values.get("waiting", 0) >= 0.01:
+            parts.append(f"{values['waiting']:.0%} waiting for data")
         if "changed" in values:
             parts.append(f"{100 * values['changed']:.3g}% changed")
         if "agreement" in values:
