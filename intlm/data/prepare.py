@@ -2,8 +2,8 @@
 
 The text is read at most three times, in chunks: to measure the documents (only to hold some out by their sizes), for
 the tokenizer (an alphabet reads all of the training split, a vocabulary of pieces its beginning), and to write the
-tokens. 8 bytes for each document are all that is kept. A recipe is run once, its text kept meanwhile in a file without
-a name.
+tokens. 8 bytes for each document are all that is kept. A recipe is run once: where its text is read more than once, it
+is kept meanwhile in a file without a name.
 
 What is held out is decided by the sizes and the order of the documents alone, so the same text is divided
 the same way everywhere. The tokens are made in blocks of text, by several processes where that is slow, and written in
@@ -118,7 +118,9 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     directory.parent.mkdir(parents=True, exist_ok=True)
     saved = time.monotonic()
     with _exclusive(scratch(directory)) as made, tempfile.TemporaryFile(dir=directory.parent) as spool:
-        texts, progress, position = _Texts(train, spool), _progress(made, request), Position(0, None, 0, {})
+        progress, position = _progress(made, request), Position(0, None, 0, {})
+        once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
+        texts = _Texts(train, None if once else spool)
         if progress:
             tokenizer = tokenizer_from_json(progress["tokenizer"])
             texts.cuts = np.load(made / _CUTS)
@@ -128,7 +130,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             texts.hold_out(data.valid_bytes)
             np.save(made / _CUTS, texts.cuts)
             tokenizer = tokenizer or _tokenizer(data, texts)
-        splits = [texts, _Texts(valid, spool, "valid")] if valid else [texts]
+        splits = [texts, _Texts(valid, None, "valid")] if valid else [texts]
         known = {"request": request, "tokenizer": tokenizer.to_json()}
         with CorpusWriter(directory, tokenizer) as writer:
             if progress:
@@ -239,9 +241,9 @@ def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class _Texts:
-    """The text of a source, read as often as it is asked for. A recipe is run once, its text kept in `spool`."""
+    """The text of a source, read as often as it is asked for, a recipe's kept in `spool`; without it, read once."""
 
-    def __init__(self, source: Source, spool: IO[bytes], split: str = "train") -> None:
+    def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
         self.split = split
         self.cuts = np.zeros(0, np.int64)  # how many bytes of each document are for this split; beyond them: all
         self._source = source
@@ -257,15 +259,14 @@ class _Texts:
     def read(self, purpose: str, mark: Mark | None = None) -> tuple[Reader, Iterator[Iterator[bytes]]]:
         """A reader, and its documents as they are watched on the terminal."""
         source, total, texts = self._source, None, None
-        if source.is_recipe:
+        if source.is_recipe and self._spool:
             if self._sizes is None:
                 self._sizes = array("q")
                 bar = tqdm(sources.run_recipe(source.path), "running the recipe", disable=None, delay=1, leave=False)
-                for (text,) in bar:
-                    self._sizes.append(self._spool.write(text))
+                self._sizes.extend(map(self._spool.write, bar))
             self._spool.seek(0)
             total, texts = sum(self._sizes), (_take(self._spool, size) for size in self._sizes)
-        elif not source.is_data_set:
+        elif not source.is_recipe and not source.is_data_set:
             total = sum(path.stat().st_size for path in sources.files(source.path))
         reader = Reader(source, mark, texts)
         return reader, _watch(reader, purpose, total)
@@ -411,7 +412,7 @@ def _encoded(
     blocks: Iterator[tuple[list[Part], Position]], tokenizer: Tokenizer, processes: int
 ) -> Iterator[tuple[list[Run], Position]]:
     """The blocks encoded, in their order; by several processes where the tokenizer is slow and the text long."""
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or os.cpu_count() or 1
     first = list(islice(blocks, 1))
     is_short = sum(len(part.text) for parts, _ in first for part in parts) < BLOCK
     blocks = chain(first, blocks)

@@ -143,7 +143,7 @@ class Reader:
     def _read(self) -> Iterable[Iterable[bytes]]:
         source = self._source
         if source.is_recipe:
-            return run_recipe(source.path)
+            return map(_chunks, run_recipe(source.path))
         return self._rows() if source.is_data_set else map(_read_chunks, files(source.path))
 
     def _counted(self, document: Iterator[bytes]) -> Iterator[bytes]:
@@ -165,7 +165,7 @@ class Reader:
         self.counts["with_nul"] += has_nul
         self.counts["longest"] = max(size, self.counts["longest"])
 
-    def _rows(self) -> Iterator[tuple[bytes, ...]]:
+    def _rows(self) -> Iterator[Iterator[bytes]]:
         """The text of each row."""
         source, size = self._source, 0
         columns = [name.strip() for name in source.columns.split(",")]
@@ -179,7 +179,7 @@ class Reader:
                     self.counts["filtered"] += 1
                     continue
                 text = b"\n\n".join(_bytes_of(row, name) for name in columns)
-                yield (text,)
+                yield _chunks(text)
                 size += len(text)
                 if size >= MARK:  # all documents of the row have been read
                     self.mark, size = Mark(rows.state_dict(), dict(self.counts)), 0
@@ -278,8 +278,12 @@ def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
     yield rest
 
 
-def run_recipe(path: Path) -> Iterator[tuple[bytes]]:
-    """What the recipe's `documents()` yields, each a text of one chunk. DataError where it fails."""
+def _chunks(text: bytes) -> Iterator[bytes]:
+    return (text[start : start + CHUNK] for start in range(0, len(text), CHUNK))
+
+
+def run_recipe(path: Path) -> Iterator[bytes]:
+    """What the recipe's `documents()` yields. DataError where it fails."""
     code = read(path)
     spec = importlib.util.spec_from_file_location(f"intlm_recipe_{path.stem}", path)
     assert spec is not None
@@ -291,6 +295,6 @@ def run_recipe(path: Path) -> Iterator[tuple[bytes]]:
         for document in module.documents():
             if not isinstance(document, bytes):
                 raise TypeError(f"documents() yielded {type(document).__name__}, expected bytes")
-            yield (document,)
+            yield document
     except Exception as error:
         raise DataError(f"{path}: the recipe failed: {type(error).__name__}: {error}") from error
