@@ -1,16 +1,19 @@
 """How fast text is prepared, and in how much memory.
 
     python benchmarks/preparing.py [--rounds N] [--processes N]
+    python benchmarks/preparing.py --text FILE [--vocab-size N]
     python benchmarks/preparing.py --gigabytes 10 --tokenizer bytes
 
-Without --gigabytes, for each tokenizer (vocabulary 1,024, made before): megabytes of text a second of the whole
-preparation, processes started and shards synced to the disk, from a text file and from Parquet. Then the encoder alone,
-in one process: on text that it meets for the first time, on the same again, and SentencePiece with its usual options,
-by lines. The text is the source of the standard library of the Python that runs this, a file a document: about 32 MB,
-in which words repeat less than in prose. Where other programs share the processors, the seconds of processor time say
-more than those of the clock: both are shown, the encoders by processor time.
+First, for each tokenizer (vocabulary 1,024, made before): megabytes of text a second of the whole preparation,
+processes started and shards synced to the disk, from a text file and from Parquet. Then the encoder alone, in one
+process: on text that it meets for the first time, on the same again, and SentencePiece with Unicode characters and byte
+fallback, by lines; and the bytes per token of both. The text is the source of the standard library of the Python that
+runs this, a file a document: about 32 MB, in which words repeat less than in prose. Where other programs share the
+processors, the seconds of processor time say more than those of the clock: both are shown, the encoders by processor
+time.
 
-With it: a corpus so large is made up as it is read, and the peak memory of this process and of its largest child shown.
+With --text, the encoders alone on a file, 16 MB of it at most. With --gigabytes, a corpus so large is made up as it is
+read, and the peak memory of this process and of its largest child shown.
 """
 
 import argparse
@@ -98,20 +101,19 @@ def speed(directory: Path, rounds: int, processes: int) -> str:
     return format_table(headers, rows, "llrrr")
 
 
-def encoders(rounds: int) -> str:
+def encoders(text: bytes, vocab_size: int, rounds: int) -> str:
     """The encoders of pieces alone, and SentencePiece's own."""
-    text = b"".join(library())[: 1 << 24]
     lines = text.decode(errors="replace").split("\n")
     rows = []
     for name in ("unigram", "bpe"):
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, model_type=name, vocab_size=1024, byte_fallback=True,
+            sentence_iterator=iter(lines), model_writer=model, model_type=name, vocab_size=vocab_size, byte_fallback=True,
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True, character_coverage=0.999, minloglevel=2,
+            allow_whitespace_only_pieces=True, character_coverage=0.9995, minloglevel=2,
         )  # fmt: skip
         usual = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-        made = PieceTokenizer.train(name, [text], 1024)
+        made = PieceTokenizer.train(name, [text], vocab_size)
         rates: list[list[float]] = [[], [], []]
         for _ in range(rounds):
             new = PieceTokenizer(name, made.model)
@@ -122,8 +124,18 @@ def encoders(rounds: int) -> str:
                 else:
                     new.encode(text)
                 found.append(len(text) / (processor_seconds() - before) / 1e6)
-        rows.append((name, *map(spread, rates)))
-    return format_table(["MB a processor second", "new text", "the same again", "SentencePiece"], rows)
+        usual_tokens = sum(map(len, usual.encode([line + "\n" for line in lines])))
+        lengths = (f"{len(text) / count:.3f}" for count in (len(made.encode(text)), usual_tokens))
+        rows.append((name, *map(spread, rates), *lengths))
+    headers = [
+        "MB a processor second",
+        "new text",
+        "the same again",
+        "SentencePiece",
+        "bytes per token",
+        "SentencePiece",
+    ]
+    return format_table(headers, rows)
 
 
 def spread(values: list[float]) -> str:
@@ -161,14 +173,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=0, help="0: one a core")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--vocab-size", type=int, default=1024, help="with --text")
     parser.add_argument("--gigabytes", type=int, default=0)
     parser.add_argument("--tokenizer", choices=("bytes", "unigram", "bpe"), default="bytes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         if args.gigabytes:
             print(memory(Path(directory), args.gigabytes, args.tokenizer, args.processes))
+        elif args.text:
+            print(encoders(args.text.read_bytes()[: 1 << 24], args.vocab_size, args.rounds))
         else:
-            print(speed(Path(directory), args.rounds, args.processes), encoders(args.rounds), sep="\n\n")
+            print(speed(Path(directory), args.rounds, args.processes))
+            print(encoders(b"".join(library())[: 1 << 24], 1024, args.rounds))
 
 
 if __name__ == "__main__":
