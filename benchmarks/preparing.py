@@ -108,8 +108,8 @@ def encoders(text: bytes, vocab_size: int, rounds: int) -> str:
     for name in ("unigram", "bpe"):
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, model_type=name, vocab_size=vocab_size, byte_fallback=True,
-            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            sentence_iterator=iter(lines), model_writer=model, model_type=name, vocab_size=vocab_size,
+            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True, character_coverage=0.9995, minloglevel=2,
         )  # fmt: skip
         usual = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
