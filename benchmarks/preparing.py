@@ -109,8 +109,9 @@ def encoders(text: bytes, vocab_size: int, rounds: int) -> str:
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=model, model_type=name, vocab_size=vocab_size,
-            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True, character_coverage=0.9995, minloglevel=2,
+            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, character_coverage=0.9995,
+            minloglevel=2,
         )  # fmt: skip
         usual = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         made = PieceTokenizer.train(name, [text], vocab_size)
