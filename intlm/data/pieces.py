@@ -19,7 +19,7 @@ import binascii
 import io
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -84,21 +84,12 @@ class PieceTokenizer(Tokenizer):
 
         Raises DataError where the sample is too small for a vocabulary of that size, or the size for the 256 bytes.
         """
-        size = 0
-
-        def sentences() -> Iterator[str]:
-            nonlocal size
-            yield from LETTERS
-            for text in texts:
-                size += len(text)
-                for unit in _UNITS.findall(text):
-                    for word in _WORDS.findall(unit):
-                        yield _letters(word)
-
+        sample = list(texts)  # at once: SentencePiece would swallow an error
+        words = (word for text in sample for unit in _UNITS.findall(text) for word in _WORDS.findall(unit))
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sentences(),
+                sentence_iterator=chain(LETTERS, map(_letters, words)),
                 model_writer=model,
                 model_type=name,
                 vocab_size=vocab_size,
@@ -116,7 +107,7 @@ class PieceTokenizer(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = str(error).rpartition("] ")[2]
+            reason, size = str(error).rpartition("] ")[2], sum(map(len, sample))
             raise DataError(f"data.vocab_size = {vocab_size}: no such vocabulary of {size:,} bytes: {reason}") from None
         return cls(name, model.getvalue())
 

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -139,6 +140,15 @@ def test_json_round_trip(kind: str) -> None:
 def test_a_vocabulary_that_cannot_be(kind: str, size: int) -> None:
     with pytest.raises(DataError, match=rf"data\.vocab_size = {size}: no such vocabulary of 11 bytes: Vocab"):
         PieceTokenizer.train(kind, [b"some ", b"sample"], size)
+
+
+def test_a_sample_that_cannot_be_read() -> None:
+    def texts() -> Iterator[bytes]:
+        yield b"some text"
+        raise DataError("the file is gone")
+
+    with pytest.raises(DataError, match="^the file is gone$"):
+        PieceTokenizer.train("bpe", texts(), 300)
 
 
 @pytest.mark.parametrize("model", ["", "%", "AAAA"])
