@@ -13,19 +13,21 @@ processors, the seconds of processor time say more than those of the clock: both
 time.
 
 With --text, the encoders alone on a file, 16 MB of it at most. With --gigabytes, a corpus so large is made up as it is
-read, and the peak memory of this process and of its largest child shown.
+read, and the peak memory of this process and its children together shown.
 """
 
 import argparse
 import io
 import json
+import multiprocessing
 import os
-import resource
 import statistics
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,19 @@ def memory(directory: Path, gigabytes: int, tokenizer: str, processes: int) -> s
     data = DataConfig(train=str(sample), tokenizer=tokenizer, vocab_size=1024, prepared="")
     (directory / "tokenizer.json").write_text(json.dumps(train_tokenizer(data).to_json()))
     (directory / "corpus.py").write_text(GENERATOR.format(size=gigabytes * 10**9))
-    began = time.monotonic()
+    began, peak = time.monotonic(), [0]
+
+    def watch() -> None:
+        while True:
+            processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            pages = 0
+            for process in processes:
+                with suppress(OSError):
+                    pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            peak[0] = max(peak[0], pages * os.sysconf("SC_PAGE_SIZE"))
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
     split = prepare(
         DataConfig(
             train=str(directory / "corpus.py"),
@@ -161,12 +175,9 @@ def memory(directory: Path, gigabytes: int, tokenizer: str, processes: int) -> s
         )
     ).split("train")
     seconds = time.monotonic() - began
-    parent, child = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
     return (
         f"{tokenizer}: {split.bytes / 1e9:.2f} GB, {split.documents:,} documents in {seconds:.0f} s "
-        f"({split.bytes / seconds / 1e6:.1f} MB/s); peak memory {parent:.0f} MB, of the largest child {child:.0f} MB"
+        f"({split.bytes / seconds / 1e6:.1f} MB/s); peak memory {peak[0] / 1e6:.0f} MB"
     )
 
 

@@ -147,7 +147,7 @@ def test_a_sample_that_cannot_be_read() -> None:
         yield b"some text"
         raise DataError("the file is gone")
 
-    with pytest.raises(DataError, match="^the file is gone$"):
+    with pytest.raises(DataError, match=r"^the file is gone$"):
         PieceTokenizer.train("bpe", texts(), 300)
 
 
