@@ -316,7 +316,7 @@ def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator
             yield chunk
             bar.update(len(chunk))
 
-    form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "miniters": 1}
     with tqdm(desc=purpose, total=total, disable=None, **form) as bar:  # None: unless stderr is a terminal
         for document in reader:
             yield count(document)
