@@ -31,14 +31,27 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from intlm.tracking.table import format_table
-    from intlm.training import prepare_corpus
+    from intlm.data.prepare import corpora
+    from intlm.data.report import report, summary
 
     config = configuration.load(args.config, configuration.overrides_from(args))
-    corpus = prepare_corpus(config)
-    rows = [(name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}") for name, s in corpus.splits.items()]
-    print(format_table(["split", "documents", "tokens", "bytes"], rows))
-    print(f"{config.data.prepared}: {corpus.tokenizer.vocab_size} tokens in the vocabulary ({corpus.tokenizer.name})")
+    for _, corpus in corpora(config.data):
+        print(summary(corpus))
+        if args.report:
+            path = corpus.directory / "lengths.png"
+            print(f"\n{report(corpus, path)}\n\npicture: {path}")
+        print(f"{corpus.directory}: {corpus.tokenizer.vocab_size} tokens in the vocabulary ({corpus.tokenizer.name})")
+    return 0
+
+
+def _train_tokenizer(args: argparse.Namespace) -> int:
+    from intlm.data.prepare import train_tokenizer
+    from intlm.run import write_whole
+
+    config = configuration.load(args.config, configuration.overrides_from(args))
+    tokenizer = train_tokenizer(config.data)
+    write_whole(args.out, json.dumps(tokenizer.to_json()))
+    print(f"{args.out}: {tokenizer.vocab_size} tokens in the vocabulary ({tokenizer.name})")
     return 0
 
 
@@ -149,6 +162,19 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("prepare", _prepare, "Turn a config's text into token shards.")
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
+    made.add_argument("--report", action="store_true", help="show the tokens, some text, and a picture of the lengths")
+    configuration.add_arguments(made)
+
+    about = "Make a tokenizer of its own, for several corpora."
+    inner = commands.add_parser("tokenizer", help=about, description=about, allow_abbrev=False)
+    inner_commands = inner.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    about = "Make the tokenizer of a config's training text."
+    made = inner_commands.add_parser("train", help=about, description=about, allow_abbrev=False)
+    made.set_defaults(call=_train_tokenizer)
+    made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/minipile.toml")
+    made.add_argument(
+        "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="where to (default: tokenizer.json)"
+    )
     configuration.add_arguments(made)
 
     made = command("train", _train, "Pretrain the model of a config (prepares its text first).")

@@ -45,10 +45,14 @@ def _key(
     why: str = "",
     choices: tuple[str, ...] = (),
     path: bool = False,
+    shares: bool = False,
 ) -> Any:
-    """A configuration key: `low` and `high` are inclusive, `why` gives the reason for `multiple`."""
+    """A configuration key: `low` and `high` are inclusive, `why` gives the reason for `multiple`.
+
+    `path`: it is a path. `shares`: it is several, a number before each.
+    """
     limits = {"low": low, "high": high, "multiple": multiple, "why": why, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "path": path, **limits})
+    return dataclasses.field(default=default, metadata={"help": help, "path": path, "shares": shares, **limits})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,17 +136,42 @@ class TrainConfig:
 class DataConfig:
     """The text. Paths are relative to the file that gives them, in a flag to the working directory."""
 
-    train: str = _key("a text file, a directory of them, or a .py recipe", path=True)
-    valid: str = _key("held-out text of its own, as for train", "", path=True)
-    valid_bytes: int = _key("bytes of train to hold out; more than half of it counts as half", 0, low=0)
-    tokenizer: str = _key(
-        "all 256 bytes, or those that occur in the training text and an escape",
-        "bytes", choices=("bytes", "alphabet"),
+    train: str = _key(
+        "a text file, a directory of them, a .py recipe, JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]", path=True
     )  # fmt: skip
+    valid: str = _key("held-out text of its own, as for train", "", path=True)
+    valid_split: str = _key("the split of train that is held out, where train is a data set", "")
+    valid_bytes: int = _key("bytes of train to hold out; more than half of it counts as half", 0, low=0)
+    max_bytes: int = _key("bytes of train to read, to the end of a document; 0: all", 0, low=0)
+    subset: str = _key("of a data set that has several, which (on the hub: configuration)", "")
+    split: str = _key("the split of a data set to train on", "train")
+    columns: str = _key("a data set's columns of text; several, commas between: a blank line joins the texts", "text")
+    filter: str = _key('a data set\'s rows to take, such as: language == "en" and score >= 0.5; empty: all', "")
     document_separator: str = _key("text that divides a file's documents; empty: a file is one document", "")
+    tokenizer: str = _key(
+        "all 256 bytes; those that occur in the training text and an escape; or pieces of several bytes, by a unigram "
+        "model or by byte pairs", "bytes", choices=("bytes", "alphabet", "unigram", "bpe"),
+    )  # fmt: skip
+    vocab_size: int = _key("unigram, bpe: tokens in the vocabulary", 4096, low=257, high=MAX_VOCAB)
+    sample_bytes: int = _key("unigram, bpe: bytes of training text, the first, to make it from", 1 << 24, low=1)
+    tokenizer_file: str = _key(
+        "a tokenizer.json, of `intlm tokenizer train`, a run or an export, to take in place of all that", "", path=True
+    )
+    share: int = _key("in a mixture, of this corpus", 1, low=1, high=INT32_MAX)
+    mixture: str = _key(
+        "other corpora to read beside this one, each a share and a file whose [data] section it is, commas between",
+        "", shares=True,
+    )  # fmt: skip
     prepared: str = _key(
         "directory of the token shards; empty: prepared/NAME-DIGEST in the working directory", "", path=True
     )
+    processes: int = _key("that prepare the text; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
+
+    @property
+    def others(self) -> list[tuple[int, str]]:
+        """The mixture's shares and files."""
+        found = (entry.strip().split(maxsplit=1) for entry in self.mixture.split(",") if entry.strip())
+        return [(int(share), path) for share, path in found]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +254,8 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None)
 
     data = DataConfig(**values["data"])
     if not data.prepared:
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(data), sort_keys=True).encode()).hexdigest()
+        asked = dataclasses.asdict(dataclasses.replace(data, processes=0))
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
         data = dataclasses.replace(data, prepared=str(prepared))
     config = Config(
@@ -321,10 +351,16 @@ def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if (targets := config.train.targets) & (targets - 1):
         yield ("train.targets",), f"train.targets = {targets}: must be a power of two (the mean over them is a shift)"
-    if data.valid and data.valid_bytes:
+    for key, named in (("data.valid", data.valid), ("data.valid_split", data.valid_split)):
+        if named and data.valid_bytes:
+            yield (
+                ("data.valid_bytes", key),
+                f"data.valid_bytes = {data.valid_bytes}: must be 0 where {key} names the held-out text",
+            )
+    if data.valid and data.valid_split:
         yield (
-            ("data.valid_bytes", "data.valid"),
-            f"data.valid_bytes = {data.valid_bytes}: must be 0 where data.valid names the held-out text",
+            ("data.valid_split", "data.valid"),
+            f"data.valid_split = {shown(data.valid_split)}: must be empty where data.valid names the held-out text",
         )
 
 
@@ -361,8 +397,14 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
         raise refuse(f"expected {_expected(key)}" + (f'; did you mean "{close[0]}"?' if close else ""))
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
-    if limits["path"] and value:
+    if limits["path"] and value and not value.startswith("hub:"):
         return os.path.abspath(directory / os.path.expanduser(value))
+    if limits["shares"] and value:
+        entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
+        if not all(len(entry) == 2 and entry[0].isdecimal() and int(entry[0]) > 0 for entry in entries):
+            raise refuse(f"expected {_expected(key)}")
+        paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
+        return ", ".join(f"{share} {path}" for share, path in paths)
     return value
 
 
@@ -373,6 +415,8 @@ def _expected(key: dataclasses.Field[Any]) -> str:
         return " or ".join(f'"{choice}"' for choice in limits["choices"])
     if limits["path"]:
         return "path"
+    if limits["shares"]:
+        return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
     if key.type is str:
         return "string"
     open_ended = limits["high"] in (None, INT32_MAX)

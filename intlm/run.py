@@ -24,7 +24,7 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.shards import Corpus
-from intlm.data.tokenizers import Tokenizer, tokenizer_from_json
+from intlm.data.tokenizers import Tokenizer, load_tokenizer
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import DataError, RunError
@@ -143,9 +143,9 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
     config = configuration.load(path)
     path = directory / "tokenizer.json"
     try:
-        return config, tokenizer_from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+        return config, load_tokenizer(path)
+    except DataError as error:
+        raise RunError(str(error)) from None
 
 
 def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:

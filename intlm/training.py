@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from intlm import config as configuration
 from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.checkpoint import Checkpoints
 from intlm.config import KEYS, Config, EggrollConfig
-from intlm.data.prepare import prepare
+from intlm.data.prepare import corpora, prepare
 from intlm.data.references import references
 from intlm.data.shards import Corpus
-from intlm.data.streams import TokenStreams
+from intlm.data.streams import MixedStreams, ReadAhead
 from intlm.eggroll import adam, fitness, momentum, threshold
 from intlm.eggroll.optimizer import Optimizer, scheduled_step
 from intlm.errors import RunError
@@ -48,7 +48,7 @@ SAMPLE_TOKENS = 300
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = {
     "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
-    "train.checkpoint_seconds", "data.prepared",
+    "train.checkpoint_seconds", "data.prepared", "data.processes",
 }  # fmt: skip
 
 
@@ -141,16 +141,8 @@ def saturated(values: Iterable[Array]) -> float:
 
 
 def prepare_corpus(config: Config) -> Corpus:
-    """The token shards that a configuration asks for, made now if they are not there."""
-    data = config.data
-    return prepare(
-        Path(data.train),
-        Path(data.valid) if data.valid else None,
-        data.valid_bytes,
-        data.tokenizer,
-        data.document_separator or None,
-        Path(data.prepared),
-    )
+    """The token shards that a configuration asks for, made now if they are not there, but for its mixture's."""
+    return prepare(config.data)
 
 
 @dataclass
@@ -169,7 +161,10 @@ class Trainer:
         self.problem = problem_of(config, tokenizer.vocab_size)
         self.texts = config.pairs // config.eggroll.group_size
         settings = config.train
-        self.streams = TokenStreams(self.split, self.texts, settings.tokens_per_update, settings.targets)
+        self.mixture = corpora(config.data) if config.data.mixture else [(1, self.corpus)]
+        self.splits = [corpus.split("train") for _, corpus in self.mixture]
+        shares = [(share, split) for (share, _), split in zip(self.mixture, self.splits, strict=True)]
+        self.streams = MixedStreams(shares, self.texts, settings.tokens_per_update, settings.targets)
         self.optimizer = make_optimizer(config.eggroll)
         self.engine = make_engine(config.engine, self.problem)
         step = make_update_step(self.problem, self.engine, config.eggroll.fitness, self.optimizer)
@@ -182,11 +177,16 @@ class Trainer:
         self.seconds = 0.0  # of training, earlier parts of the run included
         self.ladder: dict[str, float] = {}
 
+    @property
+    def identity(self) -> str:
+        """What tells the text apart, all of a mixture."""
+        return " ".join(corpus.identity for _, corpus in self.mixture)
+
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go back to the last checkpoint, if there is one, and drop the metrics past it."""
         updates = checkpoints.updates()
         if updates:
-            if checkpoints.meta(updates[-1]).get("corpus") != self.corpus.identity:
+            if checkpoints.meta(updates[-1]).get("corpus") != self.identity:
                 raise RunError(
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"
@@ -205,7 +205,7 @@ class Trainer:
         if model.tokenizer != self.corpus.tokenizer:
             raise RunError(
                 f"{directory}: its tokenizer is not that of {self.config.data.prepared}: prepare the text with the "
-                "same data.tokenizer (an alphabet must be the same bytes)"
+                f'same (data.tokenizer_file = "{directory / "tokenizer.json"}")'
             )
         for name, was, now in zip(Architecture._fields, model.architecture, self.problem.architecture, strict=True):
             if was != now:
@@ -237,20 +237,20 @@ class Trainer:
         settings, pairs = self.config.train, self.config.pairs
         members = 2 * pairs
         per_update = members * settings.tokens_per_update
-        tokens_per_byte = self.split.tokens / self.split.bytes
+        counted = list(zip(self.streams.counts, self.splits, strict=True))
+        tokens_per_byte = self.texts / sum(count * split.bytes / split.tokens for count, split in counted)
         saved = time.monotonic()
         valid = None
         with (
             Progress(settings.updates, self.update) as progress,
             metrics.MetricsWriter(self.directory / "metrics.jsonl") as log,
+            closing(ReadAhead(self.streams, self.update, settings.updates)) as ahead,
         ):
-            batch = self.streams.batch(self.update)
             while self.update < settings.updates and not stopped():
                 began = time.monotonic()
+                batch = ahead.next()
                 setting = jnp.int32(self.optimizer.setting(self.update))
                 self.state, report = self.step(self.state, *map(jnp.asarray, batch), jnp.uint32(self.update), setting)
-                if self.update + 1 < settings.updates:
-                    batch = self.streams.batch(self.update + 1)  # while the update is computed
                 loss = int(np.asarray(report.losses).sum(dtype=np.int64))
                 took = time.monotonic() - began
                 self.update += 1
@@ -258,11 +258,14 @@ class Trainer:
                 line: dict[str, Any] = {
                     "update": self.update,
                     "tokens_evaluated": self.update * per_update,
-                    "tokens_read": min(self.update * self.texts * settings.tokens_per_update, self.split.tokens),
+                    "tokens_read": sum(
+                        min(self.update * count * settings.tokens_per_update, split.tokens) for count, split in counted
+                    ),
                     "seconds": round(self.seconds, 3),
                     "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
                     "changed": int(report.changed) / self.weights,
                     "tokens_per_second": round(per_update / took, 1),
+                    "waiting": round(ahead.waited / took, 4),
                 }
                 last = self.update == settings.updates
                 if last or (settings.evaluate_every and self.update % settings.evaluate_every == 0):
@@ -292,7 +295,7 @@ class Trainer:
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Write a checkpoint of now."""
-        meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.corpus.identity}
+        meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
         checkpoints.save(self.update, self.state.parameters, self.state.optimizer, self.state.members, meta)
 
     def summary(self) -> str:

@@ -22,7 +22,7 @@ from intlm.run import load
 from intlm.simulate.machines import MACHINES
 
 REPOSITORY = Path(__file__).parents[1]
-COMMANDS = ("prepare", "train", "evaluate", "generate", "export", "simulate", "inspect", "bench")
+COMMANDS = ("prepare", "tokenizer", "train", "evaluate", "generate", "export", "simulate", "inspect", "bench")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -55,15 +55,17 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     """`--help` explains each key where a configuration is read, and every flag."""
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
+        main([command, *(["train"] if command == "tokenizer" else []), "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, key in config.KEYS.items():
         kind = "PATH" if key.metadata["path"] else "N" if key.type is int else "TEXT"
         flag = f"--{name} {'|'.join(key.metadata['choices']) or kind}"
-        assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "train", "bench"))
+        assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "tokenizer", "train", "bench"))
     wanted = {
         "bench": ["--json", "--picture FILE", "--rounds N"],
+        "prepare": ["--report"],
+        "tokenizer": ["--out FILE"],
         "train": ["--run-dir DIR", "--resume", "--from RUN"],
         "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
         "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
@@ -77,7 +79,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"    {command} " in text for command in COMMANDS)
+    assert all(f"\n    {command}" in text for command in COMMANDS)
 
 
 def test_what_needs_no_jax_does_not_load_it() -> None:
@@ -85,7 +87,7 @@ def test_what_needs_no_jax_does_not_load_it() -> None:
     script = """
 import sys
 import intlm, intlm.cli
-heavy = {"jax", "numpy", "orbax", "matplotlib"}
+heavy = {"jax", "numpy", "orbax", "matplotlib", "datasets", "sentencepiece"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 for arguments in (["--help"], ["--version"], ["train", "--help"], ["generate", "--help"], ["train"], ["nonsense"]):
     try:
@@ -165,15 +167,55 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     path = tiny.write_config(tmp_path / "mine.toml", keys)
     assert main(["prepare", str(path)]) == 0
     out = capsys.readouterr().out
-    assert [line.split() for line in out.splitlines()[2:3]] == [["train", "1", "1,201", "1,200"]]
+    assert [line.split() for line in out.splitlines()[2:3]] == [["train", "1", "1,201", "1,200", "1.000"]]
+    assert ["train", "0", "0", "0", "0", "1,200"] in [line.split() for line in out.splitlines()]
     (made,) = (tmp_path / "prepared").iterdir()
     assert made.name.startswith("mine-")
     assert out.splitlines()[-1] == f"{made}: 6 tokens in the vocabulary (alphabet)"
 
     assert main(["prepare", str(path), "--data.valid_bytes", "200", "--data.prepared", "there"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
-    assert rows == [["train", "1", "1,001", "1,000"], ["valid", "1", "201", "200"]]
+    assert rows == [["train", "1", "1,001", "1,000", "1.000"], ["valid", "1", "201", "200", "1.000"]]
     assert (tmp_path / "there" / "index.json").exists()
+
+    assert main(["prepare", str(path), "--report"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 4 of 5 tokens occur" in out and f"picture: {made / 'lengths.png'}" in out
+    assert (made / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer made once, its corpus, a run of it, and everything that is done with a run."""
+    monkeypatch.chdir(tmp_path)
+    keys = {"data.tokenizer": "unigram", "data.vocab_size": 262}
+    path = tiny.write_config(tmp_path / "mine.toml", {**tiny.KEYS, **keys, "train.updates": 4, "data.prepared": "made"})
+    assert main(["tokenizer", "train", str(path)]) == 0
+    assert capsys.readouterr().out == "tokenizer.json: 262 tokens in the vocabulary (unigram)\n"
+    assert main(["train", str(path), "--run-dir", "run", "--data.tokenizer_file", "tokenizer.json"]) == 0
+    run = tmp_path / "run"
+    assert (run / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+
+    # Bits per byte are of the text's bytes, however many tokens they are.
+    capsys.readouterr()
+    text = tiny.words(50, seed=5) + b"\0\xff \xe2\x96\x81"
+    (tmp_path / "text.txt").write_bytes(text)
+    assert main(["evaluate", str(run), "--text", "text.txt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = load(run)
+    assert found["bytes"] == len(text) and found["tokens"] == len(model.tokens(text)) < len(text)
+    assert found["bits_per_byte_integer"] * 256 * len(text) == model.losses(text).sum()
+    assert main(["evaluate", str(run)]) == main(["generate", str(run), "--tokens", "20"]) == 0
+
+    # The tokenizer goes with an export; C has none for it.
+    assert main(["export", str(run), "--to", "safetensors"]) == 0
+    assert (load(run / "exports" / "safetensors").losses(text) == model.losses(text)).all()
+    assert "tokenizer 'unigram': the C program knows bytes" in refused(capsys, "export", run, "--to", "c")
+
+    # Shards of another tokenizer are refused.
+    assert main(["prepare", str(path), "--data.prepared", "made", "--data.tokenizer", "bpe"]) == 0
+    assert "its tokenizer is not the one that the run was trained with" in refused(capsys, "evaluate", run)
+    said = refused(capsys, "train", path, "--run-dir", "new", "--from", run, "--data.tokenizer", "bpe")
+    assert f"{run}: its tokenizer is not that of {tmp_path / 'made'}: prepare the text with the same" in said
 
 
 def test_directories_that_are_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

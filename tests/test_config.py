@@ -123,10 +123,18 @@ def test_keys_are_read_from_their_sections() -> None:
         ("[train]\ntargets = 0", "train.targets = 0: must be at least 1"),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
          "data.valid names the held-out text"),
-        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, or a "
-         ".py recipe"),
-        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, or a .py "
-         "recipe"),
+        ("[data]\ntrain = 'x'\nvalid_split = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
+         "data.valid_split names the held-out text"),
+        ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_split = 'z'", 'data.valid_split = "z": must be empty where '
+         "data.valid names the held-out text"),
+        ("[data]\ntrain = 'x'\nmixture = '3 a.toml, b.toml'", 'data.mixture = "3 a.toml, b.toml": expected SHARE PATH, '
+         "SHARE PATH, ..., each share a positive integer"),
+        ("[data]\ntrain = 'x'\nmixture = '0 a.toml'", 'data.mixture = "0 a.toml": expected SHARE PATH, '
+         "SHARE PATH, ..., each share a positive integer"),
+        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
+         "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
+        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
+         "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_key_value_and_what_was_expected(text: str, expected: str) -> None:
@@ -196,9 +204,17 @@ def test_the_directory_of_shards_is_named_by_config_and_data(tmp_path: Path, mon
     stem, digest = first.name.split("-")
     assert stem == "a" and len(digest) == 8 and int(digest, 16) >= 0
     # The data alone names it: another model shares the shards, another tokenizer does not.
-    assert parse(overrides={"model.hidden_size": "8"}).data.prepared == str(first)
+    assert parse(overrides={"model.hidden_size": "8", "data.processes": "8"}).data.prepared == str(first)
     assert parse(overrides={"data.tokenizer": "alphabet"}).data.prepared != str(first)
     assert parse(overrides={"data.train": "other.txt"}).data.prepared != str(first)
+
+
+def test_a_mixture_is_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = parse("[data]\ntrain = 'x'\nmixture = '3 ../a b.toml,1 ~/c.toml'").data
+    assert data.others == [(3, str(tmp_path / "a b.toml")), (1, str(Path.home() / "c.toml"))]
+    assert parse(overrides={"data.mixture": "2 d.toml"}).data.others == [(2, str(tmp_path / "d.toml"))]
+    assert parse("[data]\ntrain = 'x'").data.others == []
 
 
 def test_text_that_utf8_cannot_write_is_refused() -> None:
@@ -214,6 +230,8 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
     if limits["path"]:
         text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
         return text.map(lambda tail: "/" + tail.replace("/", "").replace(".", "") + "x")
+    if limits["shares"]:
+        return st.sampled_from(["", "3 /a.toml", "12 /b c.toml, 1 /d.toml"])
     if key.type is str:
         return st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     # 4096 keeps the cross-key limits out of the way; they are tested on their own.
@@ -224,7 +242,7 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({name: values_of(name) for name in KEYS}))
 def test_what_is_dumped_loads_as_the_same_config(values: dict[str, int | str]) -> None:
-    values |= {"eggroll.group_size": 1, "data.valid_bytes": 0}
+    values |= {"eggroll.group_size": 1, "data.valid_bytes": 0, "data.valid_split": ""}
     overrides = {name: str(value) for name, value in values.items()}
     config = from_toml("", Path("b.toml"), overrides)
     assert from_toml(dumps(config), Path("/elsewhere/config.toml")) == config

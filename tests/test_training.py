@@ -19,11 +19,22 @@ from intlm import config as configuration
 from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
 from intlm.cli import main
 from intlm.eggroll import fitness
+from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
 from intlm.population import make_engine, native
 from intlm.run import load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics
-from intlm.training import FREE_ON_RESUME, check_directory, cosine, exclusive, make_halves, saturated, train
+from intlm.training import (
+    FREE_ON_RESUME,
+    Trainer,
+    check_directory,
+    cosine,
+    exclusive,
+    make_halves,
+    prepare_corpus,
+    saturated,
+    train,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 MEASURED = ("valid_bits_per_byte", "agreement", "saturated_weights", "saturated_states")
@@ -88,6 +99,7 @@ def test_metrics() -> None:
     assert text.endswith("\n") and len(lines) == tiny.UPDATES
     always = {
         "update", "tokens_evaluated", "tokens_read", "seconds", "train_bits_per_byte", "tokens_per_second", "changed",
+        "waiting",
     }  # fmt: skip
     for update, line in enumerate(lines, start=1):
         last = update == tiny.UPDATES
@@ -98,7 +110,7 @@ def test_metrics() -> None:
         assert line["tokens_evaluated"] == update * tiny.MEMBERS * tiny.TOKENS
         assert line["tokens_read"] == update * tiny.MEMBERS // 2 // tiny.GROUP_SIZE * tiny.TOKENS
         assert 0 < line["changed"] <= 1
-        assert line["tokens_per_second"] > 0
+        assert line["tokens_per_second"] > 0 and 0 <= line["waiting"] <= 1
         assert 1 < line["train_bits_per_byte"] < 12
     seconds = [line["seconds"] for line in lines]
     assert seconds[0] > 0 and seconds == sorted(seconds)
@@ -273,6 +285,47 @@ def test_what_an_optimizer_remembers_is_kept(optimizer: str, targets: int, tmp_p
     assert means and all(values.any() for values in means)
 
 
+def test_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two more corpora beside the first, in its tokens: resumed as whole; another mixture is another run."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_bytes(tiny.words(500, seed=len(name) + ord(name[0])) + name.encode() * 9)
+        tiny.write_config(tmp_path / f"{name}.toml", {"data.train": f"{name}.txt", "data.valid_bytes": 500})
+    mixture = f"2 {tmp_path / 'one.toml'}, 1 {tmp_path / 'two.toml'}"
+    keys = {"data__mixture": mixture, "data__share": 5, "data__prepared": tmp_path / "prepared"}
+    for directory, updates in (("parts", 3), ("parts", 6), ("whole", 6)):
+        config = tiny.load_config(train__updates=updates, train__checkpoint_seconds=1000, **keys)
+        assert train(config, tmp_path / directory, resume=(tmp_path / directory).exists())
+    tiny.assert_same_state(tmp_path / "parts", tmp_path / "whole")
+    assert tiny.lines_of(tmp_path / "parts", REPORTED) == tiny.lines_of(tmp_path / "whole", REPORTED)
+    trainer = Trainer(config, tmp_path / "new", prepare_corpus(config))
+    assert trainer.streams.counts == [5, 2, 1]
+    assert [corpus.directory.name for _, corpus in trainer.mixture] == ["prepared", "prepared-1-one", "prepared-2-two"]
+    assert {corpus.tokenizer for _, corpus in trainer.mixture} == {trainer.corpus.tokenizer}
+    batch = trainer.streams.batch(0)
+    for row, split in ((0, trainer.splits[0]), (5, trainer.splits[1]), (7, trainer.splits[2])):
+        np.testing.assert_array_equal(batch.tokens[row], split.read(0, tiny.TOKENS))
+    last = tiny.lines_of(tmp_path / "whole")[-1]
+    assert last["tokens_read"] == 6 * 8 * tiny.TOKENS and 1 < last["train_bits_per_byte"] < 12
+
+    words = ["train", str(tmp_path / "whole" / "config.toml"), "--run-dir", str(tmp_path / "whole"), "--resume"]
+    assert main([*words, "--data.mixture", mixture.replace("2 ", "1 ")]) == 2
+    assert "data.mixture = " in capsys.readouterr().err
+    (tmp_path / "two.txt").write_bytes(b"abba " * 300)
+    assert main([*words, "--train.updates", "7"]) == 2
+    assert "is not what the run was started with" in capsys.readouterr().err
+
+
+def test_a_mixture_that_cannot_be(tmp_path: Path) -> None:
+    tiny.write_config(tmp_path / "a.toml", {"data.train": "a.txt", "data.mixture": "1 a.toml"})
+    with pytest.raises(ConfigError, match=r"a\.toml: data\.mixture = .* must be empty in a corpus of a mixture"):
+        train(tiny.load_config(data__mixture=f"1 {tmp_path / 'a.toml'}"), tmp_path / "run")
+    tiny.write_config(tmp_path / "a.toml", {"data.train": str(tiny.HOME / "text.txt")})
+    with pytest.raises(ConfigError, match=r"data\.mixture: a share of 1 is less than one of the 8 texts"):
+        keys = {"data__mixture": f"99 {tmp_path / 'a.toml'}", "data__prepared": tmp_path / "p"}
+        train(tiny.load_config(**keys), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.copied(tmp_path / "run")
     before = tiny.contents(run / "checkpoints"), (run / "metrics.jsonl").read_bytes()
@@ -317,12 +370,20 @@ REFUSED = [
     ("data.valid_bytes", 2000, 3000),
     ("data.tokenizer", "bytes", "alphabet"),
     ("data.document_separator", "abba", ""),
+    ("data.max_bytes", 9000, 0),
+    ("data.subset", "en", ""),
+    ("data.split", "test", "train"),
+    ("data.columns", "body", "text"),
+    ("data.filter", "score > 1", ""),
+    ("data.vocab_size", 300, 4096),
+    ("data.sample_bytes", 300, 1 << 24),
+    ("data.share", 2, 1),
 ]
 
 
 def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every key that changes a bit: one line with the key and both values, and nothing is touched."""
-    texts = {"data.train", "data.valid"}
+    texts = {"data.train", "data.valid", "data.valid_split", "data.tokenizer_file", "data.mixture"}
     assert {key for key, _, _ in REFUSED} | texts == set(configuration.KEYS) - FREE_ON_RESUME
     run = tiny.copied(tmp_path / "run")
     before, prepared = tiny.contents(run), tiny.contents(tiny.HOME / "prepared")

@@ -38,7 +38,7 @@ HOME = Path(_HOME.name)
 """What the tests share: text.txt, tiny.toml, the prepared text and the run."""
 
 _WORDS = (b"a", b"ab", b"abba", b"baab", b"bab", b"bbb")
-TIMINGS = ("seconds", "tokens_per_second")
+TIMINGS = ("seconds", "tokens_per_second", "waiting")
 UPDATES, EVALUATE_EVERY, SAMPLE_EVERY = 12, 4, 5
 MEMBERS, GROUP_SIZE, TOKENS = 32, 2, 8
 KEYS: dict[str, Any] = {

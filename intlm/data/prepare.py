@@ -1,74 +1,114 @@
 """From text to a prepared corpus: what is held out, which tokenizer, and the passes over the text.
 
-The text is read at most three times, in chunks: to measure the documents (only to hold some out), to count
-the bytes that occur in the training split (only for an alphabet), and to write the tokens. 8 bytes for each
-document are all that is kept. A recipe is run once, its text kept meanwhile in a file without a name.
+The text is read at most three times, in chunks: to measure the documents (only to hold some out by their sizes), for
+the tokenizer (an alphabet reads all of the training split, a vocabulary of pieces its beginning), and to write the
+tokens. 8 bytes for each document are all that is kept. A recipe is run once: where its text is read more than once, it
+is kept meanwhile in a file without a name.
 
 What is held out is decided by the sizes and the order of the documents alone, so the same text is divided
-the same way everywhere.
+the same way everywhere. The tokens are made in blocks of text, by several processes where that is slow, and written in
+the text's order: their number changes nothing. Every SAVE_SECONDS what is written is noted, and a preparation that was
+killed goes on from there.
 """
 
+import fcntl
 import hashlib
-import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from intlm import config as configuration
+from intlm.config import DataConfig
 from intlm.data import sources
-from intlm.data.shards import Corpus, CorpusWriter, read_index
-from intlm.data.tokenizers import NAMES, AlphabetTokenizer, ByteTokenizer, Tokenizer
-from intlm.errors import DataError
+from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
+from intlm.data.sources import Mark, Reader, Source
+from intlm.data.tokenizers import (
+    PART,
+    PIECES,
+    SEPARATOR,
+    AlphabetTokenizer,
+    ByteTokenizer,
+    CodedTokenizer,
+    Tokenizer,
+    identity,
+    load_tokenizer,
+    tokenizer_from_json,
+)
+from intlm.errors import ConfigError, DataError
 
-Documents = Iterable[Iterable[bytes]]
+BLOCK = 4 << 20  # bytes of text that are encoded at once
+SAVE_SECONDS = 30
+_CUTS = "cuts.npy"
 
 
-def prepare(
-    source: Path,
-    valid: Path | None,
-    valid_bytes: int,
-    tokenizer_name: str,
-    document_separator: str | None,
-    directory: Path,
-) -> Corpus:
-    """The corpus in `directory`, made there first unless it is there already, from the same request.
+class Position(NamedTuple):
+    """How far the text has been read."""
 
-    Args:
-        source: the text to train on: a file, a directory or a recipe (`data.train`; see `sources`).
-        valid: the text held out (`data.valid`), or None to hold out a part of `source`.
-        valid_bytes: how many bytes of `source` to hold out where `valid` is None (`data.valid_bytes`): the
-            last ones of a single document; of several, whole documents chosen by a hash of their ordinals,
-            about so many bytes in all, at least one, never all. More than half of the text counts as half. 0 for none.
-        tokenizer_name: `bytes` or `alphabet` (`data.tokenizer`); an alphabet is that of the training split.
-        document_separator: divides each file into documents, or None (`data.document_separator`).
-        directory: where the corpus is, or will be. It is replaced where it holds another prepared corpus.
+    split: int  # which of the sources
+    mark: Mark | None  # where to begin again in it; None: at its beginning
+    parts: int  # what to skip from there
+    found: dict[str, dict[str, int]]  # what the sources before have, by split
 
-    A request is the same when its arguments are, and the sizes and times of the files (of a recipe, its
-    contents: what it reads is not known).
+
+class Part(NamedTuple):
+    """A document, or PART bytes of one."""
+
+    split: str
+    is_new: bool  # whether a document begins here
+    text: bytes
+
+
+class Run(NamedTuple):
+    """Encoded parts of one split."""
+
+    split: str
+    tokens: np.ndarray  # [tokens] of the tokenizer's dtype
+    documents: int  # that begin here
+    bytes: int
+
+
+def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The corpus in `data.prepared`, made there first unless it is there already, from the same request.
+
+    tokenizer: what makes the tokens; None: what `data` asks for.
+
+    What is held out is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last ones of a single document; of
+    several, whole documents chosen by a hash of their ordinals, about so many bytes in all, at least one, never all.
+    More than half of the text counts as half. A tokenizer is made of the training split.
+
+    A request is the same when what it says of the text and the tokenizer is, and the sizes and times of the files (of a
+    recipe, and of the tokenizer's file, the contents; what a recipe reads, or the hub has, is not known).
 
     Raises:
         DataError: a source that cannot be read or has no text, a directory that is in use for something else, or a
             damaged corpus.
     """
-    if tokenizer_name not in NAMES:
-        raise DataError(f"data.tokenizer = {tokenizer_name!r}: expected one of {', '.join(NAMES)}")
-    if valid_bytes < 0:
-        raise DataError(f"data.valid_bytes = {valid_bytes}: expected 0 or more")
-    for text_path in filter(None, (source, valid)):
-        if directory.resolve().is_relative_to(text_path.resolve()):
-            raise DataError(f"{directory}: lies within the text, {text_path}: expected it elsewhere")
-    request = {
-        "train": _fingerprint(source),
-        "valid": _fingerprint(valid) if valid else None,
-        "valid_bytes": 0 if valid else valid_bytes,
-        "tokenizer": tokenizer_name,
-        "document_separator": document_separator,
-    }
+    train, valid = sources_of(data)
+    directory = Path(data.prepared)
+    for source in filter(None, (train, valid)):
+        if not source.is_remote and directory.resolve().is_relative_to(source.path.resolve()):
+            raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
+    given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
         if read_index(directory)["request"] == request:
             return Corpus.open(directory)
@@ -76,61 +116,188 @@ def prepare(
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory.parent) as spool:
-        read = _reader(source, document_separator, spool)
-        if request["valid_bytes"]:
-            sizes = array("q", (sum(map(len, document)) for document in read("measuring")))
-            cuts: Iterable[int] = _cuts(np.array(sizes), valid_bytes)
+    saved = time.monotonic()
+    with _exclusive(scratch(directory)) as made, tempfile.TemporaryFile(dir=directory.parent) as spool:
+        progress, position = _progress(made, request), Position(0, None, 0, {})
+        once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
+        texts = _Texts(train, None if once else spool)
+        if progress:
+            tokenizer = tokenizer_from_json(progress["tokenizer"])
+            texts.cuts = np.load(made / _CUTS)
+            split, mark, parts, found = progress["position"]
+            position = Position(split, mark and Mark(*mark), parts, found)
         else:
-            cuts = itertools.repeat(sys.maxsize)
-        tokenizer: Tokenizer = ByteTokenizer()
-        if tokenizer_name == "alphabet":
-            counts = np.zeros(256, np.int64)
-            for split, _, text in _pieces(read("counting bytes"), cuts):
-                if split == "train":
-                    counts += np.bincount(np.frombuffer(text, np.uint8), minlength=256)
-            tokenizer = AlphabetTokenizer.from_counts(counts)
+            texts.hold_out(data.valid_bytes)
+            np.save(made / _CUTS, texts.cuts)
+            tokenizer = tokenizer or _tokenizer(data, texts)
+        splits = [texts, _Texts(valid, None, "valid")] if valid else [texts]
+        known = {"request": request, "tokenizer": tokenizer.to_json()}
         with CorpusWriter(directory, tokenizer) as writer:
-            pieces = _pieces(read("preparing"), cuts)
-            if valid:
-                held_out = _watch(sources.documents(valid, document_separator), "preparing valid", None)
-                pieces = itertools.chain(pieces, _pieces(held_out, itertools.repeat(0)))
-            for split, is_new, text in pieces:
-                writer.write(split, text, is_new)
-            for split, path in (("train", source), ("valid", valid)):
-                if path and _fingerprint(path) != request[split]:
-                    raise DataError(f"{path}: changed while it was being read: expected it to stay as it is")
-            writer.finish(request)
+            if progress:
+                writer.resume(progress["splits"])
+            blocks = _blocks(splits, position)
+            for runs, position in _encoded(blocks, tokenizer, data.processes):
+                for run in runs:
+                    writer.append(*run)
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    writer.save(known | {"position": position})
+                    saved = time.monotonic()
+            if _request(data, train, valid, given) != request:
+                raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
+            writer.finish(request, position.found)
     return Corpus.open(directory)
 
 
-def _fingerprint(source: Path) -> dict[str, str]:
-    """What a source is and whether it has changed: its place and a digest."""
-    digest = hashlib.sha256()
-    if sources.is_recipe(source):
-        digest.update(sources.read_recipe(source))
+def train_tokenizer(data: DataConfig) -> Tokenizer:
+    """The tokenizer that `prepare` would take."""
+    with tempfile.TemporaryFile() as spool:
+        texts = _Texts(sources_of(data)[0], spool)
+        texts.hold_out(data.valid_bytes)
+        return _tokenizer(data, texts)
+
+
+def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
+    """What is read to train on, and what is held out where that is a source of its own."""
+    separator = data.document_separator
+    train = Source(data.train, separator, data.max_bytes, data.subset, data.split, data.columns, data.filter)
+    if data.valid_split and not train.is_data_set:
+        raise DataError(f"data.valid_split = {data.valid_split!r}: {data.train} is a text, which has no splits")
+    if data.valid or data.valid_split:
+        return train, train._replace(place=data.valid or data.train, max_bytes=0, split=data.valid_split or data.split)
+    return train, None
+
+
+def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
+    """The corpus of a configuration with its share, then those of its mixture, in the same tokens, beside it."""
+    first = prepare(data)
+    found = [(data.share, first)]
+    for number, (share, path) in enumerate(data.others, start=1):
+        other = configuration.load(Path(path)).data
+        if other.mixture:
+            raise ConfigError(f"{path}: data.mixture = {other.mixture!r}: must be empty in a corpus of a mixture")
+        place = first.directory.with_name(f"{first.directory.name}-{number}-{Path(path).stem}")
+        other = replace(other, prepared=str(place), processes=data.processes)
+        found.append((share, prepare(other, first.tokenizer)))
+    return found
+
+
+def _request(data: DataConfig, train: Source, valid: Source | None, given: Tokenizer | None) -> dict[str, Any]:
+    """What decides the bits of a corpus."""
+    if given:
+        tokenizer: Any = identity(given)
+    elif data.tokenizer_file:
+        tokenizer = hashlib.sha256(sources.read(Path(data.tokenizer_file))).hexdigest()
+    elif data.tokenizer in PIECES:
+        tokenizer = [data.tokenizer, data.vocab_size, data.sample_bytes]
     else:
-        for path in sources.files(source):
+        tokenizer = data.tokenizer
+    texts = {
+        name: source._asdict() | {"place": _fingerprint(source)} if source else None
+        for name, source in (("train", train), ("valid", valid))
+    }
+    return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer}
+
+
+def _fingerprint(source: Source) -> dict[str, str]:
+    """Which place a source is and whether it has changed: its name and a digest."""
+    if source.is_remote:
+        return {"name": source.place}
+    digest = hashlib.sha256()
+    if source.is_recipe:
+        digest.update(sources.read(source.path))
+    else:
+        for path in sources.files(source.path):
             stat = path.stat()
-            digest.update(f"{path.relative_to(source)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {"path": str(source.resolve()), "sha256": digest.hexdigest()}
+            digest.update(f"{path.relative_to(source.path)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return {"name": str(source.path.resolve()), "sha256": digest.hexdigest()}
 
 
-def _reader(source: Path, separator: str | None, spool: IO[bytes]) -> Callable[[str], Documents]:
-    """Something that reads the documents of `source` as often as it is called, saying what for."""
-    if not sources.is_recipe(source):
-        total = sum(path.stat().st_size for path in sources.files(source))
-        return lambda purpose: _watch(sources.documents(source, separator), purpose, total)
+@contextmanager
+def _exclusive(made: Path) -> Iterator[Path]:
+    """Hold the directory in which a corpus is made. Raises DataError if another process has it."""
+    made.mkdir(exist_ok=True)
+    with (made / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{made}: another `intlm prepare` is writing it") from None
+        try:
+            yield made
+        finally:
+            if made.exists() and not (made / PROGRESS).exists():
+                shutil.rmtree(made)
 
-    sizes = array("q")
-    for document in _watch(sources.documents(source, separator), "running the recipe", None):
-        sizes.append(sum(map(spool.write, document)))
 
-    def read(purpose: str) -> Documents:
-        spool.seek(0)
-        return _watch((_take(spool, size) for size in sizes), purpose, sum(sizes))
+def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier process noted of the same request. What is there of another one is deleted."""
+    path = made / PROGRESS
+    progress = json.loads(path.read_bytes()) if path.exists() else {}
+    if progress.get("request") == request:
+        return progress
+    for path in made.iterdir():
+        if path.name != ".lock":
+            path.unlink()
+    return None
 
-    return read
+
+class _Texts:
+    """The text of a source, read as often as it is asked for, a recipe's kept in `spool`; without it, read once."""
+
+    def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
+        self.split = split
+        self.cuts = np.zeros(0, np.int64)  # how many bytes of each document are for this split; beyond them: all
+        self._source = source
+        self._spool = spool
+        self._sizes: array[int] | None = None  # of what the recipe gave
+
+    def hold_out(self, valid_bytes: int) -> None:
+        """Measure the documents, and leave about `valid_bytes` of them for the split "valid"."""
+        if valid_bytes:
+            _, documents = self.read("measuring")
+            self.cuts = _cuts(np.array(array("q", (sum(map(len, document)) for document in documents))), valid_bytes)
+
+    def read(self, purpose: str, mark: Mark | None = None) -> tuple[Reader, Iterator[Iterator[bytes]]]:
+        """A reader, and its documents as they are watched on the terminal."""
+        source, total, texts = self._source, None, None
+        if source.is_recipe and self._spool:
+            if self._sizes is None:
+                self._sizes = array("q")
+                bar = tqdm(sources.run_recipe(source.path), "running the recipe", disable=None, delay=1, leave=False)
+                self._sizes.extend(map(self._spool.write, bar))
+            self._spool.seek(0)
+            total, texts = sum(self._sizes), (_take(self._spool, size) for size in self._sizes)
+        elif not source.is_recipe and not source.is_data_set:
+            total = sum(path.stat().st_size for path in sources.files(source.path))
+        reader = Reader(source, mark, texts)
+        return reader, _watch(reader, purpose, total)
+
+    def training(self, purpose: str) -> Iterator[bytes]:
+        """The text of the training split, at most PART bytes at once."""
+        reader, documents = self.read(purpose)
+        for document in documents:
+            yield from (part.text for part in self.parts(document, reader.counts["documents"]) if part.split == "train")
+
+    def parts(self, document: Iterable[bytes], ordinal: int) -> Iterator[Part]:
+        """A document in parts: the first ones for this split, the rest held out, a document there."""
+        cut = int(self.cuts[ordinal]) if ordinal < len(self.cuts) else sys.maxsize
+        split, waiting, is_new, position = self.split, bytearray(), True, 0
+        for chunk in document:
+            here = max(cut - position, 0)
+            for name, text in ((self.split, chunk[:here]), ("valid", chunk[here:])):
+                if not text:
+                    continue
+                if name != split:
+                    if waiting:
+                        yield Part(split, is_new, bytes(waiting))
+                    split, waiting, is_new = name, bytearray(), True
+                waiting += text
+                while len(waiting) >= PART:
+                    yield Part(split, is_new, bytes(waiting[:PART]))
+                    del waiting[:PART]
+                    is_new = False
+            position += len(chunk)
+        if waiting:
+            yield Part(split, is_new, bytes(waiting))
 
 
 def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
@@ -141,17 +308,17 @@ def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _watch(documents: Documents, purpose: str, total: int | None) -> Iterator[Iterator[bytes]]:
-    """The same documents, with a progress bar on the terminal where it takes more than a second."""
+def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator[bytes]]:
+    """Its documents, with a progress bar on the terminal where it takes more than a second."""
 
     def count(document: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in document:
             yield chunk
             bar.update(len(chunk))
 
-    form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "miniters": 1}
     with tqdm(desc=purpose, total=total, disable=None, **form) as bar:  # None: unless stderr is a terminal
-        for document in documents:
+        for document in reader:
             yield count(document)
 
 
@@ -180,17 +347,115 @@ def _scramble(count: int) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _pieces(documents: Documents, cuts: Iterable[int]) -> Iterator[tuple[str, bool, bytes]]:
-    """The documents in pieces: the split each is for, whether a document begins there, and its bytes.
+def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
+    """The tokenizer that is asked for."""
+    if data.tokenizer_file:
+        return load_tokenizer(Path(data.tokenizer_file))
+    if data.tokenizer == "bytes":
+        return ByteTokenizer()
+    if data.tokenizer == "alphabet":
+        counts = np.zeros(256, np.int64)
+        for text in texts.training("counting bytes"):
+            counts += np.bincount(np.frombuffer(text, np.uint8), minlength=256)
+        return AlphabetTokenizer.from_counts(counts)
+    from intlm.data.pieces import PieceTokenizer  # imports sentencepiece
 
-    The first `cut` bytes of a document are for training and the rest are held out, a document there.
-    """
-    for document, cut in zip(documents, map(int, cuts), strict=False):
-        position = 0
-        for chunk in document:
-            here = min(max(cut - position, 0), len(chunk))
-            if here:
-                yield "train", position == 0, chunk[:here]
-            if here < len(chunk):
-                yield "valid", position + here == cut, chunk[here:]
-            position += len(chunk)
+    def sample() -> Iterator[bytes]:
+        left = data.sample_bytes
+        for text in texts.training("sampling"):
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                return
+
+    return PieceTokenizer.train(data.tokenizer, sample(), data.vocab_size)
+
+
+def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Part], Position]]:
+    """The text from a position on, about BLOCK bytes at once, each with the position after it."""
+    skip = position.parts
+    for number in range(position.split, len(splits)):
+        texts = splits[number]
+        reader, documents = texts.read(f"preparing {texts.split}", position.mark)
+        begun, done = reader.mark, 0  # parts since that mark
+        block: list[Part] = []
+        size = 0
+        for document in documents:
+            if reader.mark is not begun:
+                begun, done = reader.mark, 0
+            for part in texts.parts(document, reader.counts["documents"]):
+                done += 1
+                if skip:
+                    skip -= 1
+                    continue
+                block.append(part)
+                size += len(part.text)
+                if size >= BLOCK:
+                    yield block, Position(number, begun, done, position.found)
+                    block, size = [], 0
+        position = Position(number + 1, None, 0, position.found | {texts.split: reader.counts})
+        yield block, position
+
+
+def _encode(tokenizer: Tokenizer, parts: list[Part]) -> list[Run]:
+    separator = np.array([SEPARATOR], tokenizer.dtype)
+    runs = []
+    for split, group in groupby(parts, key=attrgetter("split")):
+        some = list(group)
+        tokens = [array for p in some for array in ((separator,) if p.is_new else ()) + (tokenizer.encode(p.text),)]
+        size = sum(len(part.text) for part in some)
+        runs.append(Run(split, np.concatenate(tokens), sum(part.is_new for part in some), size))
+    return runs
+
+
+def _encoded(
+    blocks: Iterator[tuple[list[Part], Position]], tokenizer: Tokenizer, processes: int
+) -> Iterator[tuple[list[Run], Position]]:
+    """The blocks encoded, in their order; by several processes where the tokenizer is slow and the text long."""
+    processes = processes or os.cpu_count() or 1
+    first = list(islice(blocks, 1))
+    is_short = sum(len(part.text) for parts, _ in first for part in parts) < BLOCK
+    blocks = chain(first, blocks)
+    if processes == 1 or isinstance(tokenizer, CodedTokenizer) or is_short:
+        yield from ((_encode(tokenizer, parts), position) for parts, position in blocks)
+        return
+    # Not forked: JAX has threads. A worker imports what tokenizers need, and no JAX.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+    waiting: deque[tuple[Future[list[Run]], Position]] = deque()
+    try:
+        for parts, position in blocks:
+            waiting.append((pool.submit(_encode_in_worker, parts), position))
+            if len(waiting) > 2 * processes:
+                future, position = waiting.popleft()
+                yield future.result(), position
+        yield from ((future.result(), position) for future, position in waiting)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that prepares text died: with data.processes = 1 there is only this one (a script that prepares "
+            "text must be importable: if __name__ == '__main__')"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: Tokenizer
+
+
+def _start_worker(tokenizer: dict[str, Any]) -> None:
+    """Be a worker: leave Ctrl-C to the parent, and end with it, even if it is killed."""
+    global _worker
+    _worker = tokenizer_from_json(tokenizer)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _encode_in_worker(parts: list[Part]) -> list[Run]:
+    return _encode(_worker, parts)

@@ -9,8 +9,8 @@ A prepared directory holds
 
 Each document is written as the separator and then its tokens, and a split is the concatenation of its shards;
 a shard may end anywhere. Where documents start is not stored: no token of a text is the separator, so it is
-found by looking for it. A directory gets its name when all of it is written: one cut short by a crash is left
-under a hidden name beside it (`.NAME.partial-PID`, `.NAME.replaced-PID`), to be deleted by hand.
+found by looking for it. A directory gets its name when all of it is written; until then it is `.NAME.partial` beside
+it, where `progress.json` says how much of it is sure to be on the disk, so that one cut short can be gone on with.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ FORMAT = "intlm token shards"
 VERSION = 1
 SHARD_TOKENS = 1 << 28  # at most so many tokens in a file
 CHUNK = 1 << 20  # tokens scanned or decoded at once
+PROGRESS = "progress.json"
 
 
 class Split:
@@ -113,6 +114,7 @@ class Corpus:
         tokenizer: what made the tokens, and makes text of them again.
         splits: the splits by name: "train", and "valid" where text is held out.
         request: what `prepare` was asked for.
+        found: what it counted in the text (`sources.COUNTED`): of "train", and of "valid" where it has its own source.
         identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
     """
 
@@ -123,6 +125,7 @@ class Corpus:
         except DataError as error:  # which does not know the file
             raise ValueError(error) from error
         self.request: dict[str, Any] = index["request"]
+        self.found: dict[str, dict[str, int]] = index.get("found", {})
         if index["tokenizer_identity"] != identity(self.tokenizer):
             raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
         if index["dtype"] != self.tokenizer.dtype.name:
@@ -176,11 +179,13 @@ class CorpusWriter:
         directory: what it will be called. One that is there already is replaced, when the new one is whole.
         tokenizer: what makes the tokens.
         shard_tokens: the most tokens in one file.
+
+    Where it ends otherwise, what `save` saw to be on the disk stays there, for `resume`; without any, nothing stays.
     """
 
     def __init__(self, directory: Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> None:
         self._directory = directory
-        self._scratch = directory.parent / f".{directory.name}.partial-{os.getpid()}"
+        self._scratch = scratch(directory)
         self._tokenizer = tokenizer
         self._shard_tokens = shard_tokens
         self._splits: dict[str, dict[str, Any]] = {}
@@ -188,8 +193,7 @@ class CorpusWriter:
         self._hashes: dict[str, Any] = {}
 
     def __enter__(self) -> "CorpusWriter":
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
+        self._scratch.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(
@@ -197,17 +201,38 @@ class CorpusWriter:
     ) -> None:
         for file in self._files.values():
             file.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        if not (self._scratch / PROGRESS).exists():
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def resume(self, splits: dict[str, dict[str, Any]]) -> None:
+        """Go on from what `save` returned. Whatever was written after it is dropped."""
+        self._splits = splits
+        for split, counts in splits.items():
+            shard = counts["shards"][-1]
+            file = (self._scratch / shard["file"]).open("r+b")
+            file.truncate(shard["tokens"] * self._tokenizer.dtype.itemsize)
+            self._files[split], self._hashes[split] = file, hashlib.file_digest(file, "sha256")
+            file.seek(0, os.SEEK_END)
+
+    def save(self, progress: dict[str, Any]) -> None:
+        """See that all that was written is on the disk, and note there `progress` (JSON) and what `resume` needs."""
+        for file in self._files.values():
+            _sync(file)
+        _write_json(self._scratch / PROGRESS, progress | {"splits": self._splits})
 
     def write(self, split: str, text: bytes, new_document: bool) -> None:
         """Add `text` to `split`, as the beginning of a document or as more of its last one."""
-        counts = self._splits.setdefault(split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": []})
         tokens = self._tokenizer.encode(text)
         if new_document:
             tokens = np.concatenate([np.array([SEPARATOR], tokens.dtype), tokens])
-        counts["documents"] += new_document
+        self.append(split, tokens, int(new_document), len(text))
+
+    def append(self, split: str, tokens: np.ndarray, documents: int, size: int) -> None:
+        """Add to `split` tokens, [tokens] of the tokenizer's dtype, of `size` bytes, in which `documents` begin."""
+        counts = self._splits.setdefault(split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": []})
+        counts["documents"] += documents
         counts["tokens"] += len(tokens)
-        counts["bytes"] += len(text)
+        counts["bytes"] += size
         shards = counts["shards"]
         while len(tokens):
             if not shards or shards[-1]["tokens"] == self._shard_tokens:
@@ -220,8 +245,8 @@ class CorpusWriter:
             self._files[split].write(run.data)
             self._hashes[split].update(run.data)
 
-    def finish(self, request: dict[str, Any]) -> None:
-        """Write the index, with `request` (JSON) in it, and give the directory its name.
+    def finish(self, request: dict[str, Any], found: dict[str, dict[str, int]] | None = None) -> None:
+        """Write the index, with `request` and `found` (see `Corpus`) in it, and give the directory its name.
 
         Every split must have been written to; a corpus has a "train" split at least.
         """
@@ -234,12 +259,11 @@ class CorpusWriter:
             "tokenizer": self._tokenizer.to_json(),
             "tokenizer_identity": identity(self._tokenizer),
             "request": request,
+            "found": found or {},
             "splits": self._splits,
         }
-        with (self._scratch / "index.json").open("w") as file:
-            json.dump(index | {"checksum": _digest(index)}, file, indent=1)
-            file.write("\n")
-            _sync(file)
+        _write_json(self._scratch / "index.json", index | {"checksum": _digest(index)})
+        shards = {shard["file"] for split in self._splits.values() for shard in split["shards"]}
         if self._directory.is_dir():
             # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
             old = self._scratch.with_name(f".{self._directory.name}.replaced-{os.getpid()}")
@@ -248,6 +272,9 @@ class CorpusWriter:
             shutil.rmtree(old)
         else:
             self._scratch.rename(self._directory)
+        for path in self._directory.iterdir():  # what served to go on
+            if path.name not in shards | {"index.json"}:
+                path.unlink()
 
     def _close_shard(self, split: str) -> None:
         if split in self._files:
@@ -255,6 +282,11 @@ class CorpusWriter:
             _sync(file)
             file.close()
             self._splits[split]["shards"][-1]["sha256"] = self._hashes.pop(split).hexdigest()
+
+
+def scratch(directory: Path) -> Path:
+    """Where a corpus is written until it is whole."""
+    return directory.parent / f".{directory.name}.partial"
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -290,6 +322,16 @@ def _map(directory: Path, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
         return np.asarray(np.memmap(path, dtype, "r"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Replace a file by `value`, at once and to the disk."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        _sync(file)
+    os.replace(temporary, path)
 
 
 def _sync(file: IO[Any]) -> None:

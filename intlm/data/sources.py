@@ -1,29 +1,80 @@
-"""Where text comes from: files, directories and recipes, read as documents without holding one in memory.
+"""Where text comes from: files, directories, recipes and data sets, read as documents without holding one in memory.
 
 - A text file is any bytes; they are taken as they are (no decoding, no change of line ends).
 - A directory is every regular file below it, in the order of their paths; hidden ones are left out.
 - A recipe is a Python file (`.py`) that defines `documents()`, an iterator of bytes, one object a document.
   It is code: it is run.
+- A data set is rows of columns, one text a row: JSON Lines or Parquet (a file, or a directory that holds any, in one
+  of the hub's layouts), or `hub:OWNER/NAME`, perhaps `@REVISION`, of the Hugging Face hub. `datasets` reads it, as a
+  stream. In JSON Lines what is not UTF-8 is replaced by U+FFFD.
 
-A document is an iterator of chunks of bytes, so that its size does not matter. It must be read before the
-next one is asked for; what is left of it then is skipped. Empty documents are dropped.
+A document is an iterator of chunks of bytes, so that its size does not matter (but a row is in memory as a whole). It
+must be read before the next one is asked for; what is left of it then is skipped. Empty documents are dropped.
 """
 
+import codecs
 import importlib.util
 import itertools
+import json
+import operator
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from intlm.errors import DataError
 
 CHUNK = 1 << 20  # bytes read at once
+MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
+HUB = "hub:"
+_JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_DATA_SET = (*_JSON, ".parquet")
+COUNTED = ("documents", "bytes", "empty", "filtered", "not_utf8", "with_nul", "longest")
+"""What is counted of a source: documents and their bytes; texts with none in them, rows left out; documents that are
+not UTF-8, and with a zero byte; the bytes of the longest."""
 
 
-def is_recipe(source: Path) -> bool:
-    """Whether `source` is Python code that makes documents, rather than text."""
-    return source.suffix == ".py" and not source.is_dir()
+class Source(NamedTuple):
+    """What to read, and how; the last four are for a data set."""
+
+    place: str  # a path, or hub:OWNER/NAME
+    separator: str = ""  # divides a text into documents, and is removed; "": none
+    max_bytes: int = 0  # after so many no further document is read; 0: all are
+    subset: str = ""
+    split: str = "train"
+    columns: str = "text"  # those that hold the text, with commas between
+    filter: str = ""  # which rows; "": all
+
+    @property
+    def path(self) -> Path:
+        """The place, where it is a path."""
+        return Path(self.place)
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether it is Python code that makes documents, rather than text."""
+        return self.path.suffix == ".py" and not self.path.is_dir()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is of the hub."""
+        return self.place.startswith(HUB)
+
+    @property
+    def is_data_set(self) -> bool:
+        """Whether it has rows, rather than being a text."""
+        if self.is_remote or self.is_recipe:
+            return self.is_remote
+        return any(path.name.endswith(_DATA_SET) for path in files(self.path))
+
+
+class Mark(NamedTuple):
+    """A place in a source where reading may begin again."""
+
+    state: dict[str, Any] | None  # what `datasets` calls so; None: the beginning
+    counts: dict[str, int]  # what was counted before it
 
 
 def files(source: Path) -> list[Path]:
@@ -42,42 +93,165 @@ def files(source: Path) -> list[Path]:
     return result
 
 
-def read_recipe(path: Path) -> bytes:
-    """The code of a recipe. DataError if it cannot be read."""
+def read(path: Path) -> bytes:
+    """A whole file. DataError if it cannot be read."""
     return b"".join(_read_chunks(path))
 
 
-def documents(source: Path, separator: str | None) -> Iterator[Iterator[bytes]]:
-    """The documents of `source`, each in chunks.
+class Reader:
+    """One pass over the documents of a source, each an iterator of chunks.
 
     Args:
-        source: a text file, a directory or a recipe.
-        separator: divides what the source gives into several documents, and is removed
-            (`data.document_separator`); None to leave each file, or object of a recipe, whole.
+        source: what to read.
+        mark: where to begin; None: at the beginning.
+        texts: what the source gives, each in chunks, where that is known already; None: it is read.
 
-    Raises:
-        DataError: nothing there, no text in it, a file that cannot be read, or a recipe that fails; the
-            message names the file.
+    Attributes:
+        counts: of COUNTED, what was read so far, the document at hand not yet among them.
+        mark: the last place before the document at hand where another reader may begin.
+
+    Raises, as it is read, DataError: nothing there, no text in it, a file that cannot be read, a recipe that fails, or
+    a data set without what is asked of it; the message names the place.
     """
-    if separator == "":
-        raise DataError('data.document_separator = "": expected at least one character, or none to be set')
-    texts: Iterable[Iterable[bytes]]
-    if is_recipe(source):
-        texts = ((document,) for document in _run_recipe(source))
-    else:
-        texts = map(_read_chunks, files(source))
-    is_empty = True
-    for chunks in texts:
-        pieces = _split(chunks, separator.encode()) if separator else chunks
-        # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
-        # empty documents; and groupby skips what is left of a document that is not read to its end.
-        present = (piece for piece in pieces if piece is None or piece)
-        for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
-            if not is_boundary:
-                is_empty = False
-                yield (piece for piece in document if piece is not None)
-    if is_empty:
-        raise DataError(f"{source}: no text in it, expected at least one byte")
+
+    def __init__(
+        self, source: Source, mark: Mark | None = None, texts: Iterable[Iterable[bytes]] | None = None
+    ) -> None:
+        self._source = source
+        self._texts = self._read() if texts is None else texts
+        self.mark = mark or Mark(None, dict.fromkeys(COUNTED, 0))
+        self.counts = dict(self.mark.counts)
+
+    def __iter__(self) -> Iterator[Iterator[bytes]]:
+        source, found = self._source, 0
+        for chunks in self._texts:
+            pieces = _split(chunks, source.separator.encode()) if source.separator else chunks
+            # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
+            # empty documents; and groupby skips what is left of a document that is not read to its end.
+            present = (piece for piece in pieces if piece is None or piece)
+            before = found
+            for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
+                if not is_boundary:
+                    found += 1
+                    yield self._counted(piece for piece in document if piece is not None)
+                    if source.max_bytes and self.counts["bytes"] >= source.max_bytes:
+                        return
+            self.counts["empty"] += found == before
+        if not found and not self.counts["documents"]:
+            raise DataError(f"{source.place}: no text in it, expected at least one byte")
+
+    def _read(self) -> Iterable[Iterable[bytes]]:
+        source = self._source
+        if source.is_recipe:
+            return map(_chunks, run_recipe(source.path))
+        return self._rows() if source.is_data_set else map(_read_chunks, files(source.path))
+
+    def _counted(self, document: Iterator[bytes]) -> Iterator[bytes]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        size, is_utf8, has_nul = 0, True, False
+        for chunk in itertools.chain(document, (b"",)):  # the last: whether a character is cut off
+            size += len(chunk)
+            has_nul = has_nul or b"\0" in chunk
+            if is_utf8:
+                try:
+                    decoder.decode(chunk, not chunk)
+                except UnicodeDecodeError:
+                    is_utf8 = False
+            if chunk:
+                yield chunk
+        self.counts["documents"] += 1
+        self.counts["bytes"] += size
+        self.counts["not_utf8"] += not is_utf8
+        self.counts["with_nul"] += has_nul
+        self.counts["longest"] = max(size, self.counts["longest"])
+
+    def _rows(self) -> Iterator[Iterator[bytes]]:
+        """The text of each row."""
+        source, size = self._source, 0
+        columns = [name.strip() for name in source.columns.split(",")]
+        is_wanted = row_filter(source.filter)
+        try:
+            rows = _open_data_set(source)
+            if self.mark.state:
+                rows.load_state_dict(self.mark.state)
+            for row in rows:
+                if not is_wanted(row):
+                    self.counts["filtered"] += 1
+                    continue
+                text = b"\n\n".join(_bytes_of(row, name) for name in columns)
+                yield _chunks(text)
+                size += len(text)
+                if size >= MARK:  # all documents of the row have been read
+                    self.mark, size = Mark(rows.state_dict(), dict(self.counts)), 0
+        except Exception as error:  # datasets raises many kinds
+            reason = str(error).strip().split("\n")[0][:300]
+            raise DataError(f"{source.place}: the data set cannot be read: {reason}") from error
+
+
+def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
+    """What `text` says of a row: conditions `COLUMN OP VALUE` joined by `and`; no text: always true.
+
+    OP is one of == != < <= > >=, VALUE is JSON. A null is unequal to all else, and neither less nor more. DataError for
+    another text; the function raises it for a row without the column.
+    """
+    order = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+    compare = {"==": operator.eq, "!=": operator.ne, **order}
+    conditions = []
+    rest = text.strip()
+    while rest:
+        found = re.match(r"([\w.-]+)\s*(==|!=|<=|>=|<|>)\s*", rest)
+        try:
+            assert found
+            value, end = json.JSONDecoder().raw_decode(rest, found.end())
+            after = re.fullmatch(r"(?s)\s+and\s+(\S.*)|", rest[end:])
+            assert after
+        except (AssertionError, ValueError):
+            raise DataError(
+                f"data.filter = {text!r}: cannot be read from {rest!r} on: expected COLUMN OP VALUE, joined by and, OP "
+                f"one of {' '.join(compare)}, VALUE a number, true, false or a string in double quotes"
+            ) from None
+        conditions.append((found[1], found[2], value))
+        rest = after[1] or ""
+
+    def is_wanted(row: dict[str, Any]) -> bool:
+        for name, sign, value in conditions:
+            if name not in row:
+                raise DataError(f"data.filter: no column {name!r}, only {', '.join(row)}")
+            if (sign in order and (row[name] is None or value is None)) or not compare[sign](row[name], value):
+                return False
+        return True
+
+    return is_wanted
+
+
+def _open_data_set(source: Source) -> Any:
+    """The rows of a split, a `datasets.IterableDataset`."""
+    import datasets  # slow to import
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    options: dict[str, Any] = {"name": source.subset or None, "split": source.split, "streaming": True}
+    if source.is_remote:
+        name, _, revision = source.place.removeprefix(HUB).partition("@")
+        return datasets.load_dataset(name, revision=revision or None, **options)
+    found = files(source.path)
+    is_json = any(path.name.endswith(_JSON) for path in found)
+    if is_json:  # of the name "utf-8" the errors are not looked at
+        options |= {"encoding": "utf8", "encoding_errors": "replace"}
+    if source.path.is_dir():
+        return datasets.load_dataset(source.place, **options)
+    return datasets.load_dataset("json" if is_json else "parquet", data_files={source.split: source.place}, **options)
+
+
+def _bytes_of(row: dict[str, Any], name: str) -> bytes:
+    if name not in row:
+        raise DataError(f"data.columns: no column {name!r}, only {', '.join(row)}")
+    text = row[name]
+    if text is None:
+        return b""
+    if not isinstance(text, str | bytes):
+        raise DataError(f"data.columns: column {name!r} holds {type(text).__name__}, expected text")
+    return text.encode() if isinstance(text, str) else text
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
@@ -104,9 +278,13 @@ def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
     yield rest
 
 
-def _run_recipe(path: Path) -> Iterator[bytes]:
-    """What the recipe's `documents()` yields."""
-    code = read_recipe(path)
+def _chunks(text: bytes) -> Iterator[bytes]:
+    return (text[start : start + CHUNK] for start in range(0, len(text), CHUNK))
+
+
+def run_recipe(path: Path) -> Iterator[bytes]:
+    """What the recipe's `documents()` yields. DataError where it fails."""
+    code = read(path)
     spec = importlib.util.spec_from_file_location(f"intlm_recipe_{path.stem}", path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,17 +1,26 @@
-"""Training text as parallel streams: which tokens each stream reads at which update, without any state.
+"""Training text as parallel streams: which tokens each stream reads at which update, a function of its number alone.
 
 The split is a ring of N tokens. Stream s of S starts at token floor(s·N / S), and at update u reads the T
 tokens from start + u·T on. So a stream skips nothing. At the end of its share of the ring it goes on into its
 neighbour's, past the last token it goes on at the first, and after ceil(N / T) updates every stream has read every
-token. What is read is a function of the update alone, so to resume needs no more than its number.
+token: no document is lost at the corpus's end. What is read is a function of the update, so to resume needs no more
+than its number. Of more streams than tokens some read the same; a corpus that short is learnt by heart in any case.
+
+In a mixture each corpus has its own streams, in the order of the corpora, and so its own positions: of S streams those
+from floor(S·a / w) to floor(S·b / w), where a and b are the sums of the shares before it and up to it, w that of all.
 """
 
-from typing import NamedTuple
+import time
+from collections.abc import Sequence
+from queue import Queue
+from threading import Thread
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from intlm.data.shards import Split
 from intlm.data.targets import AlikeContexts
+from intlm.errors import ConfigError
 
 
 class Batch(NamedTuple):
@@ -19,6 +28,13 @@ class Batch(NamedTuple):
 
     tokens: np.ndarray  # uint16 [S, T]
     targets: np.ndarray  # uint16 [S, T, K], what is to be predicted after each token
+
+
+class Streams(Protocol):
+    """What a run reads."""
+
+    def batch(self, update: int) -> Batch:
+        """What each stream reads at `update` (0 or more). A separator is a token like any other."""
 
 
 class TokenStreams:
@@ -45,3 +61,80 @@ class TokenStreams:
         found = self._split.gather(positions).astype(np.uint16)
         follow = self._alike.after(positions[:, :-1]) if self._alike else found[:, 1:, None]
         return Batch(found[:, :-1], follow)
+
+
+class MixedStreams:
+    """The streams of several splits, those of the first split first.
+
+    Args:
+        splits: each with its share, at least 1. ConfigError where a share is less than one of the streams.
+        num_streams, tokens_per_update, targets: see `TokenStreams`.
+
+    Attributes:
+        counts: the streams of each split.
+    """
+
+    def __init__(
+        self, splits: Sequence[tuple[int, Split]], num_streams: int, tokens_per_update: int, targets: int = 1
+    ) -> None:
+        ends = np.cumsum([share for share, _ in splits]) * num_streams // sum(share for share, _ in splits)
+        self.counts: list[int] = np.diff(ends, prepend=0).tolist()
+        for (share, _), count in zip(splits, self.counts, strict=True):
+            if not count:
+                raise ConfigError(
+                    f"data.mixture: a share of {share} is less than one of the {num_streams} texts of an update "
+                    "(eggroll.population / 2 / eggroll.group_size): expected larger shares or more texts"
+                )
+        self._parts = [
+            TokenStreams(split, count, tokens_per_update, targets)
+            for (_, split), count in zip(splits, self.counts, strict=True)
+        ]
+
+    def batch(self, update: int) -> Batch:
+        """What each stream reads at `update` (0 or more)."""
+        parts = [part.batch(update) for part in self._parts]
+        return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+class ReadAhead:
+    """The batches of updates from `first` to `last` - 1, read by a thread before they are asked for.
+
+    Attributes:
+        waited: seconds that `next` has waited for the last batch.
+    """
+
+    DEPTH = 2  # batches that wait to be asked for
+
+    def __init__(self, streams: Streams, first: int, last: int) -> None:
+        self.waited = 0.0
+        self._queue: Queue[Batch | Exception] = Queue(self.DEPTH)
+        self._stopped = False
+
+        def read() -> None:
+            try:
+                for update in range(first, last):
+                    if self._stopped:
+                        return
+                    self._queue.put(streams.batch(update))
+            except Exception as error:  # to be raised where the batch is asked for
+                self._queue.put(error)
+
+        self._thread = Thread(target=read, daemon=True)
+        self._thread.start()
+
+    def next(self) -> Batch:
+        """The batch of the next update. Raises what reading it raised."""
+        began = time.monotonic()
+        found = self._queue.get()
+        self.waited = time.monotonic() - began
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stopped = True
+        while self._thread.is_alive():
+            while not self._queue.empty():
+                self._queue.get()
+            self._thread.join(0.01)

@@ -3,10 +3,11 @@
 The facts that make them different:
 
 - Token 0 (`SEPARATOR`) divides documents in every tokenizer. `encode` never produces it.
-- A byte becomes either one token, or the tokenizer's escape token followed by a fixed number of further
-  tokens, none of them 0. Encoding works byte by byte, so the encodings of two chunks, one after the other,
-  are the encoding of the two chunks joined: text may be cut anywhere.
-- A tokenizer is a table of 256 such codes. Encoding and decoding are written once, for any table.
+- Text may be cut every `PART` bytes: the encodings of the parts, one after the other, are its encoding.
+- `bytes` and `alphabet` are tables of 256 codes: a byte becomes either one token, or the escape token followed by a
+  fixed number of further tokens, none of them 0. So text may be cut anywhere. Encoding and decoding are written
+  once, for any table.
+- `unigram` and `bpe` (`intlm.data.pieces`) are vocabularies of pieces, each some bytes.
 - Decoding accepts any sequence of token ids, as a model may sample any: a separator gives nothing and ends
   an escape left unfinished; an escape that is the code of no byte gives nothing, nor do its tokens.
 """
@@ -17,26 +18,71 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from intlm.errors import DataError
 from intlm.model import SEPARATOR
 
-NAMES = ("bytes", "alphabet")
-"""What `data.tokenizer` may be."""
+PIECES = ("unigram", "bpe")
+"""The tokenizers whose tokens stand for several bytes."""
+
+PART = 1 << 20
+"""Bytes of a document after which it may be cut, and after each further so many."""
+
+
+class Decoder(Protocol):
+    """Decodes tokens as they come."""
+
+    def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
+        """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
 
 
 class Tokenizer(ABC):
-    """What all tokenizers share. A subclass says which tokens stand for which byte."""
+    """What all tokenizers share."""
 
     name: str
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """The number of token ids, the separator and the escape included (3 to 258)."""
+        """The number of token ids, the separator and any escape included (3 to 65,536)."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """What `tokenizer_from_json` makes this tokenizer from again."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of encoded text: uint8 while every id fits, else little-endian uint16."""
+        return np.dtype("u1") if self.vocab_size <= 256 else np.dtype("<u2")
+
+    @abstractmethod
+    def encode(self, data: bytes) -> np.ndarray:
+        """The tokens of `data`: [tokens] of `dtype`, values 1..vocab_size-1."""
+
+    @abstractmethod
+    def stream_decoder(self) -> Decoder:
+        """A decoder for tokens that arrive bit by bit."""
+
+    def decode(self, tokens: Iterable[int] | np.ndarray) -> bytes:
+        """What `tokens` (0..vocab_size-1, else DataError) stand for. An escape cut off gives nothing."""
+        return self.stream_decoder().feed(tokens)
+
+
+def checked(tokens: Iterable[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """`tokens` as an array. DataError where one is not in 0..vocab_size-1."""
+    array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.int64)
+    low, high = (array.min(), array.max()) if len(array) else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise DataError(f"tokens from {low} to {high}: expected 0 to {vocab_size - 1}")
+    return array
+
+
+class CodedTokenizer(Tokenizer):
+    """A code for each byte. A subclass says which tokens stand for which byte."""
 
     @property
     @abstractmethod
@@ -47,15 +93,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def codes(self) -> tuple[tuple[int, ...], ...]:
         """For each of the 256 bytes its tokens: (token,), or (escape, ...) always of the same length."""
-
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """What `tokenizer_from_json` makes this tokenizer from again."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of encoded text: uint8 while every id fits, else little-endian uint16."""
-        return np.dtype("u1") if self.vocab_size <= 256 else np.dtype("<u2")
 
     def encode(self, data: bytes) -> np.ndarray:
         """The tokens of `data`: [tokens] of `dtype`, values 1..vocab_size-1, at least one for each byte."""
@@ -77,13 +114,9 @@ class Tokenizer(ABC):
         result[is_first] = tokens
         return result
 
-    def decode(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """What `tokens` (0..vocab_size-1, else DataError) stand for. An escape cut off gives nothing."""
-        return self.stream_decoder().feed(tokens)
-
-    def stream_decoder(self) -> "StreamDecoder":
+    def stream_decoder(self) -> "CodeDecoder":
         """A decoder for tokens that arrive bit by bit."""
-        return StreamDecoder(self)
+        return CodeDecoder(self)
 
     @cached_property
     def _encoding(self) -> tuple[np.ndarray, np.ndarray]:
@@ -106,10 +139,10 @@ class Tokenizer(ABC):
         return plain, escaped
 
 
-class StreamDecoder:
+class CodeDecoder:
     """Decodes tokens as they come, remembering an escape that is not finished yet."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: CodedTokenizer) -> None:
         self._escape = tokenizer.escape
         self._digits = tokenizer._encoding[1].shape[1]
         self._plain, self._escaped = tokenizer._decoding
@@ -117,10 +150,7 @@ class StreamDecoder:
 
     def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
         """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
-        array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.int64)
-        low, high = (array.min(), array.max()) if len(array) else (0, 0)
-        if low < 0 or high >= len(self._plain):
-            raise DataError(f"tokens from {low} to {high}: expected 0 to {len(self._plain) - 1}")
+        array = checked(tokens, len(self._plain))
         result = bytearray()
         position = 0
         escapes = iter([*np.flatnonzero(array == self._escape).tolist(), len(array)])
@@ -154,7 +184,7 @@ class StreamDecoder:
 
 
 @dataclass(frozen=True)
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(CodedTokenizer):
     """256 tokens: every byte is its own, but for 0x00, whose id is the separator's, and 0xFF, the escape.
 
     0xFF never occurs in UTF-8. Byte 0x00 is the tokens 255, 1 and byte 0xFF the tokens 255, 255.
@@ -173,7 +203,7 @@ class ByteTokenizer(Tokenizer):
 
 
 @dataclass(frozen=True)
-class AlphabetTokenizer(Tokenizer):
+class AlphabetTokenizer(CodedTokenizer):
     """The bytes of an alphabet as the tokens 2, 3, ... in increasing order; 1 is the escape for all others.
 
     Any other byte is the escape and then its value in base V - 1, where V = len(alphabet) + 2 is the
@@ -228,9 +258,25 @@ def tokenizer_from_json(description: Any) -> Tokenizer:
                 return AlphabetTokenizer(bytes.fromhex(alphabet))
             except ValueError:
                 pass
+        case {"name": str(name), "model": str(model), **rest} if name in PIECES and not rest:
+            from intlm.data.pieces import PieceTokenizer  # imports sentencepiece
+
+            return PieceTokenizer.from_base64(name, model)
+    shown = repr(description)
     raise DataError(
-        f"tokenizer {description!r}: expected {{'name': 'bytes'}} or {{'name': 'alphabet', 'alphabet': hex}}"
+        f"tokenizer {shown if len(shown) <= 60 else shown[:57] + '...'}: expected {{'name': 'bytes'}}, "
+        "{'name': 'alphabet', 'alphabet': hex} or {'name': 'unigram' or 'bpe', 'model': base64}"
     )
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. DataError where it is none."""
+    try:
+        return tokenizer_from_json(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, DataError) as error:
+        raise DataError(f"{path}: not a tokenizer: {error}") from None
 
 
 def identity(tokenizer: Tokenizer) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 
 from intlm.arithmetic.fixed_point import STATE_SHIFT, Rescale, activation_rescale, logit_rescale, mean_scale
 from intlm.arithmetic.tables import tables
-from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers import CodedTokenizer, Tokenizer
+from intlm.errors import RunError
 from intlm.model.parameters import Architecture, specifications
 from intlm.run import LanguageModel
 
@@ -96,6 +97,11 @@ def _weights(model: LanguageModel) -> str:
 
 
 def _tokenizer(tokenizer: Tokenizer) -> str:
+    if not isinstance(tokenizer, CodedTokenizer):
+        raise RunError(
+            f"tokenizer {tokenizer.name!r}: the C program knows bytes by their codes: expected a model of bytes or of "
+            "alphabet; --to onnx and safetensors take any"
+        )
     longest = max(map(len, tokenizer.codes))
     rows = [", ".join(map(str, (*code, 0)[:longest])) for code in tokenizer.codes]
     return "\n".join(

@@ -1,5 +1,5 @@
 """Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of where an
-update's time goes; of what narrow accumulators cost.
+update's time goes; of what narrow accumulators cost; of how long a corpus's documents are.
 
 Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
 backend or figure is touched.
@@ -152,6 +152,31 @@ def accumulator_widths(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, fontsize=11, frameon=False)
+    _save(figure, path)
+
+
+def lengths(counts: Mapping[str, Sequence[int]], path: Path, title: str) -> None:
+    """Draw how many documents have 2^i to 2^(i+1) - 1 tokens, by split, to the PNG `path`, replacing it atomically."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(12, 7.5), dpi=100)
+    axes = figure.add_axes((0.07, 0.12, 0.9, 0.76))
+    bins = max(map(len, counts.values()), default=0)
+    width = 0.8 / max(len(counts), 1)
+    for number, (name, heights) in enumerate(counts.items()):
+        places = [place + (number - (len(counts) - 1) / 2) * width for place in range(len(heights))]
+        axes.bar(places, heights, width, color=COLOURS[number % len(COLOURS)], label=f"{name}, {human(sum(heights))}")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: human(y)))
+    axes.set_xticks(range(bins), [f"{human(2**place)}" for place in range(bins)], fontsize=11)
+    axes.set_xlabel("tokens of a document, from so many to twice as many", fontsize=12)
+    axes.set_ylabel("documents", fontsize=12)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, fontsize=11, frameon=False)
+    axes.set_title(title, fontsize=14, loc="left", pad=34, parse_math=False)
     _save(figure, path)
 
 

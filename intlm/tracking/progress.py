@@ -17,9 +17,9 @@ from tqdm import tqdm
 from intlm.tracking.table import human
 
 PLAIN_SECONDS = 10  # between plain lines
-# A sample may hold any character: those that move the cursor are shown by their Unicode pictures instead.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# Text may hold any character: those that move the cursor are shown by their Unicode pictures instead.
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Progress:
@@ -54,7 +54,8 @@ class Progress:
     def update(self, update: int, **fields: Any) -> None:
         """`update` updates are done. `fields` are those of a metrics line; each shows until its next value.
 
-        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, changed (a share, 0 to 1),
+        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, waiting (for data, where it is a hundredth
+        of an update or more), changed (a share, 0 to 1),
         agreement (a cosine), saturated_weights with saturated_states (shares).
         """
         self._latest.update((name, value) for name, value in fields.items() if value is not None)
@@ -70,7 +71,7 @@ class Progress:
     def write(self, text: str) -> None:
         """Print `text` to stdout, above the bar; control characters but newline and tab are made visible."""
         encoding = sys.stdout.encoding or "utf-8"
-        text = text.translate(_VISIBLE).encode(encoding, "replace").decode(encoding)
+        text = text.translate(VISIBLE).encode(encoding, "replace").decode(encoding)
         tqdm.write(text)
         sys.stdout.flush()
 
@@ -101,6 +102,8 @@ class Progress:
             parts.append(f"held-out {values['valid_bits_per_byte']:.3f}")
         if "tokens_per_second" in values:
             parts.append(f"{human(values['tokens_per_second'])} tok/s")
+        if values.get("waiting", 0) >= 0.01:
+            parts.append(f"{values['waiting']:.0%} waiting for data")
         if "changed" in values:
             parts.append(f"{100 * values['changed']:.3g}% changed")
         if "agreement" in values:

@@ -75,6 +75,19 @@ CASES = {  # the first two are the problems of golden/v3/update.json: they share
         chunk_size=2,
         targets=2,
     ),
+    # The largest vocabulary: the loss is a sum over all of it.
+    "vocabulary": Case(
+        oracle.Shape(65536, 8, 8, 1, "clip"),
+        oracle.Noise(3, 1, 2, 1),
+        2,
+        1,
+        "sign",
+        oracle.Threshold(4, 10),
+        1,
+        "random",
+        tokens=2,
+        targets=2,
+    ),
 }
 
 

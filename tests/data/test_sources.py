@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intlm.data import sources
-from intlm.data.sources import documents
+from intlm.data.sources import Reader, Source
 from intlm.errors import DataError
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def read(source: Path, separator: str | None = None) -> list[bytes]:
-    return [b"".join(document) for document in documents(source, separator)]
+def read(source: Path, separator: str = "") -> list[bytes]:
+    return [b"".join(document) for document in Reader(Source(str(source), separator))]
 
 
 @given(st.text("ab|", max_size=40), st.text("ab|", min_size=1, max_size=3), st.integers(1, 5))
@@ -52,7 +52,8 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
 def test_a_document_may_be_left_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "CHUNK", 2)
     (tmp_path / "a.txt").write_bytes(b"first|second|third")
-    assert [next(document)[:1] for document in documents(tmp_path / "a.txt", "|")] == [b"f", b"s", b"t"]
+    reader = Reader(Source(str(tmp_path / "a.txt"), "|"))
+    assert [next(document)[:1] for document in reader] == [b"f", b"s", b"t"]
 
 
 def test_a_recipe_is_run(tmp_path: Path) -> None:
@@ -85,12 +86,6 @@ def test_nothing_to_read_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty.txt").touch()
     with pytest.raises(DataError, match=name):
         read(tmp_path / name)
-
-
-def test_an_empty_separator_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"a")
-    with pytest.raises(DataError, match=r"data\.document_separator"):
-        read(tmp_path / "a.txt", "")
 
 
 def test_the_quickstart_recipe() -> None:

@@ -1,6 +1,8 @@
 """Streams are a ring read as the definition says, and skip nothing."""
 
 import itertools
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intlm.data.shards import Corpus
-from intlm.data.streams import TokenStreams
+from intlm.data.streams import Batch, MixedStreams, ReadAhead, TokenStreams
 from intlm.data.targets import AlikeContexts
+from intlm.errors import ConfigError
 
 MakeCorpus = Callable[..., Corpus]
 
@@ -54,3 +57,83 @@ def test_no_token_is_skipped_and_all_are_read(make_corpus: MakeCorpus) -> None:
     read = np.concatenate([update.tokens for update in updates], axis=1)
     assert all(set(stream) == set(range(24)) for stream in read.tolist())
     assert any(set(stream) != set(range(24)) for stream in read[:, :20].tolist())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(st.data())
+def test_a_mixture_is_the_streams_of_each(make_corpus: MakeCorpus, data: st.DataObject) -> None:
+    """By integer shares, each corpus at positions of its own."""
+    texts = data.draw(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4))
+    splits = [make_corpus([text], name=f"corpus{i}").split("train") for i, text in enumerate(texts)]
+    shares = data.draw(st.lists(st.integers(1, 9), min_size=len(splits), max_size=len(splits)))
+    s, t, k = data.draw(st.integers(9 * 4, 60)), data.draw(st.integers(1, 9)), data.draw(st.sampled_from([1, 2]))
+    mixed = MixedStreams(list(zip(shares, splits, strict=True)), s, t, k)
+    assert sum(mixed.counts) == s
+    assert all(abs(n - s * share / sum(shares)) < 1 for n, share in zip(mixed.counts, shares, strict=True))
+    for update in (0, data.draw(st.integers(0, 1000))):
+        batch = mixed.batch(update)
+        assert batch.tokens.shape == (s, t) and batch.targets.shape == (s, t, k)
+        assert batch.tokens.dtype == batch.targets.dtype == np.uint16
+        first = 0
+        for split, count in zip(splits, mixed.counts, strict=True):
+            alone = TokenStreams(split, count, t, k).batch(update)
+            np.testing.assert_array_equal(batch.tokens[first : first + count], alone.tokens)
+            np.testing.assert_array_equal(batch.targets[first : first + count], alone.targets)
+            first += count
+
+
+def test_a_share_of_less_than_a_text_is_refused(make_corpus: MakeCorpus) -> None:
+    split = make_corpus([b"abc"]).split("train")
+    assert MixedStreams([(3, split), (1, split)], 4, 1).counts == [3, 1]
+    with pytest.raises(ConfigError, match=r"data\.mixture: a share of 1 is less than one of the 3 texts"):
+        MixedStreams([(1, split), (3, split)], 3, 1)
+
+
+class Slow:
+    """Streams that say which update was read, and fail at some."""
+
+    def __init__(self, seconds: float, fails_at: int = -1) -> None:
+        self.seconds, self.fails_at, self.read = seconds, fails_at, 0
+
+    def batch(self, update: int) -> Batch:
+        time.sleep(self.seconds)
+        if update == self.fails_at:
+            raise OSError("the disk is gone")
+        self.read += 1
+        return Batch(np.array([[update]]), np.array([[[update]]]))
+
+
+def test_batches_are_read_ahead_in_their_order(make_corpus: MakeCorpus) -> None:
+    streams = Slow(0)
+    ahead = ReadAhead(streams, 3, 9)
+    time.sleep(0.2)
+    assert streams.read == ReadAhead.DEPTH + 1  # one is in the hand of the thread
+    assert [int(ahead.next().tokens[0, 0]) for _ in range(6)] == [3, 4, 5, 6, 7, 8]
+    ahead.close()
+    split = make_corpus([bytes(range(1, 24))]).split("train")
+    ahead, streams_of_split = ReadAhead(TokenStreams(split, 3, 5), 7, 9), TokenStreams(split, 3, 5)
+    for update in (7, 8):
+        np.testing.assert_array_equal(ahead.next().tokens, streams_of_split.batch(update).tokens)
+    ahead.close()
+
+
+def test_waiting_is_measured() -> None:
+    ahead = ReadAhead(Slow(0.2), 0, 9)
+    ahead.next()
+    assert ahead.waited >= 0.1
+    time.sleep(0.6)
+    ahead.next()
+    assert ahead.waited < 0.1
+    ahead.close()
+
+
+def test_reading_ahead_fails_where_it_is_asked_for_and_ends_when_told() -> None:
+    before = threading.active_count()
+    ahead = ReadAhead(Slow(0, fails_at=1), 0, 9)
+    ahead.next()
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead.next()
+    ahead.close()
+    ahead = ReadAhead(Slow(0), 0, 10**9)  # whose thread waits for room
+    ahead.close()
+    assert threading.active_count() == before

@@ -1,4 +1,7 @@
-"""A population far larger than memory would allow at once is evaluated in chunks."""
+"""A population far larger than memory would allow at once is evaluated in chunks, and logits are never kept."""
+
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,7 @@ import pytest
 
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, specifications
+from intlm.population import native
 from intlm.population.engine import Problem
 from intlm.population.xla import XlaEngine
 
@@ -29,3 +33,35 @@ def test_the_reference_model_with_2_to_the_17_members_needs_little_memory(chunk_
     1.8 GiB."""
     problem = Problem(Architecture(256, 256, 6, 1024, "clip"), Perturbation(0, 1, 4, 1), 1 << 16, 1, 1, chunk_size)
     assert held(XlaEngine(problem), 4) < GIB
+
+
+@pytest.mark.parametrize("members", [1 << 10, 1 << 17])
+def test_a_vocabulary_of_65536_costs_no_logits_of_all_members(members: int) -> None:
+    """Compiled, not run: those of 2^10 members alone would be 0.27 GiB, of 2^17 34 GiB."""
+    problem = Problem(Architecture(65536, 64, 1, 64, "clip"), Perturbation(0, 1, 4, 1), members // 2, 1, 1)
+    assert held(XlaEngine(problem), 4) < GIB / 8
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not compiled")
+def test_nor_in_the_kernels() -> None:
+    """Run: 4096 members, whose logits would be 1 GiB, take no more than 64 MiB beyond what 64 members do."""
+    script = """
+import resource
+import jax, jax.numpy as jnp
+from intlm.eggroll.perturbation import Perturbation
+from intlm.model.forward import zero_states
+from intlm.model.parameters import Architecture, initialise
+from intlm.population import Problem, make_engine
+architecture = Architecture(65536, 8, 1, 8, "clip")
+parameters, peaks = initialise(architecture, 0), []
+for pairs in (32, 2048):
+    engine = make_engine("native", Problem(architecture, Perturbation(0, 1, 4, 1), pairs, pairs, 1))
+    text = jnp.ones((1, 2), jnp.uint16), jnp.ones((1, 2, 1), jnp.uint16)
+    losses, _ = jax.jit(engine.evaluate)(parameters, *text, zero_states((pairs, 2), architecture), jnp.uint32(0))
+    engine.accumulate(jnp.ones(pairs, jnp.int8), jnp.uint32(0))["head"].block_until_ready()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 64 << 10  # KiB

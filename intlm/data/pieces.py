@@ -1,0 +1,171 @@
+"""Vocabularies of pieces, unigram and byte-pair encoding, trained and applied by SentencePiece, lossless for any bytes.
+
+SentencePiece works on Unicode text and changes it: by default it normalises, joins white space, and has no words for
+what is not UTF-8. Nothing of that is left to it here:
+
+- It is shown bytes as letters, a letter for each of the 256 (`LETTERS`), all of them in every vocabulary. It never
+  sees white space, a character to normalise, or one that it does not know, so it can lose nothing, and token 0, its
+  "unknown", never comes out: it is the separator. A vocabulary of byte letters needs neither byte fallback (256
+  pieces as well, in which the frequent characters are there a second time) nor a second way for the bytes that are no
+  text; characters of several bytes become pieces where they are frequent.
+- Text is divided into words first (`_UNITS`, `_WORDS`): a word with the space before it, digits, other signs, white
+  space. No piece crosses their bounds, in training or after. So each word is looked up once, and the rest is a
+  dictionary; SentencePiece's float sums are over few pieces, whose order is the text's; and text may be cut anywhere
+  that is such a bound. It is cut every `PART` bytes, wherever that is.
+"""
+
+import base64
+import binascii
+import io
+import re
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from intlm.data.tokenizers import PART, Tokenizer, checked
+from intlm.errors import DataError
+from intlm.model import SEPARATOR
+
+LETTERS = "".join(chr(byte if 0x21 <= byte < 0x7F else 0x100 + byte) for byte in range(256))
+"""What SentencePiece is shown for each byte: the ASCII character that is no space, else a letter, U+0100 + byte."""
+
+LONGEST_PIECE = 16  # bytes
+CACHED = 1 << 19  # units remembered, and words: 100 MB at most
+_TABLE = dict(enumerate(LETTERS))
+_BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
+# A unit: a run of at most 64 bytes that are no white space, with a space before it; or white space but for that space.
+_UNITS = re.compile(rb" ?\S{1,64}+|\s{1,16}(?!\S)|\s{1,16}")
+_WORDS = re.compile(rb" ?[A-Za-z\x80-\xff]++| ?[0-9]++| ?[^A-Za-z0-9\x80-\xff\s]++|\s++")
+
+
+class _Cache(dict[bytes, bytes]):
+    """What `make` makes of each text, made once."""
+
+    def __init__(self, make: Callable[[bytes], bytes]) -> None:
+        self._make = make
+
+    def __missing__(self, text: bytes) -> bytes:
+        if len(self) == CACHED:
+            self.clear()  # what is frequent is soon there again
+        made = self[text] = self._make(text)
+        return made
+
+
+@dataclass(frozen=True)
+class PieceTokenizer(Tokenizer):
+    """A SentencePiece model whose pieces are bytes.
+
+    Args:
+        name: "unigram" or "bpe".
+        model: the model, serialised. DataError where it is none, or not of bytes.
+    """
+
+    name: str
+    model: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            lacking = set(LETTERS).difference(map(self._processor.id_to_piece, range(1, self.vocab_size)))
+            self.pieces  # noqa: B018 - refuses other letters
+        except (RuntimeError, LookupError) as error:
+            raise DataError(f"tokenizer {self.name!r}: not a SentencePiece model of bytes: {error}") from None
+        if lacking:
+            raise DataError(f"tokenizer {self.name!r}: a SentencePiece model without some bytes: {sorted(lacking)[:3]}")
+
+    @classmethod
+    def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> "PieceTokenizer":
+        """The vocabulary of a sample, the same for the same sample on any machine. All of it is held in memory.
+
+        Raises DataError where the sample is too small for a vocabulary of that size, or the size for the 256 bytes.
+        """
+        sample = list(texts)  # at once: SentencePiece would swallow an error
+        words = (word for text in sample for unit in _UNITS.findall(text) for word in _WORDS.findall(unit))
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=chain(LETTERS, map(_letters, words)),
+                model_writer=model,
+                model_type=name,
+                vocab_size=vocab_size,
+                character_coverage=1.0,
+                max_sentencepiece_length=LONGEST_PIECE,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                split_by_unicode_script=False,  # the letters mean nothing
+                split_by_number=False,
+                unk_id=SEPARATOR,
+                bos_id=-1,
+                eos_id=-1,
+                num_threads=16,  # whatever the machine has: their number decides how floats are summed
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason, size = str(error).rpartition("] ")[2], sum(map(len, sample))
+            raise DataError(f"data.vocab_size = {vocab_size}: no such vocabulary of {size:,} bytes: {reason}") from None
+        return cls(name, model.getvalue())
+
+    @classmethod
+    def from_base64(cls, name: str, model: str) -> "PieceTokenizer":
+        """The tokenizer of `to_json`'s "model"."""
+        try:
+            return cls(name, base64.b64decode(model, validate=True))
+        except binascii.Error as error:
+            raise DataError(f"tokenizer {name!r}: its model is not base64: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "model": base64.b64encode(self.model).decode()}
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """What each token stands for; the separator for nothing."""
+        tokens = range(1, self.vocab_size)
+        return [b"", *(bytes(map(_BYTES.__getitem__, self._processor.id_to_piece(token))) for token in tokens)]
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """The tokens of `data`: [tokens] uint16, values 1..vocab_size-1."""
+        parts = (_UNITS.findall(data[start : start + PART]) for start in range(0, len(data), PART))
+        return np.frombuffer(b"".join(map(self._units.__getitem__, chain.from_iterable(parts))), self.dtype)
+
+    def stream_decoder(self) -> "PieceDecoder":
+        return PieceDecoder(self)
+
+    @cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    @cached_property
+    def _units(self) -> _Cache:
+        """The tokens of each unit, as bytes of `dtype`, and within it of each word."""
+
+        def encode(word: bytes) -> bytes:
+            tokens = self._processor.encode(_letters(word))
+            return struct.pack(f"<{len(tokens)}H", *tokens)
+
+        words = _Cache(encode)
+        return _Cache(lambda unit: b"".join(map(words.__getitem__, _WORDS.findall(unit))))
+
+
+class PieceDecoder:
+    """Decodes tokens as they come: a piece needs no other."""
+
+    def __init__(self, tokenizer: PieceTokenizer) -> None:
+        self._pieces = tokenizer.pieces
+
+    def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
+        """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
+        return b"".join(map(self._pieces.__getitem__, checked(tokens, len(self._pieces)).tolist()))
+
+
+def _letters(text: bytes) -> str:
+    return text.decode("latin-1").translate(_TABLE)

@@ -1,0 +1,162 @@
+"""Vocabularies of pieces give back any bytes, and are the same for the same sample."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intlm.data import pieces
+from intlm.data.pieces import LETTERS, PieceTokenizer
+from intlm.data.tokenizers import SEPARATOR, identity, tokenizer_from_json
+from intlm.errors import DataError
+
+_PARTS = (
+    "Zwölf",
+    "Box",
+    "kämpf",
+    "er",
+    "jag",
+    "en",
+    "Викт",
+    "ора",
+    "über",
+    "d",
+    "gro",
+    "ß",
+    "1",
+    "23",
+    ".",
+    "\t#",
+    "\r\n",
+)
+SAMPLE = "".join(random.Random(1).choices([*_PARTS, " ", " ", "\n\n", "    "], k=3000))
+KINDS = ("unigram", "bpe")
+
+
+@cache
+def trained(kind: str) -> PieceTokenizer:
+    return PieceTokenizer.train(kind, [SAMPLE.encode()], 300)
+
+
+texts = st.one_of(
+    st.binary(max_size=300),
+    st.text(max_size=100).map(str.encode),
+    st.text("ab \n\t\r\0\u2581\ufffd\ue000é12,", max_size=100).map(str.encode),
+    st.lists(st.sampled_from([b" ", b"Boxk", b"\xc3", b"\xa4mpfer", b"x" * 70, b" " * 20, b"\n\n"])).map(b"".join),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=texts)
+def test_any_bytes_come_back(kind: str, text: bytes) -> None:
+    tokenizer = trained(kind)
+    tokens = tokenizer.encode(text)
+    assert tokens.dtype == np.uint16 and SEPARATOR not in tokens
+    assert not len(tokens) or tokens.max() < tokenizer.vocab_size
+    assert tokenizer.decode(tokens) == tokenizer.decode(tokens.tolist()) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    ["a\n\nb  c\t d", " ", "  ", " a ", "\u2581", "\u2581a \u2581", "<unk>", "<s></s>", "<0x41>", "\0", "\r\n",
+     "\ufeff", "ﬁ", "e\u0301", "\ue000", "\ufffd", "\U0010ffff", LETTERS],
+)  # fmt: skip
+def test_what_sentencepiece_would_change(kind: str, text: str) -> None:
+    tokenizer = trained(kind)
+    assert tokenizer.decode(tokenizer.encode(text.encode())).decode() == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=texts, other=texts)
+def test_text_may_be_cut_every_so_many_bytes(kind: str, text: bytes, other: bytes) -> None:
+    tokenizer = trained(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PART", 7)
+        head = text[: len(text) // 7 * 7]
+        joined = np.concatenate([tokenizer.encode(head), tokenizer.encode(other)])
+        np.testing.assert_array_equal(tokenizer.encode(head + other), joined)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_any_tokens_decode_whole_or_in_parts(kind: str, data: st.DataObject) -> None:
+    tokenizer = trained(kind)
+    tokens = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
+    text = b"".join(tokenizer.pieces[token] for token in tokens)
+    decoder, cut = tokenizer.stream_decoder(), data.draw(st.integers(0, len(tokens)))
+    assert tokenizer.decode(tokens) == decoder.feed(tokens[:cut]) + decoder.feed(tokens[cut:]) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_vocabulary(kind: str) -> None:
+    """The separator, all bytes, and pieces within the bounds of words; what is frequent is short."""
+    tokenizer = trained(kind)
+    assert tokenizer.vocab_size == len(tokenizer.pieces) == len(set(tokenizer.pieces)) == 300
+    assert tokenizer.pieces[SEPARATOR] == b"" and {bytes([byte]) for byte in range(256)} < set(tokenizer.pieces)
+    assert all(b" " not in piece[1:] or piece.isspace() for piece in tokenizer.pieces)
+    assert max(map(len, tokenizer.pieces)) <= pieces.LONGEST_PIECE
+    assert len(tokenizer.encode(SAMPLE.encode())) < len(SAMPLE.encode()) / 1.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained(kind).encode(SAMPLE.encode()).tolist()
+    monkeypatch.setattr(pieces, "CACHED", 2)
+    assert PieceTokenizer(kind, trained(kind).model).encode(SAMPLE.encode()).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same_in_another_process(kind: str) -> None:
+    """What the sample and the numbers of the configuration decide, nothing else does."""
+    script = """
+import json, sys
+from intlm.data.pieces import PieceTokenizer
+kind, sample = json.load(sys.stdin)
+print(json.dumps(PieceTokenizer.train(kind, [sample[:99].encode(), sample[99:].encode()], 300).to_json()))
+"""
+    given = json.dumps([kind, SAMPLE.replace("Box", "box")])
+    done = subprocess.run([sys.executable, "-c", script], input=given, capture_output=True, text=True, check=True)
+    here = PieceTokenizer.train(kind, [json.loads(given)[1][:99].encode(), json.loads(given)[1][99:].encode()], 300)
+    assert json.loads(done.stdout) == here.to_json() and here != trained(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_round_trip(kind: str) -> None:
+    again = tokenizer_from_json(json.loads(json.dumps(trained(kind).to_json())))
+    assert again == trained(kind) and identity(again) == identity(trained(kind))
+    assert identity(trained("bpe")) != identity(trained("unigram"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [100, 60_000])
+def test_a_vocabulary_that_cannot_be(kind: str, size: int) -> None:
+    with pytest.raises(DataError, match=rf"data\.vocab_size = {size}: no such vocabulary of 11 bytes: Vocab"):
+        PieceTokenizer.train(kind, [b"some ", b"sample"], size)
+
+
+def test_a_sample_that_cannot_be_read() -> None:
+    def texts() -> Iterator[bytes]:
+        yield b"some text"
+        raise DataError("the file is gone")
+
+    with pytest.raises(DataError, match=r"^the file is gone$"):
+        PieceTokenizer.train("bpe", texts(), 300)
+
+
+@pytest.mark.parametrize("model", ["", "%", "AAAA"])
+def test_what_is_no_model(model: str) -> None:
+    with pytest.raises(DataError, match="tokenizer 'bpe'"):
+        tokenizer_from_json({"name": "bpe", "model": model})
+
+
+def test_tokens_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(DataError, match="expected 0 to 299"):
+        trained("bpe").decode([300])
