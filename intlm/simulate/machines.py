@@ -183,12 +183,14 @@ class _Emulated(_Compiled):
             interrupted.append(True)
             self._machine.emu_stop()
 
-        in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, stop) if in_main else None
+        before = signal.getsignal(signal.SIGINT)
+        heeded = threading.current_thread() is threading.main_thread() and callable(before)  # else nobody is to hear it
+        if heeded:
+            signal.signal(signal.SIGINT, stop)
         try:
             self._machine.emu_start(function, RETURN)
         finally:
-            if in_main:
+            if heeded:
                 signal.signal(signal.SIGINT, before)
         if interrupted:
             raise KeyboardInterrupt
