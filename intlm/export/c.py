@@ -16,16 +16,6 @@ from intlm.run import LanguageModel
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
 FILES = (*SOURCES, "weights.h", "weights.c", "tokenizer.h")
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
-LAYER = (
-    "gate_input",
-    "gate_state",
-    "gate_bias",
-    "candidate_input",
-    "candidate_state",
-    "candidate_bias",
-    "up",
-    "down",
-)
 
 
 def write(model: LanguageModel, out: Path) -> None:
@@ -36,6 +26,11 @@ def write(model: LanguageModel, out: Path) -> None:
     (out / "weights.h").write_text(_header(model.architecture))
     (out / "weights.c").write_text(_weights(model))
     (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer))
+
+
+def _layer_names(a: Architecture) -> list[str]:
+    """A layer's parameters, in order."""
+    return [s.name.removeprefix("layers.0.") for s in specifications(a) if s.name.startswith("layers.0.")]
 
 
 def _table_names(architecture: Architecture) -> list[str]:
@@ -66,7 +61,7 @@ def _header(a: Architecture) -> str:
     lines = ["/* Made by `intlm export`: the model's sizes and scales, and where its weights are. */"]
     lines += ["#ifndef INTLM_WEIGHTS_H", "#define INTLM_WEIGHTS_H", "", "#include <stdint.h>", ""]
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
-    lines += ["", "typedef struct {", f"  const int8_t {', '.join('*' + name for name in LAYER)};", "} intlm_layer_t;"]
+    lines += ["", "typedef struct {", f"  const int8_t {', '.join('*' + name for name in _layer_names(a))};", "} intlm_layer_t;"]
     lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
               " * the head with rows of zeros up to a multiple of INTLM_ROWS. */"]
     lines += [
@@ -90,7 +85,7 @@ def _weights(model: LanguageModel) -> str:
     for name, _, _ in specifications(a):
         if name.startswith("layers."):
             lines.append(f"static const int8_t {_c_name(name)}[] = {{{_values(model.parameters[name])}}};")
-    rows = [", ".join(_c_name(f"layers.{layer}.{name}") for name in LAYER) for layer in range(a.num_layers)]
+    rows = [", ".join(_c_name(f"layers.{layer}.{name}") for name in _layer_names(a)) for layer in range(a.num_layers)]
     lines.append("const intlm_layer_t intlm_layers[INTLM_LAYERS] = {")
     lines += [f"  {{{row}}}," for row in rows]
     return "\n".join([*lines, "};", ""])
