@@ -61,7 +61,8 @@ def _header(a: Architecture) -> str:
     lines = ["/* Made by `intlm export`: the model's sizes and scales, and where its weights are. */"]
     lines += ["#ifndef INTLM_WEIGHTS_H", "#define INTLM_WEIGHTS_H", "", "#include <stdint.h>", ""]
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
-    lines += ["", "typedef struct {", f"  const int8_t {', '.join('*' + name for name in _layer_names(a))};", "} intlm_layer_t;"]
+    pointers = ", ".join("*" + name for name in _layer_names(a))
+    lines += ["", "typedef struct {", f"  const int8_t {pointers};", "} intlm_layer_t;"]
     lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
               " * the head with rows of zeros up to a multiple of INTLM_ROWS. */"]
     lines += [
