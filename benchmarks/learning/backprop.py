@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args, keys = parser.parse_known_args()
     overrides = dict(key.removeprefix("--").split("=", 1) for key in keys)
+    given = dict(overrides)
     overrides |= {"data.train": str(args.text.resolve()), "seed": str(args.seed)}
     config = configuration.load(args.config, overrides)
     updates = args.updates or config.train.updates
@@ -145,8 +146,9 @@ def main() -> None:
             curve.append([number + 1, (number + 1) * texts * tokens, round(spent, 3), round(bits, 4)])
             print(curve[-1], flush=True)
             began = time.monotonic()
-    line = {"study": "backprop", "variant": f"{args.config.stem}, rate {args.rate}", "seed": args.seed}
-    line |= {"keys": overrides, "text": args.text.name, "bits_per_byte": curve[-1][-1], "curve": curve}
+    variant = f"{args.config.stem}, rate {args.rate}, {updates} updates"
+    line = {"study": "backprop", "variant": variant, "seed": args.seed}
+    line |= {"keys": given, "text": args.text.name, "bits_per_byte": curve[-1][-1], "curve": curve}
     with args.out.open("a") as file:
         file.write(json.dumps(line) + "\n")
 

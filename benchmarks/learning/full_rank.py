@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args, keys = parser.parse_known_args()
     overrides = dict(key.removeprefix("--").split("=", 1) for key in keys)
+    given = dict(overrides)
     overrides |= {"data.train": str(args.text.resolve()), "seed": str(args.seed), "eggroll.rank": "1"}
     config = configuration.load(args.config, overrides)
     corpus = prepare_corpus(config)
@@ -167,7 +168,7 @@ def main() -> None:
             tokens = (number + 1) * 2 * config.pairs * settings.tokens_per_update
             curve.append([number + 1, tokens, round(spent, 3), round(bits, 4)])
             print(curve[-1], flush=True)
-    line = {"study": "full-rank", "variant": args.config.stem, "seed": args.seed, "keys": overrides}
+    line = {"study": "full-rank", "variant": args.config.stem, "seed": args.seed, "keys": given}
     line |= {"text": args.text.name, "bits_per_byte": curve[-1][-1], "curve": curve}
     with args.out.open("a") as file:
         file.write(json.dumps(line) + "\n")
