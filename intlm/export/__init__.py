@@ -58,7 +58,12 @@ def export(run: Path, to: str, out: Path) -> Path:
             onnx.write(model, made)
         if there.exists():
             os.replace(there, old)
-        os.replace(made, there)
+        try:
+            os.replace(made, there)
+        except BaseException:  # an interrupt too: what was there is not lost
+            if old.exists():
+                os.replace(old, there)
+            raise
     return out
 
 

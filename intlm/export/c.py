@@ -19,13 +19,18 @@ ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of
 
 
 def write(model: LanguageModel, out: Path) -> None:
-    """Write the sources to a directory."""
+    """Write the sources to a directory. Raises RunError where the program has no encoder for the model's text."""
+    write_library(model, out)
+    (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer))
+
+
+def write_library(model: LanguageModel, out: Path) -> None:
+    """What knows of tokens alone, whatever they stand for: all but the tokenizer."""
     for name in SOURCES:
         with as_file(files("intlm.export") / "c" / name) as path:
             shutil.copyfile(path, out / name)
     (out / "weights.h").write_text(_header(model.architecture))
     (out / "weights.c").write_text(_weights(model))
-    (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer))
 
 
 def _layer_names(a: Architecture) -> list[str]:

@@ -87,7 +87,7 @@ class _Compiled(Machine):
     def __init__(self, model: LanguageModel, work: Path) -> None:
         super().__init__(model)
         self.layout = Layout(self.architecture)
-        c.write(model, work)
+        c.write_library(model, work)
         (work / "layout.c").write_text(self.layout.check())
         self.buffers = self.layout.bytes - self.layout.state
 

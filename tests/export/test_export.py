@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,21 @@ def test_a_failed_export_leaves_what_was_there(
     assert main(["export", str(tiny.trained().directory), "--to", "onnx", "--out", str(out)]) == 3
     said = capsys.readouterr().err
     assert "onnx: not installed" in said and "pip install 'intlm[simulators]'" in said and said.count("\n") == 1
+    assert tiny.contents(tmp_path) == before
+
+
+def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = export(tiny.trained().directory, "safetensors", tmp_path / "model")
+    before, replace = tiny.contents(tmp_path), os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny.trained().directory, "c", out)
     assert tiny.contents(tmp_path) == before
 
 

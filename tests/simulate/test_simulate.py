@@ -12,6 +12,7 @@ from unicorn import UC_HOOK_BLOCK
 
 from intlm import simulate as module
 from intlm.cli import main
+from intlm.data.pieces import PieceTokenizer
 from intlm.errors import MissingPackage
 from intlm.evaluation import evaluate
 from intlm.export import c, export
@@ -74,6 +75,17 @@ def test_a_separator_is_read_but_not_counted(tmp_path: Path) -> None:
     found = module.compare(model, Host(model, tmp_path), tokens)
     assert found.difference is None and found.tokens == len(tokens) - 1
     assert found.loss == evaluate(model, [one, two]).integer_loss
+
+
+def test_pieces_of_several_bytes(tmp_path: Path) -> None:
+    """The exported program has no encoder for them; the model has no need of one."""
+    text = Path(__file__).read_bytes()
+    model = tiny.make_model(PieceTokenizer.train("bpe", [text], 300))
+    tokens = np.concatenate([[SEPARATOR], model.tokens(text[:200])]).astype(np.int32)
+    assert len(tokens) < 200
+    found = module.compare(model, Host(model, tmp_path), tokens)
+    assert found.difference is None
+    assert found.loss == evaluate(model, [tokens[1:]]).integer_loss
 
 
 def test_one_wrong_bit_is_an_exit_code(
