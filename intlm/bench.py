@@ -272,8 +272,7 @@ class Workload:
         self.config = config
         self.trainer = trainer = Trainer(config, Path(os.devnull), corpus)  # nothing is written before it runs
         self.problem, self.engine = trainer.problem, trainer.engine
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = config.threads or cores
+        self.threads = config.threads or native.cores()
         shares = 256 * self.threads  # a thread reads so many bytes at once
         self.readable = max(1, macs_per_token(self.problem) // shares) * shares
         tokens = config.train.tokens_per_update

@@ -34,10 +34,21 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
         self._ocp = ocp
         self._directory = directory.absolute()
+        if not read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
             read_only=read_only,
             enable_async_checkpointing=False,
+            create=False,
+            # Of several processes one writes; they do not meet here.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix=f"process{jax.process_index()}",
+            )
+            if jax.process_count() > 1
+            else ocp.options.MultiprocessingOptions(),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -51,7 +62,11 @@ class Checkpoints:
         """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already."""
         if update in self._manager.all_steps():
             return
-        standard, ocp = self._ocp.args.StandardSave, self._ocp
+        ocp = self._ocp
+
+        def standard(tree: Any) -> Any:
+            return ocp.args.StandardSave(jax.tree.map(np.asarray, tree))  # orbax would look for a device's other parts
+
         items = {
             "parameters": standard(parameters),
             "members": standard({"states": members}),

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +18,20 @@ INTERRUPTED = 130
 
 
 def _train(args: argparse.Namespace) -> int:
+    from intlm import distributed
     from intlm.training import train
 
     config = configuration.load(args.config, configuration.overrides_from(args))
     directory = args.run_dir or Path("runs") / args.config.stem
-    if train(config, directory, args.resume, args.start):
+    place = distributed.place(distributed.Place(args.coordinator, args.processes, args.process), os.environ)
+    if (place or args.supervise) and not distributed.is_worker():
+        return distributed.supervise(args.arguments, directory, args.supervise)
+    if place:
+        distributed.join(place)
+    done = train(config, directory, args.resume, args.start)
+    if not distributed.writes():
+        return 0 if done else INTERRUPTED
+    if done:
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
         return 0
     # The saved configuration, which holds what was given as flags too.
@@ -185,6 +195,11 @@ def parser() -> argparse.ArgumentParser:
     begin.add_argument(
         "--from", type=Path, dest="start", metavar="RUN", help="begin with the weights of another run, or of an export"
     )
+    made.add_argument("--supervise", action="store_true", help="start it again from its last checkpoint if it is lost")
+    several = made.add_argument_group("several processes", "One command each; SLURM's steps need none of these.")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is")
+    several.add_argument("--processes", type=_from(1), metavar="N", help="how many there are")
+    several.add_argument("--process", type=_from(0), metavar="I", help="which of them this is, from 0")
     configuration.add_arguments(made)
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
@@ -264,19 +279,21 @@ def _configure_jax() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 1 bits differ, 2 the user's mistake, 3 something is not
-    installed, 130 interrupted."""
+    installed, 4 a process of the run was lost, 130 interrupted."""
     top = parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     args, unknown = top.parse_known_args(arguments)
+    args.arguments = arguments
     if unknown:
         flags = [f"--{key}" for key in configuration.KEYS if key in args]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         _configure_jax()
-        return args.call(args)
+        code = args.call(args)
     except IntlmError as error:
         print(f"intlm: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it exits
         return INTERRUPTED
@@ -285,7 +302,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return IntlmError.exit_code
     except KeyboardInterrupt:
         print("intlm: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End a process of several at once where it failed: JAX would wait for the others, which may be gone."""
+    distributed = sys.modules.get("intlm.distributed")
+    if code not in (0, INTERRUPTED) and distributed and distributed.is_worker():
+        distributed.leave(code)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,16 @@ class RunError(IntlmError):
     """A run directory that is missing, damaged, or does not match what is asked of it."""
 
 
+class LostProcess(IntlmError):
+    """Another process of the same run is gone, or this one cannot be reached."""
+
+    exit_code = 4
+
+    def __init__(self, reason: str) -> None:
+        reason = reason.strip().split("\n")[0][:200]
+        super().__init__(f"another process of this run was lost; resume all of them with --resume ({reason})")
+
+
 class MissingPackage(IntlmError):
     """Something that is needed is not installed; nothing was done."""
 

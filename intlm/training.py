@@ -9,135 +9,56 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from intlm import config as configuration
-from intlm.arithmetic.fixed_point import MAX8, Array
+from intlm import distributed
+from intlm.arithmetic.fixed_point import Array
 from intlm.checkpoint import Checkpoints
-from intlm.config import KEYS, Config, EggrollConfig
+from intlm.config import KEYS, Config
 from intlm.data.prepare import corpora, prepare
 from intlm.data.references import references
 from intlm.data.shards import Corpus
-from intlm.data.streams import MixedStreams, ReadAhead
-from intlm.eggroll import adam, fitness, momentum, threshold
-from intlm.eggroll.optimizer import Optimizer, scheduled_step
+from intlm.data.streams import Batch, MixedStreams, ReadAhead
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
-from intlm.model.forward import zero_states
-from intlm.model.parameters import Architecture, Parameters, initialise, specifications
-from intlm.population import Engine, Problem, make_engine
+from intlm.model.parameters import Architecture, specifications
+from intlm.population import make_engine, native
+from intlm.population.sharding import DIVIDED, SAME, Sharding, number
 from intlm.run import LanguageModel, load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics, picture
 from intlm.tracking.progress import Progress
 from intlm.tracking.table import format_table, human
+from intlm.update import (
+    TrainState,
+    UpdateReport,
+    compile_update,
+    cosine,
+    initial_state,
+    make_health,
+    make_optimizer,
+    saturated,
+)
 
 PROGRESS_TOKENS = 1 << 18  # held-out tokens measured during training; the last measurement takes them all
 REFERENCE_BYTES = 1 << 26  # training and held-out text that the ladder of references reads
 SAMPLE_TOKENS = 300
+SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
+LATE = 5  # seconds of an update from which on processes meet before anything crosses
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = {
     "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
     "train.checkpoint_seconds", "data.prepared", "data.processes",
 }  # fmt: skip
-
-
-class TrainState(NamedTuple):
-    """What one update hands to the next."""
-
-    parameters: Parameters
-    optimizer: Any
-    members: Array  # int8 [pairs, 2, layers, hidden], recurrent states
-
-
-class UpdateReport(NamedTuple):
-    """What an update says of itself."""
-
-    losses: Array  # int32 [pairs, 2], 256 = one bit
-    changed: Array  # int32 scalar, weights that moved
-
-
-UpdateStep = Callable[[TrainState, Array, Array, Array, Array], tuple[TrainState, UpdateReport]]
-
-
-def make_optimizer(eggroll: EggrollConfig) -> Optimizer:
-    """The optimizer that a configuration asks for."""
-    if eggroll.optimizer == "threshold":
-        return threshold.optimizer(eggroll.alpha, eggroll.decay_updates)
-    stepped = {"momentum": momentum, "adam": adam}[eggroll.optimizer]
-    return Optimizer(
-        stepped.init,
-        partial(stepped.update, eggroll.momentum, eggroll.weight_decay),
-        partial(scheduled_step, eggroll.step, eggroll.warmup_updates, eggroll.decay_updates),
-    )
-
-
-def initial_state(problem: Problem, seed: int, optimizer: Optimizer) -> TrainState:
-    """The state before the first update."""
-    parameters = initialise(problem.architecture, seed)
-    states = zero_states((problem.pairs, 2), problem.architecture)
-    return TrainState(parameters, optimizer.init(parameters), states)
-
-
-def make_update_step(problem: Problem, engine: Engine, fitness_name: str, optimizer: Optimizer) -> UpdateStep:
-    """The whole update as one pure function: evaluate, fitness, accumulate, optimizer.
-
-    Its arguments: the state; tokens, uint16 [texts, T]; targets, uint16 [texts, T, K]; the update's number, uint32;
-    the optimizer's setting for it, int32.
-    """
-    described = specifications(problem.architecture)
-    rank = problem.perturbation.rank
-
-    def update_step(
-        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array
-    ) -> tuple[TrainState, UpdateReport]:
-        losses, members = engine.evaluate(state.parameters, tokens, targets, state.members, update)
-        shaped = fitness.shape(fitness_name, losses, rank)
-        votes = engine.accumulate(shaped, update)
-        parameters, remembered = optimizer.update(
-            described, state.parameters, votes, state.optimizer, shaped, rank, setting
-        )
-        moved = [jnp.sum(parameters[s.name] != state.parameters[s.name], dtype=jnp.int32) for s in described]
-        return TrainState(parameters, remembered, members), UpdateReport(losses, sum(moved, jnp.int32(0)))
-
-    return update_step
-
-
-def make_halves(problem: Problem, engine: Engine, fitness_name: str) -> Callable[[Array, Array], list[Parameters]]:
-    """What the first half of the pairs votes, and what the second half does, from an update's losses and number."""
-    first = jnp.arange(problem.pairs) < problem.pairs // 2
-
-    def halves(losses: Array, update: Array) -> list[Parameters]:
-        shaped = fitness.shape(fitness_name, losses, problem.perturbation.rank)
-        return [engine.accumulate(jnp.where(half, shaped, jnp.int8(0)), update) for half in (first, ~first)]
-
-    return halves
-
-
-def cosine(halves: list[Parameters]) -> float:
-    """The cosine of two sets of votes: 0 give or take 1 / sqrt(weights) by chance alone, 1 where all is signal.
-
-    NaN where one of them is of nothing.
-    """
-    a, b = (np.concatenate([np.ravel(v) for v in half.values()]).astype(np.float64) for half in halves)
-    size = np.sqrt(a @ a) * np.sqrt(b @ b)
-    return float(a @ b / size) if size else float("nan")
-
-
-def saturated(values: Iterable[Array]) -> float:
-    """The share of int8 values that are at an end of their range."""
-    arrays = [np.asarray(value) for value in values]
-    return sum(int((np.abs(array) == MAX8).sum()) for array in arrays) / sum(array.size for array in arrays)
 
 
 def prepare_corpus(config: Config) -> Corpus:
@@ -147,11 +68,15 @@ def prepare_corpus(config: Config) -> Corpus:
 
 @dataclass
 class Trainer:
-    """One run, from its configuration to its summary."""
+    """One run, from its configuration to its summary.
+
+    devices: that share the population, of all processes; None: the one that JAX computes on.
+    """
 
     config: Config
     directory: Path
     corpus: Corpus
+    devices: Sequence[jax.Device] | None = None
 
     def __post_init__(self) -> None:
         config, tokenizer = self.config, self.corpus.tokenizer
@@ -159,42 +84,69 @@ class Trainer:
         self.split = self.corpus.split("train")
         self.valid = self.corpus.splits.get("valid")  # None where no text is held out
         self.problem = problem_of(config, tokenizer.vocab_size)
+        if self.devices and not config.threads:  # each of a process's devices has its share of the cores
+            threads = max(1, native.cores() // len(jax.local_devices()))
+            self.problem = self.problem._replace(threads=threads)
+        self.sharding = Sharding(self.problem, self.devices)
         self.texts = config.pairs // config.eggroll.group_size
-        settings = config.train
+        settings, name = config.train, config.eggroll.fitness
         self.mixture = corpora(config.data) if config.data.mixture else [(1, self.corpus)]
         self.splits = [corpus.split("train") for _, corpus in self.mixture]
         shares = [(share, split) for (share, _), split in zip(self.mixture, self.splits, strict=True)]
-        self.streams = MixedStreams(shares, self.texts, settings.tokens_per_update, settings.targets)
+        own = self.sharding.process_texts
+        self.streams = MixedStreams(shares, self.texts, settings.tokens_per_update, settings.targets, own)
         self.optimizer = make_optimizer(config.eggroll)
         self.engine = make_engine(config.engine, self.problem)
-        step = make_update_step(self.problem, self.engine, config.eggroll.fitness, self.optimizer)
-        self.step = jax.jit(step, donate_argnums=0)
-        self.halves = jax.jit(make_halves(self.problem, self.engine, config.eggroll.fitness))
+        meet = None if distributed.alone() else self.meet
+        self.step = compile_update(self.problem, self.engine, name, self.optimizer, self.sharding, meet)
+        health = make_health(self.problem, self.engine, name, self.sharding)
+        self.measure_health = self.sharding.compile(health, (DIVIDED, DIVIDED, SAME), SAME)
         self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
-        self.state = initial_state(self.problem, config.seed, self.optimizer)
-        self.model = LanguageModel(self.problem.architecture, self.state.parameters, tokenizer, self.engine)
+        self.place(initial_state(self.problem, config.seed, self.optimizer))
+        self.model = LanguageModel(self.problem.architecture, self.whole_parameters(), tokenizer, self.engine)
         self.update = 0  # updates done
         self.seconds = 0.0  # of training, earlier parts of the run included
         self.ladder: dict[str, float] = {}
+        self.saved: int | None = None  # the update whose checkpoint is there
+        self.late = True  # whether some process may be late at the next update: the first one compiles
+
+    def place(self, state: TrainState) -> None:
+        """Divide a whole state among the devices."""
+        put = self.sharding
+        self.state = TrainState(
+            put.put_same(state.parameters), put.put_slices(state.optimizer), put.put_pairs(state.members)
+        )
+
+    def whole_parameters(self) -> Any:
+        """The shared weights, for a program of one device."""
+        return self.sharding.take_same(self.state.parameters)
+
+    def meet(self, losses: Array) -> None:
+        """Wait for the other processes where one may be late."""
+        if self.late:
+            losses.block_until_ready()
+            distributed.wait(f"update {self.update}")
 
     @property
     def identity(self) -> str:
         """What tells the text apart, all of a mixture."""
         return " ".join(corpus.identity for _, corpus in self.mixture)
 
-    def resume(self, checkpoints: Checkpoints) -> None:
+    def resume(self) -> None:
         """Go back to the last checkpoint, if there is one, and drop the metrics past it."""
-        updates = checkpoints.updates()
-        if updates:
+        path = self.directory / "checkpoints"
+        checkpoints = Checkpoints(path, read_only=True) if path.is_dir() else None
+        if checkpoints and (updates := checkpoints.updates()):
             if checkpoints.meta(updates[-1]).get("corpus") != self.identity:
                 raise RunError(
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"
                 )
-            self.state = TrainState(*checkpoints.restore(updates[-1], self.state))
-            self.update = updates[-1]
+            like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
+            self.place(TrainState(*checkpoints.restore(updates[-1], like)))
+            self.update = self.saved = updates[-1]
         log = self.directory / "metrics.jsonl"
-        if log.exists():
+        if log.exists() and distributed.writes():
             metrics.truncate_after(log, self.update)
             lines = metrics.read(log)
             self.seconds = lines[-1]["seconds"] if lines else 0.0
@@ -210,7 +162,8 @@ class Trainer:
         for name, was, now in zip(Architecture._fields, model.architecture, self.problem.architecture, strict=True):
             if was != now:
                 raise RunError(f"{directory}: its model has {name} = {was}, the configuration {now}")
-        self.state = self.state._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters))
+        whole = initial_state(self.problem, self.config.seed, self.optimizer)
+        self.place(whole._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters)))
 
     def references(self) -> None:
         """Measure the ladder on the held-out text, once a run."""
@@ -223,80 +176,108 @@ class Trainer:
 
     def evaluate(self, limit: int | None) -> Evaluation | None:
         """The shared weights on the held-out text."""
-        self.model.parameters = self.state.parameters
+        self.model.parameters = self.whole_parameters()
         return evaluate(self.model, split_documents(self.valid, limit)) if self.valid else None
 
     def sample(self) -> str:
         """What the shared weights write after nothing, as text to show."""
-        self.model.parameters = self.state.parameters
+        self.model.parameters = self.whole_parameters()
         written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
         return written.decode(errors="replace")
 
-    def run(self, checkpoints: Checkpoints, stopped: Callable[[], bool]) -> bool:
-        """Train to the configured update. Returns whether it was reached; either way the state is saved."""
-        settings, pairs = self.config.train, self.config.pairs
-        members = 2 * pairs
-        per_update = members * settings.tokens_per_update
-        counted = list(zip(self.streams.counts, self.splits, strict=True))
-        tokens_per_byte = self.texts / sum(count * split.bytes / split.tokens for count, split in counted)
-        saved = time.monotonic()
-        valid = None
-        with (
-            Progress(settings.updates, self.update) as progress,
-            metrics.MetricsWriter(self.directory / "metrics.jsonl") as log,
-            closing(ReadAhead(self.streams, self.update, settings.updates)) as ahead,
-        ):
-            while self.update < settings.updates and not stopped():
+    def run(self, checkpoints: Checkpoints | None, stopped: Callable[[], bool]) -> bool:
+        """Train to the configured update. Returns whether it was reached; either way the state is saved.
+
+        checkpoints: of the process that writes.
+        """
+        settings, writes = self.config.train, distributed.writes()
+        saved, saving = time.monotonic(), 0.0
+        stop = stopped() if distributed.alone() else False
+        with ExitStack() as stack:
+            progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
+            log = stack.enter_context(metrics.MetricsWriter(self.directory / "metrics.jsonl")) if writes else None
+            ahead = stack.enter_context(closing(ReadAhead(self.streams, self.update, settings.updates)))
+            while self.update < settings.updates and not stop:
                 began = time.monotonic()
-                batch = ahead.next()
-                setting = jnp.int32(self.optimizer.setting(self.update))
-                self.state, report = self.step(self.state, *map(jnp.asarray, batch), jnp.uint32(self.update), setting)
-                loss = int(np.asarray(report.losses).sum(dtype=np.int64))
+                batch = self.put(ahead.next())
+                setting = np.int32(self.optimizer.setting(self.update))
+                self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting)
+                loss = number(report.loss)
                 took = time.monotonic() - began
                 self.update += 1
                 self.seconds += took
-                line: dict[str, Any] = {
-                    "update": self.update,
-                    "tokens_evaluated": self.update * per_update,
-                    "tokens_read": sum(
-                        min(self.update * count * settings.tokens_per_update, split.tokens) for count, split in counted
-                    ),
-                    "seconds": round(self.seconds, 3),
-                    "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
-                    "changed": int(report.changed) / self.weights,
-                    "tokens_per_second": round(per_update / took, 1),
-                    "waiting": round(ahead.waited / took, 4),
-                }
                 last = self.update == settings.updates
-                if last or (settings.evaluate_every and self.update % settings.evaluate_every == 0):
-                    line |= self.health(report.losses)
-                    valid = self.evaluate(None if last else PROGRESS_TOKENS)
-                    if valid:
+                measured = last or bool(settings.evaluate_every and self.update % settings.evaluate_every == 0)
+                sampled = bool(settings.sample_every and (last or self.update % settings.sample_every == 0))
+                health = self.health(report) if measured else {}
+                if log and progress:
+                    line = self.line(report, loss, took) | {"waiting": round(ahead.waited / took, 4)} | health
+                    if measured and (valid := self.evaluate(None if last else PROGRESS_TOKENS)):
                         line["valid_bits_per_byte"] = valid.summary()["bits_per_byte"]
-                if settings.sample_every and (last or self.update % settings.sample_every == 0):
-                    line["sample"] = self.sample()
-                    progress.write(f"--- after {self.update} updates it writes:\n{line['sample']}\n---")
-                log.write(line)
-                progress.update(**line)
-                if last or time.monotonic() - saved >= settings.checkpoint_seconds:
+                    if sampled:
+                        line["sample"] = self.sample()
+                        progress.write(f"--- after {self.update} updates it writes:\n{line['sample']}\n---")
+                    log.write(line)
+                    progress.update(**line)
+                between = settings.checkpoint_seconds and max(settings.checkpoint_seconds, SAVING_SHARE * saving)
+                save = writes and (last or time.monotonic() - saved >= between)
+                if not distributed.alone():
+                    if measured or sampled:
+                        distributed.wait(f"measured {self.update}")
+                    stop, save, self.late = self.sharding.agree((stopped(), save, took > LATE))
+                else:
+                    stop = stopped()
+                if save:
+                    began = time.monotonic()
                     self.save(checkpoints)
                     saved = time.monotonic()
+                    saving = saved - began
             self.save(checkpoints)
         return self.update >= settings.updates
 
-    def health(self, losses: Array) -> dict[str, float]:
-        """What tells a run that learns from one that does not, of the update just made."""
-        found = {
-            "agreement": cosine(self.halves(losses, jnp.uint32(self.update - 1))),
-            "saturated_weights": saturated(self.state.parameters.values()),
-            "saturated_states": saturated([self.state.members]),
-        }
-        return {name: value for name, value in found.items() if not math.isnan(value)}
+    def put(self, batch: Batch) -> tuple[Array, ...]:
+        """A batch of this process's texts, divided among its devices."""
+        return tuple(map(self.sharding.put_texts, batch))
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint of now."""
-        meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
-        checkpoints.save(self.update, self.state.parameters, self.state.optimizer, self.state.members, meta)
+    def line(self, report: UpdateReport, loss: int, took: float) -> dict[str, Any]:
+        """What the metrics say of the update just made. loss: of all members, 256 = one bit; took: seconds."""
+        tokens = self.config.train.tokens_per_update
+        per_update = 2 * self.config.pairs * tokens
+        counted = list(zip(self.streams.counts, self.splits, strict=True))
+        tokens_per_byte = self.texts / sum(count * split.bytes / split.tokens for count, split in counted)
+        return {
+            "update": self.update,
+            "tokens_evaluated": self.update * per_update,
+            "tokens_read": sum(min(self.update * count * tokens, split.tokens) for count, split in counted),
+            "seconds": round(self.seconds, 3),
+            "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
+            "changed": int(report.changed) / self.weights,
+            "tokens_per_second": round(per_update / took, 1),
+        }
+
+    def health(self, report: UpdateReport) -> dict[str, float]:
+        """What tells a run that learns from one that does not, of the update just made."""
+        found = self.measure_health(report.losses, self.state.members, np.uint32(self.update - 1))
+        shape = self.problem.architecture
+        states = 2 * self.problem.pairs * shape.num_layers * shape.hidden_size
+        named = {
+            "agreement": cosine(found.halves),
+            "saturated_weights": saturated(self.state.parameters.values()),
+            "saturated_states": number(found.saturated) / states,
+        }
+        return {name: value for name, value in named.items() if not math.isnan(value)}
+
+    def save(self, checkpoints: Checkpoints | None) -> None:
+        """Write a checkpoint of now, by the process that has `checkpoints`."""
+        if self.update == self.saved:
+            return
+        self.saved = self.update
+        take = self.sharding
+        optimizer, members = take.take_slices(self.state.optimizer), take.take_pairs(self.state.members)
+        if checkpoints:
+            meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
+            checkpoints.save(self.update, self.whole_parameters(), optimizer, members, meta)
+        distributed.wait(f"saved {self.update}")
 
     def summary(self) -> str:
         """The ladder with the model in it, as a table; also draws the learning curve."""
@@ -384,24 +365,41 @@ def train(config: Config, directory: Path, resume: bool = False, start: Path | N
     start: a run, or an export, whose weights a new run begins with. Raises ConfigError, DataError or RunError for what
     the user can mend.
     """
+    with distributed.losses_named():
+        return _train(config, directory, resume, start)
+
+
+def _train(config: Config, directory: Path, resume: bool, start: Path | None) -> bool:
     check_directory(config, directory, resume)
-    corpus = prepare_corpus(config)
-    trainer = Trainer(config, directory, corpus)  # before anything is written: it may refuse the configuration
+    distributed.same("configuration", configuration.dumps(config))
+    writes = distributed.writes()
+    corpus = prepare_corpus(config) if writes else None
+    distributed.wait("prepared")
+    corpus = corpus or prepare_corpus(config)
+    devices = jax.devices() if jax.device_count() > 1 else None
+    trainer = Trainer(config, directory, corpus, devices)  # before anything is written: it may refuse the configuration
+    distributed.same("text", trainer.identity)
     if start:
         trainer.start_from(start)
-    directory.mkdir(parents=True, exist_ok=True)
-    with exclusive(directory), interruptible() as stopped:
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+    with exclusive(directory) if writes else nullcontext(), interruptible() as stopped:
         tokenizer = directory / "tokenizer.json"
         if resume and tokenizer.exists():
             open_corpus(config, open_run(directory)[1])
         if resume:
-            trainer.resume(Checkpoints(directory / "checkpoints"))
-        write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
-        write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
+            trainer.resume()
+        if writes:
+            write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
+            write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
+        distributed.wait("begun")
+        checkpoints = Checkpoints(directory / "checkpoints") if writes else None
         if start:
-            trainer.save(Checkpoints(directory / "checkpoints"))  # or a resumed run would not know where it began
-        trainer.references()
-        done = trainer.run(Checkpoints(directory / "checkpoints"), stopped)
-        if done:
+            trainer.save(checkpoints)  # or a resumed run would not know where it began
+        if writes:
+            trainer.references()
+        distributed.wait("measured")
+        done = trainer.run(checkpoints, stopped)
+        if done and writes:
             print(trainer.summary())
         return done

@@ -20,7 +20,7 @@ from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population import Problem, make_engine
-from intlm.training import make_update_step
+from intlm.update import make_update_step
 
 # The same examples every time: a failure here is a change of the code. No deadline, for the first call compiles.
 settings.register_profile("intlm", deadline=None, derandomize=True)
@@ -38,9 +38,9 @@ class Recording:
         """See `Engine.evaluate`."""
         return self.built.evaluate(*arguments)
 
-    def accumulate(self, fitness: jax.Array, update: jax.Array) -> Parameters:
+    def accumulate(self, fitness: jax.Array, *arguments: Any) -> Parameters:
         """See `Engine.accumulate`."""
-        self.fitness, self.votes = fitness, self.built.accumulate(fitness, update)
+        self.fitness, self.votes = fitness, self.built.accumulate(fitness, *arguments)
         return self.votes
 
 

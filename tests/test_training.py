@@ -22,19 +22,18 @@ from intlm.eggroll import fitness
 from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
 from intlm.population import make_engine, native
+from intlm.population.sharding import Sharding, number
 from intlm.run import load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics
 from intlm.training import (
     FREE_ON_RESUME,
     Trainer,
     check_directory,
-    cosine,
     exclusive,
-    make_halves,
     prepare_corpus,
-    saturated,
     train,
 )
+from intlm.update import cosine, make_health, saturated
 
 REPOSITORY = Path(__file__).parents[1]
 MEASURED = ("valid_bits_per_byte", "agreement", "saturated_weights", "saturated_states")
@@ -138,8 +137,10 @@ def test_halves_are_those_of_the_whole_populations_votes() -> None:
     engine = make_engine("auto", problem)
     losses, update = jnp.asarray(np.random.default_rng(0).integers(0, 900, (5, 2)), jnp.int32), jnp.uint32(7)
     scores = jax.jit(fitness.shape, static_argnums=(0, 2))("normalised", losses, problem.perturbation.rank)
-    found = jax.jit(make_halves(problem, engine, "normalised"))(losses, update)
-    for half, own in zip(found, (slice(0, 2), slice(2, 5)), strict=True):
+    members = jnp.zeros((5, 2, 1, 8), jnp.int8).at[0, 1, 0, :3].set(jnp.array([127, -127, 126], jnp.int8))
+    health = jax.jit(make_health(problem, engine, "normalised", Sharding(problem)))(losses, members, update)
+    assert number(health.saturated) == 2
+    for half, own in zip(health.halves, (slice(0, 2), slice(2, 5)), strict=True):
         expected = engine.accumulate(jnp.zeros(5, jnp.int8).at[own].set(scores[own]), update)
         assert any(votes.any() for votes in expected.values())
         for name, votes in expected.items():

@@ -31,7 +31,8 @@ from intlm.model.parameters import Architecture, specifications
 from intlm.population import Problem, make_engine
 from intlm.run import LanguageModel, open_run, problem_of
 from intlm.tracking import metrics
-from intlm.training import initial_state, make_optimizer, train
+from intlm.training import train
+from intlm.update import initial_state, make_optimizer
 
 _HOME = tempfile.TemporaryDirectory(prefix="intlm-tests-")
 HOME = Path(_HOME.name)

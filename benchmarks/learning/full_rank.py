@@ -25,9 +25,11 @@ from intlm.model.forward import step
 from intlm.model.loss import loss
 from intlm.model.parameters import Layered, Parameters, map_specifications, stack_layers, unstack_layers
 from intlm.population import Problem, make_engine
+from intlm.population.engine import FIRST
 from intlm.population.xla import map_in_chunks
 from intlm.run import LanguageModel, problem_of
-from intlm.training import initial_state, make_optimizer, make_update_step, prepare_corpus
+from intlm.training import prepare_corpus
+from intlm.update import initial_state, make_optimizer, make_update_step
 
 CHUNK = 64  # pairs whose matrices are held at once
 
@@ -83,7 +85,7 @@ class FullRankEngine:
         return map_specifications(draw, self.problem.architecture)
 
     def evaluate(
-        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         problem = self.problem
@@ -97,7 +99,7 @@ class FullRankEngine:
 
         def chunk(own: tuple[Array, Array]) -> tuple[Array, Array]:
             pairs, states = own
-            drawn = self.noise(setting.epoch(update), pairs)
+            drawn = self.noise(setting.epoch(update), first + pairs)
             weights = FullRankWeights(
                 Layered(
                     {k: perturb(shared.outer[k], z, 0, z.ndim == 2) for k, z in drawn.outer.items()},
@@ -118,11 +120,11 @@ class FullRankEngine:
             (states, total), _ = jax.lax.scan(read, start, (reading, follow))
             return total, jnp.moveaxis(states, 0, 2)
 
-        return map_in_chunks(chunk, (jnp.arange(problem.pairs, dtype=jnp.uint32), states), CHUNK)
+        return map_in_chunks(chunk, (jnp.arange(states.shape[0], dtype=jnp.uint32), states), CHUNK)
 
-    def accumulate(self, fitness: Array, update: Array) -> Parameters:
+    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`: Z = 16 Σ f z, so that its deviation under chance is that of low rank."""
-        pairs = jnp.arange(self.problem.pairs, dtype=jnp.uint32)
+        pairs = first + jnp.arange(fitness.shape[0], dtype=jnp.uint32)
         drawn = self.noise(self.problem.perturbation.epoch(update), pairs)
         scores = fitness.astype(jnp.int32)
 

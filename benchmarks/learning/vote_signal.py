@@ -43,7 +43,9 @@ def main() -> None:
         losses, members = trainer.engine.evaluate(state.parameters, tokens, targets, members, number)
         shaped = fitness.shape(config.eggroll.fitness, losses, rank)
         votes = trainer.engine.accumulate(shaped, number)
-        return members, {s.name: votes[s.name] / (256.0 * deviation(s, shaped, rank)) for s in described}
+        return members, {
+            s.name: votes[s.name] / (256.0 * deviation(s, fitness.energy(shaped), rank)) for s in described
+        }
 
     members, halves = state.members, [{s.name: np.zeros(s.shape) for s in described} for _ in range(2)]
     for i in range(args.repeat):

@@ -45,12 +45,16 @@ class TokenStreams:
         num_streams: S, at least 1. Of more streams than tokens some read the same.
         tokens_per_update: T, at least 1.
         targets: K, a power of two. 1: a token's target is the one that follows. More: see `AlikeContexts`.
+        own: the streams that are read; None: all.
     """
 
-    def __init__(self, split: Split, num_streams: int, tokens_per_update: int, targets: int = 1) -> None:
+    def __init__(
+        self, split: Split, num_streams: int, tokens_per_update: int, targets: int = 1, own: range | None = None
+    ) -> None:
         self._split = split
         self._tokens_per_update = tokens_per_update
-        starts = [stream * split.tokens // num_streams for stream in range(num_streams)]
+        own = range(num_streams) if own is None else own
+        starts = [stream * split.tokens // num_streams for stream in own]
         self._positions = np.array(starts)[:, None] + np.arange(tokens_per_update + 1)  # [S, T + 1] int64
         self._alike = AlikeContexts(split, targets) if targets > 1 else None
 
@@ -68,14 +72,19 @@ class MixedStreams:
 
     Args:
         splits: each with its share, at least 1. ConfigError where a share is less than one of the streams.
-        num_streams, tokens_per_update, targets: see `TokenStreams`.
+        num_streams, tokens_per_update, targets, own: see `TokenStreams`.
 
     Attributes:
         counts: the streams of each split.
     """
 
     def __init__(
-        self, splits: Sequence[tuple[int, Split]], num_streams: int, tokens_per_update: int, targets: int = 1
+        self,
+        splits: Sequence[tuple[int, Split]],
+        num_streams: int,
+        tokens_per_update: int,
+        targets: int = 1,
+        own: range | None = None,
     ) -> None:
         ends = np.cumsum([share for share, _ in splits]) * num_streams // sum(share for share, _ in splits)
         self.counts: list[int] = np.diff(ends, prepend=0).tolist()
@@ -85,14 +94,20 @@ class MixedStreams:
                     f"data.mixture: a share of {share} is less than one of the {num_streams} texts of an update "
                     "(eggroll.population / 2 / eggroll.group_size): expected larger shares or more texts"
                 )
-        self._parts = [
-            TokenStreams(split, count, tokens_per_update, targets)
-            for (_, split), count in zip(splits, self.counts, strict=True)
-        ]
+        own = range(num_streams) if own is None else own
+        self._parts = []
+        self._nothing = Batch(
+            np.empty((0, tokens_per_update), np.uint16), np.empty((0, tokens_per_update, targets), np.uint16)
+        )
+        for (_, split), count, end in zip(splits, self.counts, ends.tolist(), strict=True):
+            first = end - count
+            part = range(max(own.start, first) - first, min(own.stop, end) - first)
+            if part:
+                self._parts.append(TokenStreams(split, count, tokens_per_update, targets, part))
 
     def batch(self, update: int) -> Batch:
         """What each stream reads at `update` (0 or more)."""
-        parts = [part.batch(update) for part in self._parts]
+        parts = [part.batch(update) for part in self._parts] or [self._nothing]
         return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

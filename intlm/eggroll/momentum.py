@@ -34,15 +34,15 @@ def update(
     parameters: Parameters,
     votes: Parameters,
     state: MomentumState,
-    fitness: Array,
+    energy: Array,
     rank: int,
     step: Array,
 ) -> tuple[Parameters, MomentumState]:
-    """votes: int32, by parameter. fitness: int8 [pairs]. step: int32 scalar, 2^16 = one int8 unit, at most 2^17."""
+    """votes: int32, by parameter. energy: int32 scalar. step: int32 scalar, 2^16 = one int8 unit, at most 2^17."""
     master, mean = {}, {}
     for specification in specifications:
         name = specification.name
-        vote = standardised(votes[name], deviation(specification, fitness, rank))
+        vote = standardised(votes[name], deviation(specification, energy, rank))
         mean[name] = state.mean[name] + vote - rounding_shift(state.mean[name], momentum)
         ratio = rounding_shift(mean[name], momentum)
         master[name] = moved(specification, state.master[name], ratio, step, weight_decay)

@@ -25,20 +25,20 @@ _KEPT = 10  # bits of a master that decay does not look at
 
 
 class Optimizer(NamedTuple):
-    """Built from a configuration by `intlm.training.make_optimizer`."""
+    """Built from a configuration by `intlm.update.make_optimizer`."""
 
     init: Callable[[Parameters], Any]
-    # update(specifications, parameters, votes, state, fitness, rank, setting) -> (parameters, state)
+    # update(specifications, parameters, votes, state, energy, rank, setting) -> (parameters, state), element by
+    # element: arrays may be any slice of a parameter's. energy: of the fitness that voted.
     update: Callable[..., tuple[Parameters, Any]]
     setting: Callable[[int], int]
 
 
-def deviation(specification: Specification, fitness: Array, rank: int) -> Array:
+def deviation(specification: Specification, energy: Array, rank: int) -> Array:
     """A 256th of a vote's standard deviation where fitness says nothing: int32 scalar, rounded down.
 
-    fitness: int8 [pairs].
+    energy: int32 scalar, the sum of the squared fitness.
     """
-    energy = jnp.sum(jnp.square(fitness.astype(jnp.int32)))
     return integer_sqrt(energy * (rank if is_matrix(specification.kind) else 1))
 
 

@@ -40,18 +40,18 @@ def update(
     parameters: Parameters,
     votes: Parameters,
     state: ThresholdState,
-    fitness: Array,
+    energy: Array,
     rank: int,
     quantile: Array,
 ) -> tuple[Parameters, ThresholdState]:
     """Move each weight by the sign of its vote where the vote passes the test.
 
-    votes: int32, by parameter. fitness: int8 [pairs]. quantile: int32 scalar, 256 times the test's quantile.
+    votes: int32, by parameter. energy: int32 scalar. quantile: int32 scalar, 256 times the test's quantile.
     """
     after = {}
     for specification in specifications:
         vote, weight = votes[specification.name], parameters[specification.name].astype(jnp.int32)
-        least = quantile * deviation(specification, fitness, rank)
+        least = quantile * deviation(specification, energy, rank)
         move = jnp.where(jnp.abs(vote) >= least, jnp.sign(vote), 0)
         after[specification.name] = jnp.clip(weight + move, -MAX8, MAX8).astype(jnp.int8)
     return after, state

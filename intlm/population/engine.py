@@ -1,16 +1,20 @@
 """The seam between the method and whatever computes it: an engine evaluates a population and gathers its votes.
 
-Everything is indexed by the global number of the pair, so that chunks, devices and processes are only ways of
-walking through a population. All calls are pure and can be traced by jax.jit.
+Everything is indexed by the pair's number in the whole population, so that chunks, devices and processes are only ways
+of walking through it: `evaluate` and `accumulate` are given some pairs that follow each other, and the number of the
+first. All calls are pure and can be traced by jax.jit.
 """
 
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from intlm.arithmetic.fixed_point import Array
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, Parameters
 
 Prepared = Any  # arrays that only the engine that made them understands
+FIRST: Any = np.uint32(0)  # the first pair of a population that is not divided
 
 
 class Problem(NamedTuple):
@@ -18,7 +22,7 @@ class Problem(NamedTuple):
 
     architecture: Architecture
     perturbation: Perturbation
-    pairs: int
+    pairs: int  # in the whole population
     group_size: int  # pairs that share a text
     fitness_maximum: int  # the largest |fitness| that `accumulate` will be given
     chunk_size: int = 0  # members evaluated at once; 0: chosen by the engine
@@ -31,17 +35,18 @@ class Engine(Protocol):
     name: str
 
     def evaluate(
-        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
     ) -> tuple[Array, Array]:
-        """Read a text with every member.
+        """Read a text with every member of some pairs.
 
         tokens: uint16 [texts, T], texts = pairs / group_size. targets: uint16 [texts, T, K], what is to follow each
-        (`intlm.model.loss`). states: int8 [pairs, 2, layers, hidden]. update: uint32 scalar.
+        (`intlm.model.loss`). states: int8 [pairs, 2, layers, hidden]. update: uint32 scalar. first: uint32 scalar, the
+        number of the first of these pairs, a multiple of group_size.
         Returns losses, int32 [pairs, 2], summed over the T tokens (256 = one bit), and the next states.
         """
 
-    def accumulate(self, fitness: Array, update: Array) -> Parameters:
-        """fitness: int8 [pairs]. Returns every parameter's votes, int32."""
+    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
+        """What some pairs vote. fitness: int8 [pairs]; first: see `evaluate`. Returns each parameter's votes, int32."""
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """The shared weights as `infer` and `generate` of this engine want them."""

@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from intlm.arithmetic.fixed_point import Array
 from intlm.errors import ConfigError
 from intlm.model.parameters import Parameters, specifications
-from intlm.population.engine import Prepared, Problem
+from intlm.population.engine import FIRST, Prepared, Problem
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
 _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
@@ -49,6 +49,11 @@ def kernels() -> ctypes.CDLL:
     library.intlm_prepared_size.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.intlm_measured.argtypes = [ctypes.POINTER(ctypes.c_int64)]
     return library
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def instruction_set() -> str:
@@ -93,26 +98,27 @@ class NativeEngine:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        architecture, perturbation = problem.architecture, problem.perturbation
-        self.specifications = specifications(architecture)
+        self.specifications = specifications(problem.architecture)
         self.sizes = [int(np.prod(s.shape)) for s in self.specifications]
-        self.attribute = np.array(
-            [
-                architecture.vocab_size,
-                architecture.hidden_size,
-                architecture.num_layers,
-                architecture.feed_forward_size,
-                architecture.nonlinearity == "table",
-                perturbation.rank,
-                perturbation.sigma_shift,
-                problem.pairs,
-                problem.group_size,
-                perturbation.seed & 0xFFFFFFFF,
-                perturbation.seed >> 32,
-                problem.threads,
-            ],
-            np.int64,
-        )
+        self.attribute = self._attribute(problem.pairs)
+
+    def _attribute(self, pairs: int) -> np.ndarray:
+        architecture, perturbation = self.problem.architecture, self.problem.perturbation
+        values = [
+            architecture.vocab_size,
+            architecture.hidden_size,
+            architecture.num_layers,
+            architecture.feed_forward_size,
+            architecture.nonlinearity == "table",
+            perturbation.rank,
+            perturbation.sigma_shift,
+            pairs,
+            self.problem.group_size,
+            perturbation.seed & 0xFFFFFFFF,
+            perturbation.seed >> 32,
+            self.problem.threads,
+        ]
+        return np.array(values, np.int64)
 
     @property
     def prepared_size(self) -> int:
@@ -123,19 +129,20 @@ class NativeEngine:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])
 
     def evaluate(
-        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
+        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), problem=self._attribute(states.shape[0]))
         epoch = self.problem.perturbation.epoch(update)
-        call = jax.ffi.ffi_call("intlm_evaluate", shapes)
-        losses, states = call(self._flat(parameters), tokens, targets, states, epoch, problem=self.attribute)
+        losses, states = call(self._flat(parameters), tokens, targets, states, epoch, first)
         return losses, states
 
-    def accumulate(self, fitness: Array, update: Array) -> Parameters:
+    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`."""
         call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
-        flat = call(fitness, self.problem.perturbation.epoch(update), problem=self.attribute)
+        epoch = self.problem.perturbation.epoch(update)
+        flat = call(fitness, epoch, first, problem=self._attribute(fitness.shape[0]))
         parts = jax.lax.split(flat, self.sizes)
         return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
 

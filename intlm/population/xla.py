@@ -13,7 +13,7 @@ from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
 from intlm.model.parameters import Parameters, Specification, map_specifications, stack_layers, unstack_layers
 from intlm.model.sampling import sample
-from intlm.population.engine import Prepared, Problem
+from intlm.population.engine import FIRST, Prepared, Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
@@ -33,11 +33,8 @@ class XlaEngine:
         members = problem.chunk_size or max(2, _CHUNK_ELEMENTS // widest)
         self.chunk_pairs = min(problem.pairs, max(1, members // 2))
 
-    def _pairs(self) -> Array:
-        return jnp.arange(self.problem.pairs, dtype=jnp.uint32)
-
     def evaluate(
-        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         problem = self.problem
@@ -46,7 +43,7 @@ class XlaEngine:
 
         def evaluate_chunk(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
             pairs, states = chunk
-            drawn = noise(problem.architecture, problem.perturbation, epoch, pairs)
+            drawn = noise(problem.architecture, problem.perturbation, epoch, first + pairs)
             weights = PerturbedWeights(shared, drawn, problem.perturbation)
             own = pairs // problem.group_size
             reading = tokens[own].astype(jnp.int32).T[..., None]  # [T, chunk, 1]
@@ -63,9 +60,9 @@ class XlaEngine:
             (states, total), _ = jax.lax.scan(read, start, texts)
             return total, jnp.moveaxis(states, 0, 2)
 
-        return map_in_chunks(evaluate_chunk, (self._pairs(), states), self.chunk_pairs)
+        return map_in_chunks(evaluate_chunk, (_count(states), states), self.chunk_pairs)
 
-    def accumulate(self, fitness: Array, update: Array) -> Parameters:
+    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`."""
         perturbation = self.problem.perturbation
         epoch = perturbation.epoch(update)
@@ -73,11 +70,11 @@ class XlaEngine:
         def gather(specification: Specification, number: Array) -> Array:
             def add(total: Array, chunk: tuple[Array, Array]) -> Array:
                 pairs, fitness = chunk
-                drawn = parameter_noise(specification, number, perturbation, epoch, pairs)
+                drawn = parameter_noise(specification, number, perturbation, epoch, first + pairs)
                 return total + votes(specification, drawn, fitness, self.problem.fitness_maximum)
 
             zero = jnp.zeros(specification.shape, jnp.int32)
-            return fold_in_chunks(add, zero, (self._pairs(), fitness), self.chunk_pairs)
+            return fold_in_chunks(add, zero, (_count(fitness), fitness), self.chunk_pairs)
 
         def gather_all(specification: Specification, numbers: Array) -> Array:
             return (
@@ -116,6 +113,10 @@ class XlaEngine:
 
         (logits, states), drawn = jax.lax.scan(write, (logits, states), position + jnp.arange(count, dtype=jnp.uint32))
         return drawn, logits, states
+
+
+def _count(entries: Array) -> Array:
+    return jnp.arange(entries.shape[0], dtype=jnp.uint32)
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:

@@ -50,11 +50,11 @@ static void one(const Kernels& k) {
     for (auto& v : *some) v = (uint16_t)between(0, p.vocab - 1);
   std::vector<int32_t> losses(2 * p.pairs), votes(weights);
   std::vector<int16_t> logits(p.pairs * length * p.vocab);
-  const uint32_t epoch = random32();
-  k.evaluate(p, parameters.data(), tokens.data(), targets.data(), length, log_targets, states.data(), epoch, losses.data(),
-             next.data());
+  const uint32_t epoch = random32(), first = random32() >> 12;
+  k.evaluate(p, parameters.data(), tokens.data(), targets.data(), length, log_targets, states.data(), epoch, first,
+             losses.data(), next.data());
   add(losses), add(next);
-  k.accumulate(p, fitness.data(), epoch, votes.data());
+  k.accumulate(p, fitness.data(), epoch, first, votes.data());
   add(votes);
   std::vector<int8_t> prepared(k.prepared_size(p));
   k.prepare(p, parameters.data(), prepared.data());

@@ -723,7 +723,8 @@ static void prepare(const Problem& p, const int8_t* parameters, int8_t* prepared
 static Counter noise_counter(const Problem& p, uint32_t epoch) { return {{p.seed[0], p.seed[1], 0, 0}, epoch}; }
 
 static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t* tokens, const uint16_t* targets,
-                     int64_t length, int log_targets, const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next) {
+                     int64_t length, int log_targets, const int8_t* states, uint32_t epoch, uint32_t first_pair,
+                     int32_t* losses, int8_t* next) {
   Model model(p);
   Buffer<int8_t> prepared(model.prepared_size);
   model.prepare(parameters, prepared.data(), p.threads);
@@ -740,7 +741,7 @@ static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t*
     const int64_t first = index * pairs;
     const int count = 2 * (int)std::min<int64_t>(pairs, p.pairs - first);
     alone.watch.on(intlm::kNoise);
-    tile.start(&counter, first, count, states + 2 * first * row);
+    tile.start(&counter, first_pair + first, count, states + 2 * first * row);
     int32_t* total = losses + 2 * first;
     std::fill(total, total + count, 0);
     uint16_t reading[2 * kTilePairs];
@@ -878,7 +879,8 @@ struct Ballot {
   Buffer<int32_t> a, b, z;
 
   /* Rows from `first` of a matrix: Z = sum over pairs of f A B^T. B is drawn anew for every slab. */
-  void matrix(const Problem& p, const Counter& counter, const int8_t* fitness, const Matrix& m, int first, int32_t* votes) {
+  void matrix(const Problem& p, const Counter& counter, const int8_t* fitness, const Matrix& m, int first,
+              uint32_t first_pair, int32_t* votes) {
     const int rows = std::min(kRows, m.fan_out - first), b_blocks = blocks(m.fan_in), width = b_blocks + blocks(m.fan_out);
     const int64_t a_stride = kRows + 16, in = 16 * b_blocks;  // not a power of two: rows must not share a place in the cache
     a.reserve((size_t)kPairs / 2 * p.rank * a_stride), b.reserve((size_t)kPairs / 2 * p.rank * in), z.reserve((size_t)kRows * in);
@@ -894,7 +896,7 @@ struct Ballot {
         if (f[0] == 0 && other == 0) continue;
         for (int s = 0; s < 2; ++s)
           for (int k = 0; k < p.rank; ++k) {
-            const uint32_t global = (uint32_t)(begin + pair + s);
+            const uint32_t global = first_pair + (uint32_t)(begin + pair + s);
             int8_t* to = drawn[s].data() + k * (drawn_bytes(b_blocks) + drawn_bytes(kRows / 16));
             draw(counter, global, m.number, k * width, b_blocks, to);
             draw(counter, global, m.number, k * width + b_blocks + first / 16, blocks(rows), to + drawn_bytes(b_blocks));
@@ -921,14 +923,15 @@ struct Ballot {
       std::copy_n(z.data() + o * in, m.fan_in, votes + m.offset + (int64_t)(first + o) * m.fan_in);
   }
 
-  void vector(const Problem& p, const Counter& counter, const int8_t* fitness, const VectorParameter& v, int32_t* votes) {
+  void vector(const Problem& p, const Counter& counter, const int8_t* fitness, const VectorParameter& v,
+              uint32_t first_pair, int32_t* votes) {
     watch.on(intlm::kNoise);
     const int count = blocks(p.hidden);
     drawn[0].reserve(drawn_bytes(count)), z.reserve(16 * count);
     std::fill(z.data(), z.data() + 16 * count, 0);
     for (int64_t pair = 0; pair < p.pairs; ++pair) {
       if (!fitness[pair]) continue;
-      draw(counter, (uint32_t)pair, v.number, 0, count, drawn[0].data());
+      draw(counter, first_pair + (uint32_t)pair, v.number, 0, count, drawn[0].data());
       for (int i = 0; i < 16 * count; i += 16)
         store(z.data() + i, load<i32x16>(z.data() + i) + 16 * fitness[pair] * widen(widen(load<i8x16>(drawn[0].data() + i))));
     }
@@ -938,7 +941,7 @@ struct Ballot {
   intlm::Stopwatch watch{intlm::kVotes};
 };
 
-static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, int32_t* votes) {
+static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, uint32_t first_pair, int32_t* votes) {
   const Model model(p);
   const Counter counter = noise_counter(p, epoch);
   struct Slab {
@@ -959,8 +962,8 @@ static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, 
   parallel((int64_t)slabs.size(), p.threads, [&](int64_t index, int worker) {
     if (!own[worker]) own[worker].reset(new Ballot);
     const Slab& slab = slabs[index];
-    if (slab.matrix) own[worker]->matrix(p, counter, fitness, *slab.matrix, slab.first, votes);
-    else own[worker]->vector(p, counter, fitness, *slab.vector, votes);
+    if (slab.matrix) own[worker]->matrix(p, counter, fitness, *slab.matrix, slab.first, first_pair, votes);
+    else own[worker]->vector(p, counter, fitness, *slab.vector, first_pair, votes);
   });
 }
 

@@ -124,32 +124,33 @@ static bool known(const ffi::Buffer<ffi::U16>& tokens, const Problem& p) {
 }
 
 static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens,
-                           ffi::Buffer<ffi::U16> targets, ffi::Buffer<ffi::S8> states, ffi::Buffer<ffi::U32> epoch, ffi::ResultBuffer<ffi::S32> losses,
+                           ffi::Buffer<ffi::U16> targets, ffi::Buffer<ffi::S8> states, ffi::Buffer<ffi::U32> epoch,
+                           ffi::Buffer<ffi::U32> first, ffi::ResultBuffer<ffi::S32> losses,
                            ffi::ResultBuffer<ffi::S8> next, ffi::Span<const int64_t> problem) {
   Problem p;
   if (ffi::Error e = read(problem, &p); e.failure()) return e;
   if (!has(parameters, {weights(p)}) || !has(states, {p.pairs, 2, p.layers, p.hidden}) ||
       !has(*next, {p.pairs, 2, p.layers, p.hidden}) || !has(*losses, {p.pairs, 2}) || tokens.dimensions().size() != 2 ||
       tokens.dimensions()[0] != p.pairs / p.group || tokens.dimensions()[1] < 1 || epoch.element_count() != 1 ||
-      targets.dimensions().size() != 3)
+      first.element_count() != 1 || targets.dimensions().size() != 3)
     return refuse("evaluate: a buffer's shape does not fit the problem");
   const int64_t length = tokens.dimensions()[1], count = targets.dimensions()[2];
   if (!has(targets, {p.pairs / p.group, length, count}) || count < 1 || count > 1024 || count & (count - 1))
     return refuse("evaluate: a buffer's shape does not fit the problem");
   if (!known(tokens, p) || !known(targets, p)) return refuse("evaluate: a token is outside the vocabulary");
   choose()->evaluate(p, parameters.typed_data(), tokens.typed_data(), targets.typed_data(), length,
-                     __builtin_ctzll(count), states.typed_data(), *epoch.typed_data(), losses->typed_data(),
-                     next->typed_data());
+                     __builtin_ctzll(count), states.typed_data(), *epoch.typed_data(), *first.typed_data(),
+                     losses->typed_data(), next->typed_data());
   return ffi::Error::Success();
 }
 
-static ffi::Error Accumulate(ffi::Buffer<ffi::S8> fitness, ffi::Buffer<ffi::U32> epoch,
+static ffi::Error Accumulate(ffi::Buffer<ffi::S8> fitness, ffi::Buffer<ffi::U32> epoch, ffi::Buffer<ffi::U32> first,
                              ffi::ResultBuffer<ffi::S32> votes, ffi::Span<const int64_t> problem) {
   Problem p;
   if (ffi::Error e = read(problem, &p); e.failure()) return e;
-  if (!has(fitness, {p.pairs}) || !has(*votes, {weights(p)}) || epoch.element_count() != 1)
+  if (!has(fitness, {p.pairs}) || !has(*votes, {weights(p)}) || epoch.element_count() != 1 || first.element_count() != 1)
     return refuse("accumulate: a buffer's shape does not fit the problem");
-  choose()->accumulate(p, fitness.typed_data(), *epoch.typed_data(), votes->typed_data());
+  choose()->accumulate(p, fitness.typed_data(), *epoch.typed_data(), *first.typed_data(), votes->typed_data());
   return ffi::Error::Success();
 }
 
@@ -213,12 +214,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate,
                                   .Arg<ffi::Buffer<ffi::U16>>()
                                   .Arg<ffi::Buffer<ffi::S8>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::S8>>()
                                   .Attr<ffi::Span<const int64_t>>("problem"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmAccumulate, Accumulate,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Attr<ffi::Span<const int64_t>>("problem"));

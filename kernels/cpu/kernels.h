@@ -10,7 +10,7 @@ struct Problem {
   int32_t vocab, hidden, layers, feed_forward;
   bool table;  // nonlinearity by table; by saturation otherwise
   int32_t rank, sigma_shift;
-  int64_t pairs, group;  // pairs that share a text
+  int64_t pairs, group;  // pairs of the call; pairs that share a text
   uint32_t seed[2];      // low word, high word
   int32_t threads;
 };
@@ -19,11 +19,12 @@ struct Kernels {
   const char* name;
   bool (*supported)();
   /* tokens [pairs / group, length]; targets [pairs / group, length, 2^log_targets]; states [pairs, 2, layers, hidden]
-   * in and out; losses [pairs, 2]. */
+   * in and out; losses [pairs, 2]. The first pair's number is `first`, here and below. */
   void (*evaluate)(const Problem&, const int8_t* parameters, const uint16_t* tokens, const uint16_t* targets,
-                   int64_t length, int log_targets, const int8_t* states, uint32_t epoch, int32_t* losses, int8_t* next);
+                   int64_t length, int log_targets, const int8_t* states, uint32_t epoch, uint32_t first, int32_t* losses,
+                   int8_t* next);
   /* votes: one int32 a parameter, in the order of the parameters. */
-  void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, int32_t* votes);
+  void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, uint32_t first, int32_t* votes);
   /* The shared weights as the two calls below want them: how many bytes, and they. */
   int64_t (*prepared_size)(const Problem&);
   void (*prepare)(const Problem&, const int8_t* parameters, int8_t* prepared);

@@ -13,7 +13,7 @@ import tiny
 from intlm.eggroll import threshold
 from intlm.model.forward import zero_states
 from intlm.population import make_engine, native
-from intlm.training import TrainState
+from intlm.update import TrainState
 
 ENGINES = ["xla", "native"] if native.available() else ["xla"]
 

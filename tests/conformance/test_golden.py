@@ -25,7 +25,7 @@ from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
 from intlm.model.sampling import sample
 from intlm.population import Problem, make_engine, native
-from intlm.training import TrainState, make_optimizer
+from intlm.update import TrainState, make_optimizer
 from intlm.version import NUMERICS_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -16,7 +16,7 @@ from intlm.config import EggrollConfig
 from intlm.model.parameters import initialise
 from intlm.model.sampling import sample
 from intlm.population import make_engine
-from intlm.training import initial_state, make_optimizer, make_update_step
+from intlm.update import initial_state, make_optimizer, make_update_step
 
 INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from intlm.config import EggrollConfig
 from intlm.eggroll import adam
+from intlm.eggroll.fitness import energy
 from intlm.eggroll.optimizer import Optimizer
 from intlm.model.parameters import Kind, Specification, specifications
-from intlm.training import make_optimizer
+from intlm.update import make_optimizer
 
 SHAPE = oracle.Shape(3, 8, 16, 1, "clip")
 LIMIT = 127 << 16  # of a master weight
@@ -55,7 +56,7 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
             sigma = oracle.deviation(fitness, rank, v.ndim)
             size = rng.choice([0, 1, sigma, 300 * sigma + 7, 2**14 * sigma, 2**31 - 1], v.shape)
             votes.append(size * rng.choice([-1, 1], v.shape))
-        arguments = (parameters, bridge.named(SHAPE, votes), state, jnp.array(fitness, jnp.int8), jnp.int32(s))
+        arguments = (parameters, bridge.named(SHAPE, votes), state, energy(jnp.array(fitness, jnp.int8)), jnp.int32(s))
         parameters, state = run(*arguments)
         for n, vote in enumerate(votes):
             sigma, vector = oracle.deviation(fitness, rank, vote.ndim), vote.ndim == 1
@@ -81,8 +82,8 @@ def repeated(optimizer: Optimizer, kind: Kind, state: Any, votes: list[int], ste
     @jax.jit
     def run(state: Any) -> Any:
         def once(_: int, state: Any) -> Any:
-            drawn, fitness = {"w": jnp.array(votes, jnp.int32)}, jnp.ones(1, jnp.int8)
-            return optimizer.update(described, {}, drawn, state, fitness, 1, jnp.int32(step))[1]
+            drawn = {"w": jnp.array(votes, jnp.int32)}
+            return optimizer.update(described, {}, drawn, state, jnp.int32(1), 1, jnp.int32(step))[1]
 
         return jax.lax.fori_loop(0, updates, once, state)
 

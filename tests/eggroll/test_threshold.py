@@ -10,6 +10,7 @@ import oracle
 import pytest
 
 from intlm.eggroll import threshold
+from intlm.eggroll.fitness import energy
 from intlm.model.parameters import specifications
 
 SHAPE = oracle.Shape(3, 8, 16, 1, "clip")
@@ -33,7 +34,7 @@ def compiled(rank: int, bridge: Any) -> Any:
 
     def run(parameters: Any, votes: Any, fitness: Any, quantile: Any) -> Any:
         state = threshold.init(parameters)
-        return threshold.update(described, parameters, votes, state, fitness, rank, quantile)[0]
+        return threshold.update(described, parameters, votes, state, energy(fitness), rank, quantile)[0]
 
     return jax.jit(run)
 

@@ -1,0 +1,207 @@
+"""The processes of one run: how they find each other, wait for each other, and end when one of them is lost.
+
+Each process computes a part of every update (intlm.population.sharding). Process 0 alone writes: checkpoints, metrics,
+what is printed; all read the run's directory and the prepared text, on a file system that they share.
+
+On CPUs a collective operation fails when a process waits for the others longer than half a minute, so that processes
+that may be late `wait` first: it has no limit, and ends when a process is lost.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, RunError
+
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
+_PORT = 55127  # of process 0, where nothing names one
+_WORKER = "INTLM_WORKER"  # set in a process that another started to do the work
+_ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, 130)  # exit codes of a run that was not lost
+_PATIENCE = 5  # failures in a row without a new checkpoint after which nothing is started again
+
+
+class Place(NamedTuple):
+    """A process's place among those of its run; None: JAX finds it out from the environment (SLURM, Open MPI)."""
+
+    coordinator: str | None = None  # HOST:PORT of process 0
+    processes: int | None = None
+    process: int | None = None
+
+
+def place(given: Place, environment: Mapping[str, str]) -> Place | None:
+    """This process's place from its flags and its environment; None where it is alone.
+
+    SLURM: a step of several tasks. Kubernetes: a pod of an indexed Job (or of a JobSet's) that is told the number of
+    processes. Raises ConfigError where something is missing or impossible.
+    """
+    coordinator, processes, process = given
+    if given == Place():
+        return given if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else None
+    if processes is not None and "JOB_COMPLETION_INDEX" in environment:
+        process = int(environment["JOB_COMPLETION_INDEX"]) if process is None else process
+        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), environment['JOB_COMPLETION_INDEX'])}:{_PORT}"
+    for flag, value in (("coordinator", coordinator), ("processes", processes), ("process", process)):
+        if value is None:
+            raise ConfigError(f"--{flag}: missing: expected --coordinator HOST:PORT --processes N --process I")
+    assert coordinator is not None and processes is not None and process is not None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"--coordinator = {coordinator}: expected HOST:PORT of process 0")
+    if not 0 <= process < processes:
+        raise ConfigError(f"--process = {process}: expected 0 to {processes - 1}, one less than --processes")
+    return Place(coordinator, processes, process)
+
+
+def _first_pod(name: str, index: str) -> str:
+    """The host name of an indexed Job's first pod from that of the pod `index`: JOB-INDEX.SUBDOMAIN..."""
+    own, dot, domain = name.partition(".")
+    return own.removesuffix(f"-{index}") + "-0" + dot + domain
+
+
+def join(place: Place) -> None:
+    """Become one of a run's processes, before anything else is asked of JAX.
+
+    Raises RunError where the others are not there within five minutes.
+    """
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: it saves
+    try:
+        jax.distributed.initialize(
+            *place, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}") from None
+
+
+def alone() -> bool:
+    """Whether this process has no others beside it."""
+    return jax.process_count() == 1
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Wait until every process is here. what: a name that no other meeting has."""
+    if alone():
+        return
+    from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
+
+    try:
+        assert global_state.client
+        global_state.client.wait_at_barrier(what, timeout_in_ms=1 << 30)
+    except jax.errors.JaxRuntimeError as error:
+        raise LostProcess(str(error)) from None
+
+
+def same(what: str, text: str) -> None:
+    """Wait for the others and compare: RunError where a process has another text."""
+    if alone():
+        return
+    from jax.experimental.multihost_utils import process_allgather
+
+    wait(what)
+    found = process_allgather(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
+    others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
+    if others:
+        raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """What JAX raises when a process is lost becomes a LostProcess."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if alone():
+            raise
+        raise LostProcess(str(error)) from None
+
+
+def is_worker() -> bool:
+    """Whether another process started this one to do the work."""
+    return _WORKER in os.environ
+
+
+def leave(code: int) -> None:
+    """End a process at once where others may be gone: JAX would wait for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
+    """Run `intlm train` with these arguments in a process of its own. Returns its exit code.
+
+    restart: start it again, to resume, where it is lost; until it is lost _PATIENCE times without a new checkpoint.
+    """
+    failures, reached = 0, _last_checkpoint(directory)
+    while True:
+        command = [sys.executable, "-m", "intlm.cli", *arguments]
+        child = subprocess.Popen(command, env={**os.environ, _WORKER: "1"})
+        with _passed_on(child):
+            code = child.wait()
+        if code in _ENDS:
+            return code
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if not restart:
+            if code != LostProcess.exit_code:  # which has said so itself
+                print(f"intlm: this process of the run was lost ({how}); resume it with --resume", file=sys.stderr)
+            return LostProcess.exit_code
+        now = _last_checkpoint(directory)
+        failures, reached = (failures + 1 if now == reached else 1), now
+        if failures == _PATIENCE:
+            print(f"intlm: lost {failures} times without a new checkpoint ({how}): not started again", file=sys.stderr)
+            return LostProcess.exit_code
+        print(
+            f"intlm: the run was lost ({how}); starting it again from its last checkpoint", file=sys.stderr, flush=True
+        )
+        time.sleep(failures)
+        if (directory / "config.toml").exists():
+            arguments = _resuming(arguments)
+
+
+def _last_checkpoint(directory: Path) -> int | None:
+    """The update of a run's last checkpoint."""
+    path = directory / "checkpoints"
+    names = os.listdir(path) if path.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def _resuming(arguments: Sequence[str]) -> list[str]:
+    """The arguments that go on with the run which these began."""
+    kept: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument not in ("--from", "--resume") and before != "--from" and not argument.startswith("--from="):
+            kept.append(argument)
+    return [*kept, "--resume"]
+
+
+@contextmanager
+def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Ctrl-C reaches the child by itself; SIGTERM is handed on."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
