@@ -1,0 +1,102 @@
+"""Several processes of one run: how they find each other, and what happens when one of them is lost."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import tiny
+from processes import finished, free_port, on_devices, together, wait_for_lines, worker_of
+
+from intlm.distributed import Place, place
+from intlm.errors import ConfigError, LostProcess
+
+LONG = ("train", tiny.CONFIG, "--train.updates", 60)
+
+
+def test_place() -> None:
+    """From flags, and from what SLURM and Kubernetes tell a process."""
+    flags = Place("node1:9000", 4, 3)
+    assert place(flags, {}) == flags
+    assert place(Place(), {}) is None
+    assert place(Place(), {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert place(Place(), {"SLURM_STEP_NUM_TASKS": "2"}) == Place()  # JAX reads the rest
+    assert place(flags, {"SLURM_STEP_NUM_TASKS": "2"}) == flags
+    assert place(Place(), {"JOB_COMPLETION_INDEX": "1"}) is None  # jobs of their own
+
+
+def test_place_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pod of its Job is where process 0 is."""
+    monkeypatch.setattr("socket.getfqdn", lambda: "egg-12.eggs.default.svc.cluster.local")
+    found = place(Place(processes=20), {"JOB_COMPLETION_INDEX": "12"})
+    assert found == Place("egg-0.eggs.default.svc.cluster.local:55127", 20, 12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Place("node1:9000", 4), "--process: missing: expected --coordinator HOST:PORT --processes N --process I"),
+        (Place(None, 4, 1), "--coordinator: missing"),
+        (Place("node1:9000", None, 1), "--processes: missing"),
+        (Place("node1", 2, 1), "--coordinator = node1: expected HOST:PORT of process 0"),
+        (Place("node1:0", 2, 1), "--coordinator = node1:0: expected HOST:PORT of process 0"),
+        (Place("node1:9000", 2, 2), "--process = 2: expected 0 to 1"),
+    ],
+)
+def test_no_place(given: Place, message: str) -> None:
+    """Each flag that is missing or impossible is named."""
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        place(given, {})
+
+
+def test_a_step_of_slurm(tmp_path: Path) -> None:
+    """Of two tasks, which need no flags."""
+    step = {"SLURM_JOB_ID": str(free_port() - 61440), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    tasks = []
+    for task in ("0", "1"):
+        environment = step | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": task, "SLURM_LOCALID": task}
+        tasks.append(on_devices(1, "train", tiny.CONFIG, "--run-dir", tmp_path / "run", environment=environment))
+    finished(*tasks)
+    tiny.assert_same_run(tmp_path / "run", tiny.trained().directory)
+
+
+def test_a_lost_process(tmp_path: Path) -> None:
+    """Killed in mid-update it stops the others, who say what to do; supervised, the run is started again by itself."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    undisturbed = on_devices(1, *LONG, "--run-dir", whole)
+    both = together(2, *LONG, "--run-dir", run)
+    wait_for_lines(run, 5)
+    os.kill(worker_of(both[1]), signal.SIGKILL)
+    for _, err in finished(*both, code=LostProcess.exit_code):
+        assert "lost" in err and "--resume" in err and "Traceback" not in err
+    both = together(2, *LONG, "--run-dir", run, "--resume", "--supervise")
+    wait_for_lines(run, 25)
+    os.kill(worker_of(both[0]), signal.SIGKILL)
+    for _, err in finished(*both):
+        assert "starting it again from its last checkpoint" in err
+    finished(undisturbed)
+    tiny.assert_same_run(run, whole)
+
+
+def test_supervised(tmp_path: Path) -> None:
+    """A process that is alone, killed before its first checkpoint and after; Ctrl-C stops it for good."""
+    run = tmp_path / "run"
+    alone = on_devices(1, *LONG, "--train.checkpoint_seconds", 3600, "--run-dir", run, "--supervise")
+    wait_for_lines(run, 3)
+    os.kill(worker_of(alone), signal.SIGKILL)
+    while "starting" not in (line := alone.stderr.readline()):  # type: ignore[union-attr]
+        assert line, "it ended"
+    wait_for_lines(run, 20)
+    worker = worker_of(alone)
+    alone.send_signal(signal.SIGTERM)  # handed on
+    ((out, _),) = finished(alone, code=130)
+    assert "stopped and saved" in out and not Path(f"/proc/{worker}").exists()
+    finished(on_devices(1, *LONG, "--run-dir", run, "--resume"))
+    finished(on_devices(1, *LONG, "--run-dir", tmp_path / "whole"))
+    tiny.assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:
+    """What the user must mend ends a supervised run."""
+    ((_, err),) = finished(on_devices(1, *LONG, "--supervise", "--run-dir", tmp_path, "--resume"), code=2)
+    assert err.count("nothing to resume") == 1
