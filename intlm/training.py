@@ -382,6 +382,8 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
     if start:
         trainer.start_from(start)
     if writes:
+        for _, some in trainer.mixture:
+            some.verify()
         directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory) if writes else nullcontext(), interruptible() as stopped:
         tokenizer = directory / "tokenizer.json"

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from intlm.data.tokenizers import SEPARATOR, Tokenizer, identity, tokenizer_from_json
 from intlm.errors import DataError
@@ -136,31 +137,35 @@ class Corpus:
         splits: dict[str, Any] = index["splits"]
         self.splits = {name: Split(split, directory, self.tokenizer) for name, split in splits.items()}
         self.identity = _digest([index["tokenizer_identity"], index["splits"]])
+        self._sums = {shard["file"]: shard["sha256"] for split in splits.values() for shard in split["shards"]}
 
     @classmethod
-    def open(cls, directory: Path, verify: bool = False) -> "Corpus":
+    def open(cls, directory: Path) -> "Corpus":
         """Open a prepared directory, checking its index and the size of every shard.
-
-        Args:
-            directory: what `prepare` wrote.
-            verify: also read all of it and compare the checksums.
 
         Raises:
             DataError: it is missing, of another kind or damaged; the message names the file.
         """
         index = read_index(directory)
         try:
-            corpus = cls(directory, index)
-            shards = [shard for split in index["splits"].values() for shard in split["shards"]]
+            return cls(directory, index)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{directory / 'index.json'}: damaged: {error}") from error
-        for shard in shards if verify else []:
-            path = directory / shard["file"]
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != shard["sha256"]:
-                raise DataError(f"{path}: damaged: its sha256 is {digest}, expected {shard['sha256']}")
-        return corpus
+
+    def verify(self) -> None:
+        """Read all of it, with a bar where that takes long, and compare the checksums. DataError names a damaged file."""
+        size = sum(split.tokens for split in self.splits.values()) * self.tokenizer.dtype.itemsize
+        form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
+        with tqdm(desc="checking shards", total=size, **form) as bar:
+            for name, expected in self._sums.items():
+                digest = hashlib.sha256()
+                with (self.directory / name).open("rb") as file:
+                    while block := file.read(CHUNK):
+                        digest.update(block)
+                        bar.update(len(block))
+                if digest.hexdigest() != expected:
+                    found = digest.hexdigest()
+                    raise DataError(f"{self.directory / name}: damaged: its sha256 is {found}, expected {expected}")
 
     def split(self, name: str) -> Split:
         """The split of that name, or DataError where the corpus has none."""

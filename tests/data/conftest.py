@@ -24,7 +24,9 @@ def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
                 writer.write("train", document[:2], True)
                 writer.write("train", document[2:], False)
             writer.finish({"by": "hand"})
-        return Corpus.open(tmp_path / name, verify=True)
+        made = Corpus.open(tmp_path / name)
+        made.verify()
+        return made
 
     return make
 

@@ -398,7 +398,8 @@ def test_it_goes_on_after_a_kill(tmp_path: Path, source: str, tokenizer: str) ->
         assert now > before
         before, kills = now, kills + 1
     assert kills >= 3 and all(tokens >= before for tokens in json.loads(done.stdout))
-    made = Corpus.open(directory, verify=True)
+    made = Corpus.open(directory)
+    made.verify()
     assert shards_of(directory) == shards_of(expected.directory)
     assert (made.found, made.identity) == (expected.found, expected.identity)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "expected", "in", "killed.py"]

@@ -143,7 +143,7 @@ def test_damaged_shards(make_corpus: MakeCorpus) -> None:
     shard.write_bytes(good[:2] + bytes([good[2] ^ 1]) + good[3:])
     Corpus.open(directory)
     with pytest.raises(DataError, match=r"train-00001\.bin: damaged: its sha256"):
-        Corpus.open(directory, verify=True)
+        Corpus.open(directory).verify()
     shard.unlink()
     with pytest.raises(DataError, match=r"train-00001\.bin: cannot be read"):
         Corpus.open(directory)
