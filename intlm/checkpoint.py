@@ -31,7 +31,8 @@ class Checkpoints:
     def __init__(self, directory: Path, read_only: bool = False) -> None:
         import orbax.checkpoint as ocp  # slow to import
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
+        for name in ("absl", "asyncio"):  # orbax reports every step of every save, and what it raises once more
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._ocp = ocp
         self._directory = directory.absolute()
         if not read_only:
@@ -76,13 +77,17 @@ class Checkpoints:
             items["optimizer"] = standard(optimizer)
         try:
             self._manager.save(update, args=ocp.args.Composite(**items))
-        except OSError as error:
-            raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {error}") from None
-        step = self._directory / str(update)
-        sums = "".join(f"{_sha256(path)}  {path.relative_to(step)}\n" for path in sorted(_files(step)))
-        temporary = step / f"{CHECKSUMS}.tmp"
-        temporary.write_text(sums)
-        os.replace(temporary, step / CHECKSUMS)
+            step = self._directory / str(update)
+            sums = "".join(f"{_sha256(path)}  {path.relative_to(step)}\n" for path in sorted(_files(step)))
+            temporary = step / f"{CHECKSUMS}.tmp"
+            temporary.write_text(sums)
+            os.replace(temporary, step / CHECKSUMS)
+        except (OSError, ValueError) as error:  # orbax's storage has errors of its own for a full disk
+            full = isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" in str(error)
+            if isinstance(error, ValueError) and not full:
+                raise
+            reason = "No space left on device" if full else str(error)
+            raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
     def meta(self, update: int) -> dict[str, Any]:
         """The meta item, its numerics version checked, after the checksums of the whole checkpoint."""

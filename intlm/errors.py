@@ -1,5 +1,9 @@
 """The project's own error types: what the command line turns into one line and an exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class IntlmError(Exception):
     """A failure that the user can act on. The message names the file or key, its value and what was expected.
@@ -30,6 +34,15 @@ class LostProcess(IntlmError):
     def __init__(self, reason: str) -> None:
         reason = reason.strip().split("\n")[0][:200]
         super().__init__(f"another process of this run was lost; resume all of them with --resume ({reason})")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError inside becomes a RunError that names the file: a full disk's own names none."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 class MissingPackage(IntlmError):

@@ -27,7 +27,7 @@ from intlm.data.shards import Corpus
 from intlm.data.tokenizers import Tokenizer, load_tokenizer
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
-from intlm.errors import DataError, RunError
+from intlm.errors import DataError, RunError, writing
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
@@ -213,5 +213,9 @@ def run_checkpoints(directory: Path) -> Checkpoints:
 def write_whole(path: Path, text: str) -> None:
     """Replace a file at once, so that it is never seen half written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -153,7 +153,7 @@ class Corpus:
             raise DataError(f"{directory / 'index.json'}: damaged: {error}") from error
 
     def verify(self) -> None:
-        """Read all of it, with a bar where that takes long, and compare the checksums. DataError names a damaged file."""
+        """Read all of it, with a bar where that takes long, and compare the checksums. DataError: a file is damaged."""
         size = sum(split.tokens for split in self.splits.values()) * self.tokenizer.dtype.itemsize
         form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
         with tqdm(desc="checking shards", total=size, **form) as bar:

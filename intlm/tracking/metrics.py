@@ -13,23 +13,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from intlm.errors import RunError
+from intlm.errors import RunError, writing
 
 
 class MetricsWriter:
     """Appends to the metrics file at `path`. Call `truncate_after` first where the file may exist already."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = open(path, "ab")  # noqa: SIM115 (open for the length of a run)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append `line` and flush. Numbers may be NumPy or JAX scalars; NaN and infinity raise ValueError."""
         text = json.dumps(line, allow_nan=False, default=operator.methodcaller("item"))
-        self._file.write(text.encode() + b"\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(text.encode() + b"\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intlm.errors import writing
 from intlm.tracking.table import human
 
 if TYPE_CHECKING:
@@ -182,8 +183,9 @@ def lengths(counts: Mapping[str, Sequence[int]], path: Path, title: str) -> None
 
 def _save(figure: "Figure", path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with writing(path):
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -1,0 +1,224 @@
+"""Whatever is in a file, its reader raises the project's own errors or reads it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intlm import config as configuration
+from intlm.data import shards
+from intlm.data.shards import Corpus
+from intlm.data.tokenizers import load_tokenizer
+from intlm.errors import IntlmError
+from intlm.export import export
+from intlm.run import WEIGHTS, exported_parameters, load, open_run, problem_of
+from intlm.tracking import metrics
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+WORK = Path(tempfile.mkdtemp(dir=tiny.HOME))
+
+
+@cache
+def prepared() -> Path:
+    """The tiny run's shards, to damage."""
+    return Path(open_run(tiny.trained().directory)[0].data.prepared)
+
+
+@cache
+def exported() -> Path:
+    """The tiny run's export, to damage."""
+    return export(tiny.trained().directory, "safetensors", WORK / "export")
+
+
+def own_errors_only(read: Callable[[], object]) -> None:
+    """Read what is damaged."""
+    try:
+        read()
+    except IntlmError as error:
+        assert str(error)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A file's bytes cut, overwritten, and put into each other."""
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(content)))
+        length = draw(st.integers(0, 16))
+        content[at : at + length] = draw(st.binary(max_size=16))
+        if draw(st.booleans()):
+            del content[draw(st.integers(0, len(content))) :]
+    return bytes(content)
+
+
+@st.composite
+def altered(draw: st.DrawFn, value: Any) -> Any:
+    """JSON in which a value somewhere is another, or not there."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 4)):
+        key = draw(st.sampled_from(sorted(value)))
+        if draw(st.integers(0, 5)) == 0:
+            return {k: v for k, v in value.items() if k != key}
+        return value | {key: draw(altered(value[key]))}
+    if isinstance(value, list) and value and draw(st.integers(0, 4)):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], draw(altered(value[at])), *value[at + 1 :]]
+    return draw(JSON)
+
+
+KEYS = st.sampled_from([*configuration.KEYS, "data", "model", "nothing", "model.nothing"])
+VALUES = st.integers() | st.text(max_size=12) | st.booleans() | st.floats() | st.lists(st.integers(), max_size=2)
+
+
+@settings(max_examples=1500, derandomize=False)
+@given(st.data())
+def test_configurations(data: st.DataObject) -> None:
+    """Any bytes, the tiny configuration's damaged, and values of any kind under any key."""
+    path = WORK / "config.toml"
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(st.binary(max_size=60) | damaged(tiny.CONFIG.read_bytes())))
+    else:
+        given_keys = data.draw(st.dictionaries(KEYS, VALUES, max_size=4))
+        try:
+            tiny.write_config(path, {**tiny.KEYS, **given_keys})
+        except (TypeError, AttributeError, UnicodeEncodeError):  # not to be written as TOML at all
+            return
+    own_errors_only(lambda: configuration.load(path))
+    overrides = data.draw(st.dictionaries(KEYS, st.text(max_size=8), max_size=2))
+    own_errors_only(lambda: configuration.load(tiny.CONFIG, overrides))
+
+
+@settings(max_examples=1500, derandomize=False)
+@given(st.data())
+def test_indexes(data: st.DataObject) -> None:
+    """Damaged bytes, and an index that was written with other values and the right checksum."""
+    directory = WORK / "prepared"
+    shutil.copytree(prepared(), directory, dirs_exist_ok=True)
+    path = directory / "index.json"
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    else:
+        index = json.loads(path.read_text())
+        index.pop("checksum")
+        index = data.draw(altered(index))
+        if isinstance(index, dict):
+            index |= {"checksum": shards._digest(index)}
+        path.write_text(json.dumps(index))
+
+    def read() -> None:
+        corpus = Corpus.open(directory)
+        corpus.verify()
+        for split in corpus.splits.values():
+            list(split.document_spans())
+            split.to_bytes(100)
+
+    own_errors_only(read)
+
+
+@settings(max_examples=1500, derandomize=False)
+@given(st.data())
+def test_shards(data: st.DataObject) -> None:
+    """Not a bit is changed without being noticed; and what does not look is not thrown off."""
+    directory = WORK / "shards"
+    shutil.copytree(prepared(), directory, dirs_exist_ok=True)
+    path = sorted(directory.glob("*.bin"))[0]
+    good = path.read_bytes()
+    bad = data.draw(damaged(good) | st.integers(0, 8 * len(good) - 1).map(lambda bit: flipped(good, bit)))
+    path.write_bytes(bad)
+    if bad != good:
+        with pytest.raises(IntlmError, match=str(path.name)):
+            Corpus.open(directory).verify()
+    own_errors_only(lambda: list(Corpus.open(directory).split("train").document_spans()))
+    own_errors_only(lambda: Corpus.open(directory).split("train").to_bytes())
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """With another bit."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@settings(max_examples=1500, derandomize=False)
+@given(st.data())
+def test_safetensors(data: st.DataObject) -> None:
+    """Damaged bytes, under the old checksum and under one that fits them."""
+    directory = exported()
+    config, tokenizer = open_run(directory)
+    architecture = problem_of(config, tokenizer.vocab_size).architecture
+    copy = WORK / "weights"
+    copy.mkdir(exist_ok=True)
+    good = (directory / WEIGHTS).read_bytes()
+    bad = data.draw(damaged(good) | st.binary(max_size=40))
+    (copy / WEIGHTS).write_bytes(bad)
+    described = json.loads((directory / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(described))
+    if bad != good:
+        with pytest.raises(IntlmError, match="damaged"):
+            exported_parameters(copy / WEIGHTS, architecture)
+    described = data.draw(altered(described) if data.draw(st.booleans()) else st.just(described))
+    if isinstance(described, dict):
+        described["weights_sha256"] = sha256(bad).hexdigest()
+    (copy / "config.json").write_text(json.dumps(described))
+    own_errors_only(lambda: exported_parameters(copy / WEIGHTS, architecture))
+
+
+TOKENIZERS = [
+    {"name": "bytes"},
+    {"name": "alphabet", "alphabet": "6162"},
+    {"name": "unigram", "model": "AAAA"},
+    {"name": "bpe", "model": 7},
+]
+
+
+@settings(max_examples=1500, derandomize=False)
+@given(st.data())
+def test_tokenizers(data: st.DataObject) -> None:
+    """Damaged bytes and other values."""
+    path = WORK / "tokenizer.json"
+    good = data.draw(st.sampled_from([*TOKENIZERS, json.loads((prepared() / "index.json").read_text())["tokenizer"]]))
+    bad = data.draw(damaged(json.dumps(good).encode()) | altered(good).map(lambda v: json.dumps(v).encode()))
+    path.write_bytes(bad)
+    own_errors_only(lambda: load_tokenizer(path))
+
+
+@settings(max_examples=1500, derandomize=False)
+@given(st.data())
+def test_metrics(data: st.DataObject) -> None:
+    """Damaged bytes."""
+    path = WORK / "metrics.jsonl"
+    path.write_bytes(data.draw(damaged((tiny.trained().directory / "metrics.jsonl").read_bytes())))
+    own_errors_only(lambda: metrics.read(path))
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_checkpoints(data: st.DataObject) -> None:
+    """A file of the last one cut, changed or gone is noticed and named."""
+    run = WORK / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    tiny.copied(run)
+    last = max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    files = sorted(path for path in last.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    path = data.draw(st.sampled_from(files))
+    good = path.read_bytes()
+    bad = data.draw(st.none() | damaged(good))
+    if bad is None:
+        path.unlink()
+    else:
+        path.write_bytes(bad)
+    if bad != good:
+        with pytest.raises(IntlmError, match=str(last.name)):
+            load(run)
