@@ -39,7 +39,9 @@ from intlm.model.parameters import Architecture, Parameters, initialise, specifi
 from intlm.population import Engine, Problem, make_engine
 from intlm.run import LanguageModel, load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics, picture
+from intlm.tracking.log import Log
 from intlm.tracking.progress import Progress
+from intlm.tracking.services import check_installed
 from intlm.tracking.table import format_table, human
 
 PROGRESS_TOKENS = 1 << 18  # held-out tokens measured during training; the last measurement takes them all
@@ -48,7 +50,7 @@ SAMPLE_TOKENS = 300
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = {
     "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
-    "train.checkpoint_seconds", "data.prepared", "data.processes",
+    "train.checkpoint_seconds", "train.trackers", "data.prepared", "data.processes",
 }  # fmt: skip
 
 
@@ -243,7 +245,7 @@ class Trainer:
         valid = None
         with (
             Progress(settings.updates, self.update) as progress,
-            metrics.MetricsWriter(self.directory / "metrics.jsonl") as log,
+            Log(self.directory, self.config) as log,
             closing(ReadAhead(self.streams, self.update, settings.updates)) as ahead,
         ):
             while self.update < settings.updates and not stopped():
@@ -321,11 +323,27 @@ class Trainer:
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run's directory against a second trainer. Raises RunError if one has it."""
     with open(directory / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{directory}: another `intlm train` is running in it") from None
+        for left in reversed(range(10)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not left:
+                    raise RunError(f"{directory}: another `intlm train` is running in it") from None
+                time.sleep(0.05)  # it may be `alive` that looks
         yield
+
+
+def alive(directory: Path) -> bool:
+    """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
+    try:
+        with open(directory / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 @contextmanager
@@ -385,6 +403,7 @@ def train(config: Config, directory: Path, resume: bool = False, start: Path | N
     the user can mend.
     """
     check_directory(config, directory, resume)
+    check_installed(config)
     corpus = prepare_corpus(config)
     trainer = Trainer(config, directory, corpus)  # before anything is written: it may refuse the configuration
     if start:
