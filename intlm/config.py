@@ -224,7 +224,8 @@ Layers = Sequence[tuple[Path, Mapping[str, Any]]]  # files, each with dotted key
 def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
     """The configuration in the TOML file `path`, with `overrides` (dotted key -> text of the value) over it.
 
-    layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot be read or is not TOML, and for the first key that is not valid.
+    layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot
+    be read or is not TOML, and for the first key that is not valid.
     """
     try:
         text = Path(path).read_bytes().decode()
@@ -257,7 +258,7 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
     values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name, (source, value) in given.items():
         if name not in KEYS:
-            raise ConfigError(f"{source}: {name}: unknown key{_nearest(name)}")
+            raise ConfigError(f"{source}: {name}: unknown key{nearest(name)}")
         section, _, key = name.rpartition(".")
         directory = Path.cwd() if source == COMMAND_LINE else Path(source).parent
         values[section][key] = _valid(name, value, source, directory)
@@ -440,7 +441,7 @@ def _expected(key: dataclasses.Field[Any]) -> str:
     return f"integer{span}{multiple}"
 
 
-def _nearest(name: str) -> str:
+def nearest(name: str) -> str:
     """The clause that suggests a valid key for an unknown one, or nothing."""
     leaf = name.rpartition(".")[2]
     # The right key under the wrong header comes first: in TOML, whatever follows [data] belongs to it.

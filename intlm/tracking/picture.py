@@ -98,7 +98,7 @@ def learning_curve(
     _save(figure, path)
 
 
-def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: Path, title: str) -> None:
+def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: Path) -> None:
     """Draw bits per byte against tokens evaluated, seconds and tokens read to the PNG `path`, replacing it atomically.
 
     1800 pixels wide, 750 high and higher where the legend needs it. The mean of a curve's seeds is a line, from the
@@ -154,7 +154,6 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("held-out bits per byte", fontsize=12)
-    figure.suptitle(title, fontsize=14, x=0.01, ha="left", parse_math=False)
     handles, labels = all_axes[0].get_legend_handles_labels()
     if handles:
         legend = figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=11, frameon=False)

@@ -1,4 +1,4 @@
-"""TensorBoard event files in a run's directory: each number of a metrics line a scalar against the update, samples as text.
+"""TensorBoard event files in a run's directory: a line's numbers as scalars against the update, samples as text.
 
 - A line is one event, whole in the file before the next update.
 - A run that is resumed keeps the events up to its checkpoint and cuts the others off: whatever reads the files finds
