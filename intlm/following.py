@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,20 @@ from intlm.tracking import metrics, picture, results
 from intlm.tracking.picture import Curve, Point
 from intlm.tracking.table import duration, format_table, human
 from intlm.training import alive, value
+
+COLUMNS = 4  # of runs, beside each other on a screen
+_ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
+    ("state", "state", str),
+    ("seeds", "seeds", str),
+    ("model", "model", str),
+    ("parameters", "parameters", human),
+    ("best held-out", "best", "{:.3f}".format),
+    ("last held-out", "last", "{:.3f}".format),
+    ("updates", "updates", "{:,}".format),
+    ("evaluated tokens", "tokens_evaluated", human),
+    ("training", "seconds", duration),
+    ("tokens/s", "tokens_per_second", human),
+]
 
 
 @dataclass(frozen=True)
@@ -183,30 +197,20 @@ class Comparison:
         return found
 
     def text(self) -> str:
-        """As a table, a column each."""
+        """As a table, a column each; a row each where they are more than a screen is wide."""
         columns = [entry.summary for entry in self.entries]
-
-        def row(name: str, key: str, show: Any) -> tuple[Any, ...]:
-            return (name, *(None if column.get(key) is None else show(column[key]) for column in columns))
-
-        rows = [
-            row("state", "state", str),
-            row("seeds", "seeds", str),
-            row("model", "model", str),
-            row("parameters", "parameters", human),
-            row("best held-out bits per byte", "best", "{:.3f}".format),
-            row("last held-out bits per byte", "last", "{:.3f}".format),
-            row("updates", "updates", "{:,}".format),
-            row("evaluated tokens", "tokens_evaluated", human),
-            row("training", "seconds", duration),
-            row("tokens per second", "tokens_per_second", human),
+        found = {name: [_cell(show, column.get(key)) for column in columns] for name, key, show in _ROWS}
+        found = {name: cells for name, cells in found.items() if any(cells)}
+        settings = {key: _shown(key, values) for key, values in self.differing.items()}
+        labels = [entry.label for entry in self.entries]
+        if len(labels) <= COLUMNS:
+            return format_table(["", *labels], [(name, *cells) for name, cells in (found | settings).items()])
+        changed = [
+            " ".join(f"{key}={cells[number]}" for key, cells in settings.items() if cells[number] is not None)
+            for number in range(len(labels))
         ]
-        rows = [found for found in rows if any(cell is not None for cell in found[1:])]
-        for key, values in self.differing.items():
-            if KEYS[key].metadata["path"] and len({Path(v).name for v in values if v}) == len({v for v in values if v}):
-                values = [Path(v).name if v else v for v in values]
-            rows.append((key, *(None if value is None else shown(value) for value in values)))
-        return format_table(["", *(entry.label for entry in self.entries)], rows)
+        rows = zip(labels, *found.values(), changed, strict=True)
+        return format_table(["", *found, "what differs"], rows, "l" + "r" * len(found) + "l")
 
     def summary(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -253,6 +257,18 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.comparison([entry.curve for entry in entries], levels, out)
     return Comparison(entries, out)
+
+
+def _cell(show: Callable[[Any], str], found: Any) -> str | None:
+    return None if found is None else show(found)
+
+
+def _shown(key: str, values: Sequence[Any]) -> list[str | None]:
+    """A key's values for a table: of paths only the names, where those tell them apart."""
+    given = {value for value in values if value}
+    if KEYS[key].metadata["path"] and len({Path(path).name for path in given}) == len(given):
+        values = [Path(value).name if value else value for value in values]
+    return [None if value is None else shown(value) for value in values]
 
 
 def _of_results(path: Path, selected: Sequence[str], label: str) -> list[Entry]:

@@ -298,6 +298,9 @@ class Sweep:
             for process in processes:
                 process.kill()
             raise
+        for run, _ in self.running.values():
+            if run.finished():  # it was at its end
+                self._end(run, 0)
         self.running.clear()
 
     @staticmethod
@@ -317,7 +320,7 @@ class Sweep:
     def text(self) -> str:
         """The table of what is done, and what failed; also draws the curves."""
         known = results.read(self.out)
-        lines = [line for line in known if any(self._known(run, [line]) for run in self.planned)]
+        lines = [line for run in self.planned for line in known if self._known(run, [line])]
         report = [f"{len(self.done)} of {len(self.planned)} runs are done"]
         if lines:
             groups = results.groups(lines)

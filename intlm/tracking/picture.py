@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intlm.tracking.table import duration, human
+from intlm.tracking.table import human
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,9 +105,11 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
     least to the most a band; seeds that go on longer than others are cut. A panel of what no curve has is left out.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    panels = (("tokens evaluated", human), ("seconds of training", duration), ("tokens of the text read", human))
+    longest = max((point.seconds for curve in curves for run in curve.runs for point in run), default=0.0)
+    unit, size = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
+    panels = (("tokens evaluated", 1), (f"{unit} of training", size), ("tokens of the text read", 1))
     columns = [
         column for column in range(3)
         if column < 2 or any(point[2] is not None for curve in curves for run in curve.runs for point in run)
@@ -117,7 +119,7 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
     figure = Figure(figsize=(18, max(height, 7.5)), dpi=100, layout="constrained")
     all_axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, column in zip(all_axes, columns, strict=True):
-        name, shown = panels[column]
+        name, size = panels[column]
         extent: list[float] = []
         for number, curve in enumerate(curves):
             length = min(len(run) for run in curve.runs)
@@ -125,7 +127,7 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
             if not points or any(point[column] is None for seeds in points for point in seeds):
                 axes.plot([], [], label=curve.label, **_style(number, curve.training))  # for the legend
                 continue
-            mean = [sum(point[column] for point in seeds) / len(seeds) for seeds in points]  # type: ignore[misc]
+            mean = [sum(point[column] for point in seeds) / len(seeds) / size for seeds in points]  # type: ignore[misc]
             bits = [[point.bits_per_byte for point in seeds] for seeds in points]
             middle = [sum(some) / len(some) for some in bits]
             seeds = f" ({len(curve.runs)} seeds)" if len(curve.runs) > 1 else ""
@@ -136,7 +138,7 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
             axes.plot(mean, middle, label=f"{curve.label}: {last}", **style)
             if seeds:
                 least, most = [min(some) for some in bits], [max(some) for some in bits]
-                axes.fill_between(mean, least, most, color=style["color"], alpha=0.2, linewidth=0)
+                axes.fill_between(mean, least, most, color=style["color"], alpha=0.15, linewidth=0)
             extent += mean
         for label, level in references.items():
             axes.axhline(level, color=REFERENCE, linewidth=1.0, linestyle=(0, (5, 4)), zorder=1)
@@ -144,11 +146,10 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
             axes.text(0.995, level, label, fontsize=10, color=REFERENCE, parse_math=False, **beside)
         if extent and min(extent) > 0 and math.log10(max(extent) / min(extent)) > 0.8:
             axes.set_xscale("log")
-            if math.log10(max(extent) / min(extent)) > 1.5:
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            else:
-                axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _, shown=shown: shown(x)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _, shown=shown: shown(x)))
+            if math.log10(max(extent) / min(extent)) < 2:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: human(x)))
         axes.set_xlabel(name, fontsize=12)
         axes.tick_params(labelsize=11)
         axes.grid(alpha=0.25, linewidth=0.6)
