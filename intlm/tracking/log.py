@@ -21,16 +21,17 @@ class Tracker(Protocol):
 
 
 class Log:
-    """The trackers of the run in `directory`, its metrics file first, which holds `update` updates at most when it is
-    made (`metrics.truncate_after`). A context manager."""
+    """The trackers of the run in `directory`, its metrics file first: it holds what has been told so far, and what is
+    past it (`metrics.truncate_after`) is taken back. A context manager."""
 
     def __init__(self, directory: Path, config: Config) -> None:
         path = directory / "metrics.jsonl"
         with ExitStack() as stack:
             self._trackers: list[Tracker] = [stack.enter_context(metrics.MetricsWriter(path))]
-            self._trackers.append(stack.enter_context(closing(TensorBoard(directory, metrics.read(path)))))
+            lines = metrics.read(path)
+            self._trackers.append(stack.enter_context(closing(TensorBoard(directory, lines))))
             for name in config.train.services:
-                self._trackers.append(stack.enter_context(closing(Service(name, directory, config))))
+                self._trackers.append(stack.enter_context(closing(Service(name, directory, config, lines))))
             self._stack = stack.pop_all()
 
     def write(self, line: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ def check_installed(config: Config) -> None:
 
 
 class Service:
-    """Tells the service `name` ("wandb" or "trackio") of a run. Raises RunError where it does not take it."""
+    """Tells the service `name` ("wandb" or "trackio") of a run, of the lines that it has already as well.
 
-    def __init__(self, name: str, directory: Path, config: Config) -> None:
+    Raises RunError where the service does not start.
+    """
+
+    def __init__(self, name: str, directory: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> None:
         module = importlib.import_module(name)  # slow
         self._path = directory / f"{name}.json"
         self._known: dict[str, Any] = {"id": secrets.token_hex(4), "sent": 0}
@@ -53,6 +56,8 @@ class Service:
         except Exception as error:  # each has many kinds of its own
             raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
         self._note()
+        for line in lines:
+            self.write(line)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Tell of a metrics line, unless an earlier part of the run did."""
