@@ -1,4 +1,4 @@
-"""intlm.tracking.tensorboard, read back by TensorBoard itself: every line of metrics.jsonl once, in order, resumed or not."""
+"""intlm.tracking.tensorboard, read back by TensorBoard itself: every line once, in order, resumed or not."""
 
 import shutil
 import time
@@ -102,8 +102,8 @@ def test_kept_after_every_cut(tmp_path: Path) -> None:
             log.close()
             assert steps(run) == list(range(1, update + 2))
         if cut == 40:
-            assert TensorBoard(run, []).close() is None and steps(run) == []
-            assert len(files(run)) == 1  # a file with no line left is deleted
+            TensorBoard(run, []).close()
+            assert files(run) == []  # none has a line left
 
 
 def test_a_tensorboard_that_shows_the_run_forgets_what_was_cut(tmp_path: Path) -> None:
