@@ -132,7 +132,9 @@ class Listing:
             share = int(100 * min(run.update / of, 1.0))
             size = None if run.parameters is None else human(run.parameters)
             progress = f"{run.update:,} / {of:,}"
-            rows.append((name, run.model, size, *bits, progress, f"{share}%", run.state, f"{duration(run.age)} ago"))
+            rows.append(
+                (name, run.model, size, *bits, progress, f"{share}%", run.state, f"{duration(round(run.age))} ago")
+            )
         headers = ["run", "model", "parameters", "best", "last", "updates", "", "", "last line"]
         table = format_table(headers, rows, "ll" + "r" * 5 + "lr") if rows else "no runs"
         return "\n".join([table, *(f"damaged: {error}" for error in self.damaged.values())])

@@ -34,14 +34,15 @@ from typing import Any
 import numpy as np
 
 from intlm import config as configuration
-from intlm.config import KEYS, Config, shown
+from intlm.config import KEYS, Config, DataConfig, shown
+from intlm.data.prepare import corpora
 from intlm.errors import ConfigError
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
 from intlm.tracking import metrics, picture, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
-from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible, prepare_corpus, value
+from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible, value
 from intlm.version import NUMERICS_VERSION
 
 PARTS = ("base", "seeds", "keys", "variants", "grid")
@@ -223,15 +224,20 @@ class Sweep:
 
     def check(self) -> None:
         """Check every run that is not done as `intlm train` will, and prepare its text."""
-        vocabularies: dict[Any, int] = {}
+        vocabularies: dict[DataConfig, int] = {}
+        at: dict[str, DataConfig] = {}
         for run in self.planned:
             if run in self.done:
                 continue
+            if at.setdefault(run.config.data.prepared, run.config.data) != run.config.data:
+                where = shown(run.config.data.prepared)
+                raise ConfigError(
+                    f"data.prepared = {where}: two variants would prepare different text there: leave it empty"
+                )
             try:
-                if (run.directory / "config.toml").exists():
-                    check_directory(run.config, run.directory, resume=True)
+                check_directory(run.config, run.directory, resume=(run.directory / "config.toml").exists())
                 if run.config.data not in vocabularies:
-                    vocabularies[run.config.data] = prepare_corpus(run.config).tokenizer.vocab_size
+                    vocabularies[run.config.data] = corpora(run.config.data)[0][1].tokenizer.vocab_size
                 configuration.check_limits(run.config, vocabularies[run.config.data])
             except ConfigError as error:
                 raise ConfigError(f"{error} (variant {run.identity['variant']})") from None

@@ -1,4 +1,4 @@
-"""intlm.tracking.services, the real packages offline: a resumed run is the same run there, and nothing is told twice."""
+"""intlm.tracking.services, the real packages offline: a resumed run is the same run there, nothing is told twice."""
 
 import json
 import struct
