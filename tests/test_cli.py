@@ -23,8 +23,8 @@ from intlm.simulate.machines import MACHINES
 
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = (
-    "prepare", "tokenizer", "train", "sweep", "runs", "compare", "evaluate", "generate", "export", "simulate", "inspect",
-    "bench",
+    "prepare", "tokenizer", "train", "sweep", "runs", "compare", "evaluate", "generate", "export", "simulate",
+    "inspect", "bench",
 )  # fmt: skip
 
 

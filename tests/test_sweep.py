@@ -174,28 +174,29 @@ def run_sweep(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two runs at once, from nothing to the table, with the bits of `intlm train`; again, when nothing is run."""
     keys = ", ".join(f"'{key}' = {value}" for key, value in SHORT.items())
-    path = study(tmp_path / "short.toml", f"seeds = [3]\nkeys = {{ {keys} }}\n[grid]\n'eggroll.sigma_shift' = [3, 4]")
+    path = study(tmp_path / "short.toml", f"seeds = [3]\nkeys = {{ {keys} }}\n[grid]\n'train.evaluate_every' = [2, 4]")
     runs = tmp_path / "runs"
     words = ["sweep", str(path), "--runs", str(runs), "--jobs", "2"]
     assert main(words) == 0
     said = capsys.readouterr()
     lines = results.read(runs / "results.jsonl")
-    assert sorted(line["variant"] for line in lines) == ["sigma_shift-3", "sigma_shift-4"]
+    assert sorted(line["variant"] for line in lines) == ["evaluate_every-2", "evaluate_every-4"]
     for line in lines:
         bits = f"{line['bits_per_byte']:.3f}"
         assert f"{line['variant']}, seed 3: {bits} bits per byte after " in said.out
         assert any(row.startswith(line["variant"]) and bits in row for row in said.out.splitlines())
-        assert line["keys"] == {**SHORT, "eggroll.sigma_shift": int(line["variant"][-1])} and line["study"] == "short"
-        assert line["parameters"] == 1728 and len(line["read"]) == len(line["curve"]) == 2
+        every = int(line["variant"][-1])
+        assert line["keys"] == {**SHORT, "train.evaluate_every": every} and line["study"] == "short"
+        assert line["parameters"] == 1728 and len(line["read"]) == len(line["curve"]) == 4 // every
     assert "2 of 2 runs are done" in said.out and "2/2 runs" in said.err
     assert (runs / "curves.png").read_bytes().startswith(b"\x89PNG")
     before = tiny.contents(runs)
 
-    # The same as the command by hand; sigma_shift 4 is the configuration's own.
+    # The same as the command by hand.
     alone = tmp_path / "alone"
     assert train(tiny.load_config(**{key.replace(".", "__"): value for key, value in SHORT.items()}), alone)
-    tiny.assert_same_run(alone, runs / "sigma_shift-4-text-3")
-    (line,) = (line for line in lines if line["variant"] == "sigma_shift-4")
+    tiny.assert_same_run(alone, runs / "evaluate_every-2-text-3")
+    (line,) = (line for line in lines if line["variant"] == "evaluate_every-2")
     measured = metrics.read(alone / "metrics.jsonl")[-1]["valid_bits_per_byte"]
     assert line["bits_per_byte"] == round(measured, 4) == line["curve"][-1][3]
 
@@ -208,12 +209,12 @@ def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     # The results are lost: the runs are only noted again.
     (runs / "results.jsonl").write_text("")
-    stamp = (runs / "sigma_shift-4-text-3" / "metrics.jsonl").stat().st_mtime_ns
+    stamp = (runs / "evaluate_every-2-text-3" / "metrics.jsonl").stat().st_mtime_ns
     assert main(words) == 0
     again = results.read(runs / "results.jsonl")
     bits = {line["variant"]: line["bits_per_byte"] for line in lines}
     assert {line["variant"]: line["bits_per_byte"] for line in again} == bits and len(again) == 2
-    assert (runs / "sigma_shift-4-text-3" / "metrics.jsonl").stat().st_mtime_ns == stamp
+    assert (runs / "evaluate_every-2-text-3" / "metrics.jsonl").stat().st_mtime_ns == stamp
 
 
 def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
@@ -259,15 +260,17 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     """It is named with what it said, and where that stands; here its checkpoint is damaged."""
-    path = study(tmp_path / "s.toml", f"seeds = [3, 4]\nkeys = {{ 'train.updates' = {tiny.UPDATES + 1} }}")
-    run = tiny.copied(tmp_path / "runs" / "base-text-3")
+    path = study(tmp_path / "s.toml", f"[grid]\n'train.updates' = [{tiny.UPDATES + 1}, 2]")
+    run = tiny.copied(tmp_path / "runs" / f"updates-{tiny.UPDATES + 1}-text-3")
     (run / "checkpoints" / str(tiny.UPDATES) / "meta" / "metadata").write_text("{}")
     done = run_sweep(path)
     assert done.returncode == 2
     assert "1 of 2 runs are done" in done.stdout
     (failed,) = (row for row in done.stdout.splitlines() if row.startswith("failed: "))
-    assert failed.startswith("failed: base, seed 3: exit code 2: intlm: ") and "damaged" in failed
-    assert str(tmp_path / "runs" / "base-text-3.log") in failed
+    assert (
+        failed.startswith(f"failed: updates-{tiny.UPDATES + 1}, seed 3: exit code 2: intlm: ") and "damaged" in failed
+    )
+    assert f"{run}.log" in failed
 
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
