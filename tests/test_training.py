@@ -217,6 +217,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     done = tiny.intlm(*words, python=(str(REPOSITORY / "train.py"),))
     assert done.returncode == 0, done.stderr
     tiny.assert_same_run(run, tiny.trained().directory)
+    assert [event.step for event in tiny.events_of(run)] == list(range(1, tiny.UPDATES + 1))
     assert done.stdout.endswith(f"next: intlm generate {run}\n")
     assert not list((run / "checkpoints").glob("*tmp*"))
 
@@ -242,6 +243,7 @@ def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
 
     assert main(arguments) == 0
     tiny.assert_same_run(run, tiny.trained().directory)
+    assert [event.step for event in tiny.events_of(run)] == list(range(1, tiny.UPDATES + 1))
     assert configuration.load(run / "config.toml") == tiny.load_config(train__checkpoint_seconds=1000)
 
 

@@ -118,6 +118,14 @@ def lines_of(run: Path, without: Sequence[str] = TIMINGS) -> list[dict[str, Any]
     return [{k: v for k, v in line.items() if k not in without} for line in metrics.read(run / "metrics.jsonl")]
 
 
+def events_of(run: Path) -> list[Any]:
+    """What a run's event files hold of its lines, in their order, as they lie there."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    files = sorted(run.glob("events.out.tfevents.*"))
+    return [event for file in files for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
+
+
 def state_of(run: Path, update: int | None = None) -> list[tuple[str, np.ndarray]]:
     """The weights, the optimizer's state and the members' states in a run's checkpoint (default: the last)."""
     config, tokenizer = open_run(run)

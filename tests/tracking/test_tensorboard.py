@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from intlm.tracking import metrics
 from intlm.tracking.tensorboard import TensorBoard
@@ -24,9 +23,8 @@ def lines(updates: int) -> list[dict[str, Any]]:
 
 
 def steps(directory: Path) -> list[int]:
-    """The update of every line in the files as they lie there, with nothing purged."""
-    events = (event for path in files(directory) for event in EventFileLoader(str(path)).Load())
-    return [event.step for event in events if event.HasField("summary")]
+    """The update of every line in the files, with nothing purged."""
+    return [event.step for event in tiny.events_of(directory)]
 
 
 def shown(directory: Path) -> dict[str, list[tuple[int, Any]]]:
@@ -62,7 +60,7 @@ def test_every_metric_and_sample_of_a_run() -> None:
 def test_a_resumed_run_shows_nothing_twice(tmp_path: Path) -> None:
     """It went on after its last whole checkpoint and was killed, its last event torn."""
     run = tiny.copied(tmp_path / "run")
-    before = {e.step: e.wall_time for e in EventFileLoader(str(files(run)[0])).Load() if e.HasField("summary")}
+    before = {event.step: event.wall_time for event in tiny.events_of(run)}
     for update in (tiny.UPDATES, tiny.UPDATES - 1):
         shutil.rmtree(run / "checkpoints" / str(update))
     (path,) = files(run)
@@ -70,7 +68,7 @@ def test_a_resumed_run_shows_nothing_twice(tmp_path: Path) -> None:
     assert train(tiny.load_config(), run, resume=True)
     assert steps(run) == list(range(1, tiny.UPDATES + 1))
     assert shown(run) == expected(run)
-    after = {e.step: e.wall_time for p in files(run) for e in EventFileLoader(str(p)).Load() if e.HasField("summary")}
+    after = {event.step: event.wall_time for event in tiny.events_of(run)}
     kept = range(1, tiny.UPDATES - 1)
     assert [after[n] for n in kept] == [before[n] for n in kept]
     assert sorted(after.values()) == list(after.values()) and time.time() - after[tiny.UPDATES] < 60
