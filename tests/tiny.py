@@ -63,6 +63,7 @@ KEYS: dict[str, Any] = {
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(HOME / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(HOME / "compiled"))
+os.environ["TRACKIO_DIR"] = str(HOME / "trackio")  # not with the user's own
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -10,7 +10,9 @@ import importlib.util
 import json
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class Service:
 
     def __init__(self, name: str, directory: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> None:
         module = importlib.import_module(name)  # slow
+        self._name, self._failed = name, False
         self._path = directory / f"{name}.json"
         self._known: dict[str, Any] = {"id": secrets.token_hex(4), "sent": 0}
         if self._path.exists():
@@ -60,14 +63,24 @@ class Service:
             self.write(line)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Tell of a metrics line, unless an earlier part of the run did."""
-        if line["update"] > self._known["sent"]:
+        """Tell of a metrics line, unless an earlier part of the run did. A service that fails does not stop the run."""
+        if self._failed or line["update"] <= self._known["sent"]:
+            return
+        try:
             self._run.log({name: value for name, value in line.items() if name != "update"}, step=line["update"])
-            self._known["sent"] = line["update"]
-            self._note()
+        except Exception as error:
+            self._failed = True
+            what = f"{self._name} takes no more: {str(error).strip()[:300]}"
+            print(
+                f"intlm: {what}: the run goes on without it, and tells it the rest when it is resumed", file=sys.stderr
+            )
+            return
+        self._known["sent"] = line["update"]
+        self._note()
 
     def close(self) -> None:
-        self._run.finish()
+        with suppress(Exception):  # as in `write`
+            self._run.finish()
 
     def _note(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}")

@@ -1,6 +1,7 @@
 """intlm.tracking.services, the real packages offline: a resumed run is the same run there, nothing is told twice."""
 
 import json
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import tiny
 
 from intlm.errors import MissingPackage, RunError
 from intlm.tracking import metrics
+from intlm.tracking.services import Service
 from intlm.training import train
 
 
@@ -71,24 +73,38 @@ def test_a_run_and_its_resumption(name: str, told: Any, tmp_path: Path, monkeypa
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     for variable in ("WANDB_PROJECT", "TRACKIO_PROJECT"):
         monkeypatch.delenv(variable, raising=False)
-    if name == "trackio":
-        import trackio.utils
-        from trackio import sqlite_storage
-
-        monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path)
-        monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", tmp_path)
     run = tiny.copied(tmp_path / "run")
     assert train(tiny.load_config(train__trackers=name, train__updates=tiny.UPDATES + 3), run, resume=True)
     lines = metrics.read(run / "metrics.jsonl")
     by_update = {line["update"]: {k: v for k, v in line.items() if k != "update"} for line in lines}
     assert told(run) == by_update  # the lines of before it was asked for too
     for update in (tiny.UPDATES + 3, tiny.UPDATES + 2):
-        tiny.shutil.rmtree(run / "checkpoints" / str(update))
+        shutil.rmtree(run / "checkpoints" / str(update))
     assert train(tiny.load_config(train__trackers=name, train__updates=tiny.UPDATES + 4), run, resume=True)
     lines = metrics.read(run / "metrics.jsonl")
     found = told(run)
     assert list(found) == [line["update"] for line in lines]
     assert found[tiny.UPDATES + 4]["train_bits_per_byte"] == lines[-1]["train_bits_per_byte"]
+
+
+def test_one_that_fails_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it did not take is told when the run is resumed: its last update is the last one that it took."""
+    service = Service("trackio", tmp_path, tiny.load_config(), [])
+    service.write({"update": 1, "changed": 0.5})
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("no route to it")
+
+    working = service._run.log
+    monkeypatch.setattr(service._run, "log", broken)
+    service.write({"update": 2, "changed": 0.25})
+    monkeypatch.setattr(service._run, "log", working)
+    service.write({"update": 3, "changed": 0.125})
+    service.close()
+    assert capsys.readouterr().err.count("trackio takes no more: no route to it: ") == 1
+    assert json.loads((tmp_path / "trackio.json").read_text())["sent"] == 1
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
