@@ -25,7 +25,7 @@ def _train(args: argparse.Namespace) -> int:
     directory = args.run_dir or Path("runs") / args.config.stem
     place = distributed.place(distributed.Place(args.coordinator, args.processes, args.process), os.environ)
     if (place or args.supervise) and not distributed.is_worker():
-        return distributed.supervise(args.arguments, directory, args.supervise)
+        return distributed.supervise(args.given, directory, args.supervise)
     if place:
         distributed.join(place)
     done = train(config, directory, args.resume, args.start)
@@ -135,6 +135,36 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _runs(args: argparse.Namespace) -> int:
+    from intlm.following import runs
+
+    found = runs(args.directory)
+    print(json.dumps(found.summary()) if args.json else found.text())
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from intlm.following import compare
+
+    found = compare(args.runs, args.reference, args.picture)
+    print(json.dumps(found.summary()) if args.json else f"{found.text()}\npicture: {found.picture}")
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from intlm.sweep import sweep
+
+    found = sweep(
+        args.file, configuration.overrides_from(args), jobs=args.jobs, only=args.only, seeds=args.seeds,
+        runs=args.runs, out=args.out, drawn=args.picture,
+    )  # fmt: skip
+    print(found.text())
+    if found.stopped:
+        print(f"stopped and saved; go on with: {shlex.join(['intlm', *args.given])}")
+        return INTERRUPTED
+    return IntlmError.exit_code if found.failures else 0
+
+
 def _bench(args: argparse.Namespace) -> int:
     from intlm.bench import bench
 
@@ -201,6 +231,32 @@ def parser() -> argparse.ArgumentParser:
     several.add_argument("--processes", type=_from(1), metavar="N", help="how many there are")
     several.add_argument("--process", type=_from(0), metavar="I", help="which of them this is, from 0")
     configuration.add_arguments(made)
+
+    made = command("sweep", _sweep, "Train the variants of a config, or go on with them; one table and one picture.")
+    made.add_argument("file", type=Path, metavar="FILE", help="a TOML file: base, seeds, keys, [variants], [grid]")
+    made.add_argument("--jobs", type=_from(1), default=1, metavar="N", help="runs at once, sharing the threads")
+    made.add_argument("--only", action="append", metavar="VARIANT", help="a variant to run; may be given again")
+    made.add_argument("--seeds", type=_from(1), metavar="N", help="take so many of the seeds")
+    made.add_argument("--runs", type=Path, metavar="DIR", help="where the runs are kept (default: runs/FILE's name)")
+    made.add_argument("--out", type=Path, metavar="FILE", help="the results (default: results.jsonl in --runs)")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="the curves, a PNG (default: curves.png in --runs)")
+    configuration.add_arguments(made)
+
+    made = command("runs", _runs, "What runs there are, how far they are, and how good.")
+    made.add_argument(
+        "directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="where (default: runs)"
+    )
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+    made = command("compare", _compare, "Runs beside each other: a table, and a picture of their curves.")
+    about = "a run's directory, or results of a sweep: FILE.jsonl:STUDY/VARIANT/TEXT; =LABEL after it names it"
+    made.add_argument("runs", nargs="+", metavar="RUN", help=about)
+    made.add_argument(
+        "--picture", type=Path, default=Path("compare.png"), metavar="FILE", help="a PNG (default: compare.png)"
+    )
+    about = "a level to draw; may be given again (default: the ladder of the runs)"
+    made.add_argument("--reference", action="append", default=[], metavar="LABEL=BITS", help=about)
+    made.add_argument("--json", action="store_true", help="print one JSON object")
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
@@ -283,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     args, unknown = top.parse_known_args(arguments)
-    args.arguments = arguments
+    args.given = arguments
     if unknown:
         flags = [f"--{key}" for key in configuration.KEYS if key in args]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ INT32_MAX = 2**31 - 1
 MAX_PAIRS = 2**19
 MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
+
+SERVICES = ("wandb", "trackio")
 
 COMMAND_LINE = "command line"
 
@@ -130,6 +132,12 @@ class TrainConfig:
     )
     sample_every: int = _key("updates between samples of text; 0: never", 200, low=0, high=INT32_MAX)
     checkpoint_seconds: int = _key("seconds between checkpoints; 0: after every update", 60, low=0, high=INT32_MAX)
+    trackers: str = _key(f"that show the run beside TensorBoard, commas between: {', '.join(SERVICES)}", "")
+
+    @property
+    def services(self) -> list[str]:
+        """The trackers by name, each once."""
+        return list(dict.fromkeys(filter(None, (name.strip() for name in self.trackers.split(",")))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,10 +218,14 @@ KEYS: dict[str, dataclasses.Field[Any]] = {
 }
 
 
-def load(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+Layers = Sequence[tuple[Path, Mapping[str, Any]]]  # files, each with dotted keys and their values, as TOML has them
+
+
+def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
     """The configuration in the TOML file `path`, with `overrides` (dotted key -> text of the value) over it.
 
-    Raises ConfigError for a file that cannot be read or is not TOML, and for the first key that is not valid.
+    layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot
+    be read or is not TOML, and for the first key that is not valid.
     """
     try:
         text = Path(path).read_bytes().decode()
@@ -221,10 +233,10 @@ def load(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_toml(text, path, overrides)
+    return from_toml(text, path, overrides, layers)
 
 
-def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
     """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
     try:
         tables = tomllib.loads(text)
@@ -240,14 +252,15 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None)
             given.update((f"{name}.{key}", (str(path), inner)) for key, inner in value.items())
         else:
             raise ConfigError(f"{path}: {name} = {shown(value)}: expected a section, [{name}]")
+    given.update((key, (str(source), value)) for source, keys in layers for key, value in keys.items())
     given.update((key, (COMMAND_LINE, value)) for key, value in (overrides or {}).items())
 
     values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name, (source, value) in given.items():
         if name not in KEYS:
-            raise ConfigError(f"{source}: {name}: unknown key{_nearest(name)}")
+            raise ConfigError(f"{source}: {name}: unknown key{nearest(name)}")
         section, _, key = name.rpartition(".")
-        directory = Path.cwd() if source == COMMAND_LINE else Path(path).parent
+        directory = Path.cwd() if source == COMMAND_LINE else Path(source).parent
         values[section][key] = _valid(name, value, source, directory)
     if not values["data"].get("train"):
         raise ConfigError(f"{path}: data.train: missing: expected {KEYS['data.train'].metadata['help']}")
@@ -351,6 +364,9 @@ def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if (targets := config.train.targets) & (targets - 1):
         yield ("train.targets",), f"train.targets = {targets}: must be a power of two (the mean over them is a shift)"
+    if set(config.train.services) - set(SERVICES):
+        expected = " or ".join(f'"{name}"' for name in (*SERVICES, ", ".join(SERVICES)))
+        yield ("train.trackers",), f"train.trackers = {shown(config.train.trackers)}: expected {expected}"
     for key, named in (("data.valid", data.valid), ("data.valid_split", data.valid_split)):
         if named and data.valid_bytes:
             yield (
@@ -425,7 +441,7 @@ def _expected(key: dataclasses.Field[Any]) -> str:
     return f"integer{span}{multiple}"
 
 
-def _nearest(name: str) -> str:
+def nearest(name: str) -> str:
     """The clause that suggests a valid key for an unknown one, or nothing."""
     leaf = name.rpartition(".")[2]
     # The right key under the wrong header comes first: in TOML, whatever follows [data] belongs to it.

@@ -6,6 +6,7 @@ references.json      the ladder on the held-out text: unigram, bigram, trigram, 
 checkpoints/         the last few (intlm.checkpoint)
 metrics.jsonl        one line an update, with what the model wrote now and then
 learning_curve.png
+events.out.tfevents.*  the metrics for TensorBoard
 
 An export (intlm.export) is read like a run: it has model.safetensors in place of the checkpoints.
 """

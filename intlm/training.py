@@ -36,7 +36,9 @@ from intlm.population import make_engine, native
 from intlm.population.sharding import DIVIDED, SAME, Sharding, number
 from intlm.run import LanguageModel, load, open_corpus, open_run, problem_of, write_whole
 from intlm.tracking import metrics, picture
+from intlm.tracking.log import Log
 from intlm.tracking.progress import Progress
+from intlm.tracking.services import check_installed
 from intlm.tracking.table import format_table, human
 from intlm.update import (
     TrainState,
@@ -57,7 +59,7 @@ LATE = 5  # seconds of an update from which on processes meet before anything cr
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = {
     "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
-    "train.checkpoint_seconds", "data.prepared", "data.processes",
+    "train.checkpoint_seconds", "train.trackers", "data.prepared", "data.processes",
 }  # fmt: skip
 
 
@@ -195,7 +197,7 @@ class Trainer:
         stop = stopped() if distributed.alone() else False
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
-            log = stack.enter_context(metrics.MetricsWriter(self.directory / "metrics.jsonl")) if writes else None
+            log = stack.enter_context(Log(self.directory, self.config)) if writes else None
             ahead = stack.enter_context(closing(ReadAhead(self.streams, self.update, settings.updates)))
             while self.update < settings.updates and not stop:
                 began = time.monotonic()
@@ -302,11 +304,27 @@ class Trainer:
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run's directory against a second trainer. Raises RunError if one has it."""
     with open(directory / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{directory}: another `intlm train` is running in it") from None
+        for left in reversed(range(10)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not left:
+                    raise RunError(f"{directory}: another `intlm train` is running in it") from None
+                time.sleep(0.05)  # it may be `alive` that looks
         yield
+
+
+def alive(directory: Path) -> bool:
+    """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
+    try:
+        with open(directory / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 @contextmanager
@@ -371,6 +389,8 @@ def train(config: Config, directory: Path, resume: bool = False, start: Path | N
 
 def _train(config: Config, directory: Path, resume: bool, start: Path | None) -> bool:
     check_directory(config, directory, resume)
+    if distributed.writes():
+        check_installed(config)
     distributed.same("configuration", configuration.dumps(config))
     writes = distributed.writes()
     corpus = prepare_corpus(config) if writes else None

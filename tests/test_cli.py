@@ -22,7 +22,10 @@ from intlm.run import load
 from intlm.simulate.machines import MACHINES
 
 REPOSITORY = Path(__file__).parents[1]
-COMMANDS = ("prepare", "tokenizer", "train", "evaluate", "generate", "export", "simulate", "inspect", "bench")
+COMMANDS = (
+    "prepare", "tokenizer", "train", "sweep", "runs", "compare", "evaluate", "generate", "export", "simulate",
+    "inspect", "bench",
+)  # fmt: skip
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -61,12 +64,17 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     for name, key in config.KEYS.items():
         kind = "PATH" if key.metadata["path"] else "N" if key.type is int else "TEXT"
         flag = f"--{name} {'|'.join(key.metadata['choices']) or kind}"
-        assert (f"{flag} {key.metadata['help']} (" in text) == (command in ("prepare", "tokenizer", "train", "bench"))
+        assert (f"{flag} {key.metadata['help']} (" in text) == (
+            command in ("prepare", "tokenizer", "train", "sweep", "bench")
+        )
     wanted = {
         "bench": ["--json", "--picture FILE", "--rounds N"],
         "prepare": ["--report"],
         "tokenizer": ["--out FILE"],
         "train": ["--run-dir DIR", "--resume", "--from RUN"],
+        "sweep": ["FILE", "--jobs N", "--only VARIANT", "--seeds N", "--runs DIR", "--out FILE", "--picture FILE"],
+        "runs": ["DIR", "--json"],
+        "compare": ["RUN", "--picture FILE", "--reference LABEL=BITS", "--json"],
         "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
         "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
         "evaluate": ["--text FILE", "--json", "--split", "--batch N"],
@@ -87,7 +95,7 @@ def test_what_needs_no_jax_does_not_load_it() -> None:
     script = """
 import sys
 import intlm, intlm.cli
-heavy = {"jax", "numpy", "orbax", "matplotlib", "datasets", "sentencepiece"}
+heavy = {"jax", "numpy", "orbax", "matplotlib", "datasets", "sentencepiece", "tensorboardX", "wandb", "trackio"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 for arguments in (["--help"], ["--version"], ["train", "--help"], ["generate", "--help"], ["train"], ["nonsense"]):
     try:

@@ -121,6 +121,8 @@ def test_keys_are_read_from_their_sections() -> None:
         ("[train]\ntargets = 6", "train.targets = 6: must be a power of two (the mean over them is a shift)"),
         ("[train]\ntargets = 2048", "train.targets = 2048: must be at most 1024"),
         ("[train]\ntargets = 0", "train.targets = 0: must be at least 1"),
+        ("[train]\ntrackers = 'wandb, wandbb'", 'train.trackers = "wandb, wandbb": expected "wandb" or "trackio" or '
+         '"wandb, trackio"'),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
          "data.valid names the held-out text"),
         ("[data]\ntrain = 'x'\nvalid_split = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
@@ -160,6 +162,27 @@ def test_a_mistake_in_an_override_names_the_command_line() -> None:
     assert message(overrides={"eggroll.group_size": "3"}).startswith("command line: eggroll.group_size = 3: ")
     both = message("[eggroll]\npopulation = 8", {"eggroll.group_size": "3"})
     assert both.startswith("command line, configs/a.toml: eggroll.group_size = 3: ")
+
+
+def test_a_layer_is_over_the_file_and_under_the_command_line(tmp_path: Path) -> None:
+    """Its values are TOML's, its paths relative to it, and its mistakes its own."""
+    base, over = tmp_path / "base.toml", tmp_path / "studies" / "over.toml"
+    base.write_text("seed = 1\n[eggroll]\nrank = 1\nstep = 1\n[data]\ntrain = 'x.txt'\n")
+    found = load(base, {"eggroll.step": "3"}, [(over, {"eggroll.rank": 2, "eggroll.step": 2, "data.valid": "y.txt"})])
+    assert (found.seed, found.eggroll.rank, found.eggroll.step) == (1, 2, 3)
+    assert (found.data.train, found.data.valid) == (str(tmp_path / "x.txt"), str(tmp_path / "studies" / "y.txt"))
+    for keys, said in [
+        ({"eggroll.rank": "2"}, 'eggroll.rank = "2": expected an integer'),
+        ({"rank": 2}, "rank: unknown"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load(base, {}, [(over, keys)])
+        assert str(caught.value).startswith(f"{over}: {said}")
+
+
+def test_trackers_are_named_once() -> None:
+    assert parse("[train]\ntrackers = ' trackio,wandb , trackio'").train.services == ["trackio", "wandb"]
+    assert parse().train.services == []
 
 
 def test_a_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
@@ -225,6 +248,8 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
     key, limits = KEYS[name], KEYS[name].metadata
     if name == "train.targets":
         return st.integers(0, 10).map(lambda n: 2**n)
+    if name == "train.trackers":
+        return st.sampled_from(["", "wandb", " trackio,wandb , "])
     if limits["choices"]:
         return st.sampled_from(limits["choices"])
     if limits["path"]:

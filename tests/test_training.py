@@ -1,5 +1,6 @@
 """intlm.training: what a run leaves behind, and that stopping it anywhere, in any way, changes no bit of it."""
 
+import fcntl
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from intlm.tracking import metrics
 from intlm.training import (
     FREE_ON_RESUME,
     Trainer,
+    alive,
     check_directory,
     exclusive,
     prepare_corpus,
@@ -167,9 +170,10 @@ def test_the_last_measurement_is_that_of_the_whole_held_out_text() -> None:
 
 def test_files_of_a_run() -> None:
     run, printed = tiny.trained()
+    (events,) = run.glob("events.out.tfevents.*")
     assert {path.name for path in run.iterdir()} == {
         "config.toml", "tokenizer.json", "references.json", "metrics.jsonl", "learning_curve.png", "checkpoints",
-        ".lock",
+        events.name, ".lock",
     }  # fmt: skip
     assert configuration.load(run / "config.toml") == tiny.load_config()
     kept = {str(update) for update in range(tiny.UPDATES - KEPT + 1, tiny.UPDATES + 1)}
@@ -214,6 +218,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     done = tiny.intlm(*words, python=(str(REPOSITORY / "train.py"),))
     assert done.returncode == 0, done.stderr
     tiny.assert_same_run(run, tiny.trained().directory)
+    assert [event.step for event in tiny.events_of(run)] == list(range(1, tiny.UPDATES + 1))
     assert done.stdout.endswith(f"next: intlm generate {run}\n")
     assert not list((run / "checkpoints").glob("*tmp*"))
 
@@ -239,6 +244,7 @@ def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
 
     assert main(arguments) == 0
     tiny.assert_same_run(run, tiny.trained().directory)
+    assert [event.step for event in tiny.events_of(run)] == list(range(1, tiny.UPDATES + 1))
     assert configuration.load(run / "config.toml") == tiny.load_config(train__checkpoint_seconds=1000)
 
 
@@ -430,6 +436,17 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         assert main([*words, str(run), "--resume", "--train.updates", "50"]) == 2
     assert "another `intlm train` is running in it" in capsys.readouterr().err
     assert tiny.contents(run) == before
+
+    # Whoever looks whether a run is alive holds the lock for a moment, and keeps none from starting.
+    assert not alive(run) and not alive(tmp_path)
+    with exclusive(run):
+        assert alive(run) and alive(run)
+    looking = (run / ".lock").open()
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    Timer(0.1, looking.close).start()
+    with exclusive(run):
+        assert looking.closed and alive(run)
+    assert not alive(run)
 
     other = tmp_path / "other"
     other.mkdir()

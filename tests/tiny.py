@@ -64,6 +64,7 @@ KEYS: dict[str, Any] = {
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(HOME / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(HOME / "compiled"))
+os.environ["TRACKIO_DIR"] = str(HOME / "trackio")  # not with the user's own
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -117,6 +118,14 @@ def copied(to: Path) -> Path:
 def lines_of(run: Path, without: Sequence[str] = TIMINGS) -> list[dict[str, Any]]:
     """A run's metrics but for some fields."""
     return [{k: v for k, v in line.items() if k not in without} for line in metrics.read(run / "metrics.jsonl")]
+
+
+def events_of(run: Path) -> list[Any]:
+    """What a run's event files hold of its lines, in their order, as they lie there."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    files = sorted(run.glob("events.out.tfevents.*"))
+    return [event for file in files for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
 
 
 def state_of(run: Path, update: int | None = None) -> list[tuple[str, np.ndarray]]:

@@ -5,7 +5,7 @@
 What it reads is what `intlm train CONFIG` reads, one text a group of pairs, the targets included. Weights start as the
 integer model's do, in units of 1.0 = 16, and are held to the same range; states go on from one update to the next
 and gradients do not. The held-out text is measured as `intlm evaluate` does, with logits rounded to 256ths of a bit.
-Needs optax (the extra `benchmarks`). The result is one line, as of run.py; "tokens" counts what was read, once.
+Needs optax (the extra `benchmarks`). The result is one line, as of `intlm sweep`; "tokens" counts what was read, once.
 """
 
 import argparse

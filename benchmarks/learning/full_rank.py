@@ -3,7 +3,7 @@
     python benchmarks/learning/full_rank.py CONFIG --text TEXT --out RESULTS.jsonl [--seed S]
 
 The matrices of every member are materialised, W ± round(Z 2^-sigma_shift), so it takes a small model and patience.
-All else is intlm's: the texts, the arithmetic, fitness, optimizer. The result is one line, as of run.py.
+All else is intlm's: the texts, the arithmetic, fitness, optimizer. The result is one line, as of `intlm sweep`.
 """
 
 import argparse

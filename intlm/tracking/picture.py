@@ -1,5 +1,5 @@
-"""Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of where an
-update's time goes; of what narrow accumulators cost; of how long a corpus's documents are.
+"""Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of several runs'
+curves; of where an update's time goes; of what narrow accumulators cost; of how long a corpus's documents are.
 
 Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
 backend or figure is touched.
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intlm.errors import writing
 from intlm.tracking.table import human
@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 
 TRAIN, HELD_OUT, REFERENCE = "#a9c9e6", "#c1440e", "#5b6470"
 COLOURS = (HELD_OUT, TRAIN, REFERENCE)
+MANY = 10  # colours of which each has a curve of its own; more curves are dashed, then dotted
+
+
+class Point(NamedTuple):
+    """A measurement of a run; tokens_read is None where it was not noted."""
+
+    tokens_evaluated: float
+    seconds: float
+    tokens_read: float | None
+    bits_per_byte: float
+
+
+class Curve(NamedTuple):
+    """A run's measurements, or those of one configuration with several seeds; `training`: on training text."""
+
+    label: str
+    runs: list[list[Point]]
+    training: bool = False
 
 
 def learning_curve(
@@ -79,6 +97,77 @@ def learning_curve(
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=11, frameon=False)
 
     _save(figure, path)
+
+
+def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: Path) -> None:
+    """Draw bits per byte against tokens evaluated, seconds and tokens read to the PNG `path`, replacing it atomically.
+
+    1800 pixels wide, 750 high and higher where the legend needs it. The mean of a curve's seeds is a line, from the
+    least to the most a band; seeds that go on longer than others are cut. A panel of what no curve has is left out.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    longest = max((point.seconds for curve in curves for run in curve.runs for point in run), default=0.0)
+    unit, size = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
+    panels = (("tokens evaluated", 1), (f"{unit} of training", size), ("tokens of the text read", 1))
+    columns = [
+        column for column in range(3)
+        if column < 2 or any(point[2] is not None for curve in curves for run in curve.runs for point in run)
+    ]  # fmt: skip
+    rows = -(-len(curves) // 3)
+    height = 6.6 + 0.26 * rows
+    figure = Figure(figsize=(18, max(height, 7.5)), dpi=100, layout="constrained")
+    all_axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(all_axes, columns, strict=True):
+        name, size = panels[column]
+        extent: list[float] = []
+        for number, curve in enumerate(curves):
+            length = min(len(run) for run in curve.runs)
+            points = [[run[place] for run in curve.runs] for place in range(length)]  # [points][seeds]
+            if not points or any(point[column] is None for seeds in points for point in seeds):
+                axes.plot([], [], label=curve.label, **_style(number, curve.training))  # for the legend
+                continue
+            mean = [sum(point[column] for point in seeds) / len(seeds) / size for seeds in points]  # type: ignore[misc]
+            bits = [[point.bits_per_byte for point in seeds] for seeds in points]
+            middle = [sum(some) / len(some) for some in bits]
+            seeds = f" ({len(curve.runs)} seeds)" if len(curve.runs) > 1 else ""
+            last = f"{middle[-1]:.3f}{' on training text' if curve.training else ''}{seeds}"
+            style = _style(number, curve.training)
+            if len(mean) == 1:
+                style |= {"marker": "o", "markersize": 5}
+            axes.plot(mean, middle, label=f"{curve.label}: {last}", **style)
+            if seeds:
+                least, most = [min(some) for some in bits], [max(some) for some in bits]
+                axes.fill_between(mean, least, most, color=style["color"], alpha=0.15, linewidth=0)
+            extent += mean
+        for label, level in references.items():
+            axes.axhline(level, color=REFERENCE, linewidth=1.0, linestyle=(0, (5, 4)), zorder=1)
+            beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.995, level, label, fontsize=10, color=REFERENCE, parse_math=False, **beside)
+        if extent and min(extent) > 0 and math.log10(max(extent) / min(extent)) > 0.8:
+            axes.set_xscale("log")
+            if math.log10(max(extent) / min(extent)) < 2:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: human(x)))
+        axes.set_xlabel(name, fontsize=12)
+        axes.tick_params(labelsize=11)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("held-out bits per byte", fontsize=12)
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=11, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    _save(figure, path)
+
+
+def _style(number: int, training: bool) -> dict[str, Any]:
+    """How the curve of a number is drawn."""
+    dashes = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))[number // MANY % 4]
+    return {"color": f"C{number % MANY}", "linestyle": dashes, "linewidth": 0.8 if training else 1.8}
 
 
 def breakdown(parts: Sequence[tuple[str, str, float]], path: Path, title: str) -> None:

@@ -56,7 +56,7 @@ class Progress:
 
         Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, waiting (for data, where it is a hundredth
         of an update or more), changed (a share, 0 to 1),
-        agreement (a cosine), saturated_weights with saturated_states (shares).
+        agreement (a cosine), saturated_weights with saturated_states (shares), note (text).
         """
         self._latest.update((name, value) for name, value in fields.items() if value is not None)
         advance, self._update = update - self._update, update
@@ -95,7 +95,7 @@ class Progress:
     def _state(self) -> str:
         """The measured values, the most wanted first: a narrow terminal cuts the last."""
         values = self._latest
-        parts = []
+        parts = [values["note"]] if "note" in values else []
         if "train_bits_per_byte" in values:
             parts.append(f"{values['train_bits_per_byte']:.3f} bpb")
         if "valid_bits_per_byte" in values:

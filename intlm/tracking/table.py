@@ -32,3 +32,12 @@ def human(n: float) -> str:
             return f"{n:.3g}{suffix}"
         n /= 1000
     return f"{n:.0f}T" if abs(n) >= 999.5 else f"{n:.3g}T"
+
+
+def duration(seconds: float) -> str:
+    """`seconds` to two or three significant digits with a unit: 0.5 s, 12 s, 3.5 min, 2 h, 4 d."""
+    for unit, size in (("s", 60), ("min", 60), ("h", 24)):
+        if abs(seconds) < 0.995 * size:
+            return f"{seconds:.2g} {unit}"
+        seconds /= size
+    return f"{seconds:.3g} d"

@@ -6,12 +6,22 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from intlm.tracking.picture import _spread, accumulator_widths, breakdown, learning_curve
+from intlm.tracking.picture import (
+    Curve,
+    Point,
+    _spread,
+    _style,
+    accumulator_widths,
+    breakdown,
+    comparison,
+    learning_curve,
+)
 
 REFERENCES = {"unigram": 4.52, "bigram": 3.71, "trigram": 3.08, "gzip -9": 3.11}
 
@@ -166,3 +176,69 @@ def test_narrow_accumulators(own: tuple[str, int], tmp_path: Path, figures: list
     boxes = [text.get_window_extent() for text in [*axes.texts, *legend.get_texts(), axes.title]]
     assert all(min(box.x0, box.y0) >= 0 and box.x1 <= 1200 and box.y1 <= 750 for box in boxes)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def seeds(count: int, points: int = 5, read: bool = True, faster: float = 1.0) -> list[list[Point]]:
+    return [
+        [
+            Point(1000.0 * n, 7.0 * n / faster, 100.0 * n if read else None, 3 + seed + 1 / n)
+            for n in range(1, points + 1)
+        ]
+        for seed in range(count)
+    ]
+
+
+def test_a_comparison_is_of_tokens_time_and_text(tmp_path: Path, figures: list[Figure]) -> None:
+    """A curve's seeds are a mean in a band; a run measured once is a point; what is not measured is in the legend."""
+    curves = [
+        Curve("three $ and $ seeds", seeds(3)), Curve("longer", seeds(1, 300)), Curve("old", seeds(1, 3, read=False)),
+        Curve("one point", seeds(1, 1), training=True), Curve("nothing yet", [[]]),
+    ]  # fmt: skip
+    comparison(curves, {"trigram": 3.1}, tmp_path / "a.png")
+    assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (1800, 750)
+    assert os.listdir(tmp_path) == ["a.png"]
+    panels = figures[0].axes
+    assert [axes.get_xlabel() for axes in panels] == [
+        "tokens evaluated",
+        "minutes of training",
+        "tokens of the text read",
+    ]
+    assert [axes.get_xscale() for axes in panels] == ["log", "log", "log"]
+    for axes, unit in zip(panels, (1000.0, 7 / 60, 100.0), strict=True):
+        drawn = {str(line.get_label()): line for line in axes.lines}
+        mean = drawn["three $ and $ seeds: 4.200 (3 seeds)"]
+        np.testing.assert_allclose(np.asarray(mean.get_xdata(), float), [unit * n for n in range(1, 6)])
+        np.testing.assert_allclose(np.asarray(mean.get_ydata(), float), [4 + 1 / n for n in range(1, 6)])
+        assert len(axes.collections) == 1  # the band
+        assert drawn["one point: 4.000 on training text"].get_marker() == "o"
+        assert ("old: 3.333" in drawn) == (axes is not panels[2])
+        assert len(drawn["nothing yet"].get_xdata()) == 0  # type: ignore[arg-type]
+        assert [text.get_text() for text in axes.texts] == ["trigram"]
+    (legend,) = figures[0].legends
+    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == [curve.label for curve in curves]
+    boxes = [text.get_window_extent() for text in [*legend.get_texts(), *(axes.xaxis.label for axes in panels)]]
+    assert all(min(box.x0, box.y0) >= 0 and box.x1 <= 1800 and box.y1 <= 750 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_comparison_of_many(tmp_path: Path, figures: list[Figure]) -> None:
+    """Each is told from the others, and the legend has room for all; no panel of what none of them has."""
+    comparison([Curve(f"variant-{n}", seeds(2, read=False)) for n in range(30)], {}, tmp_path / "a.png")
+    panels = figures[0].axes
+    assert [axes.get_xlabel() for axes in panels] == ["tokens evaluated", "seconds of training"]
+    assert len({str(_style(number, False)) for number in range(40)}) == 40
+    (legend,) = figures[0].legends
+    boxes = [text.get_window_extent() for text in legend.get_texts()]
+    height = struct.unpack(">I", (tmp_path / "a.png").read_bytes()[20:24])[0]
+    assert len(boxes) == 30 and all(box.y0 >= 0 and box.y1 < height / 2 and box.x1 <= 1800 for box in boxes)
+    assert panels[0].get_window_extent().height > 450
+
+
+def test_a_comparison_of_nothing(tmp_path: Path) -> None:
+    comparison([], {}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_seeds_that_go_on_longer_than_others_are_cut(tmp_path: Path, figures: list[Figure]) -> None:
+    comparison([Curve("a", [seeds(1, 5)[0], seeds(1, 3)[0]])], {}, tmp_path / "a.png")
+    assert list(figures[0].axes[0].lines[0].get_xdata()) == [1000, 2000, 3000]  # type: ignore[arg-type]

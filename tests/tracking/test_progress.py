@@ -62,6 +62,12 @@ def test_health_is_shown_last(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.endswith(f", {STATE}, agreement +0.012, saturated 1.2% w, 50.0% h\n")
 
 
+def test_a_note_is_shown_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=10) as progress:
+        progress.update(update=1, note="1/3 runs", **LINE)
+    assert capsys.readouterr().err.endswith(f" left, 1/3 runs, {STATE}\n")
+
+
 def test_nothing_done_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=10, initial=10):
         pass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from intlm.tracking.table import format_table, human
+from intlm.tracking.table import duration, format_table, human
 
 
 def test_columns_line_up() -> None:
@@ -39,3 +39,11 @@ def test_a_row_of_another_width_is_refused() -> None:
 )  # fmt: skip
 def test_numbers_are_short(n: float, text: str) -> None:
     assert human(n) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.25, "0.25 s"), (59, "59 s"), (59.9, "1 min"), (308, "5.1 min"), (5400, "1.5 h"), (864000, "10 d")],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

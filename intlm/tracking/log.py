@@ -1,0 +1,48 @@
+"""What a run tells of itself: each line goes into metrics.jsonl, and from there to the trackers that show it."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from intlm.config import Config
+from intlm.tracking import metrics
+from intlm.tracking.services import Service
+from intlm.tracking.tensorboard import TensorBoard
+
+
+class Tracker(Protocol):
+    """What shows a run's lines."""
+
+    def write(self, line: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Log:
+    """The trackers of the run in `directory`, its metrics file first: it holds what has been told so far, and what is
+    past it (`metrics.truncate_after`) is taken back. A context manager."""
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        path = directory / "metrics.jsonl"
+        with ExitStack() as stack:
+            self._trackers: list[Tracker] = [stack.enter_context(metrics.MetricsWriter(path))]
+            lines = metrics.read(path)
+            self._trackers.append(stack.enter_context(closing(TensorBoard(directory, lines))))
+            for name in config.train.services:
+                self._trackers.append(stack.enter_context(closing(Service(name, directory, config, lines))))
+            self._stack = stack.pop_all()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Give a line to each."""
+        for tracker in self._trackers:
+            tracker.write(line)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)

@@ -1,0 +1,83 @@
+"""The results file of sweeps: JSON Lines, one object a run that reached its end.
+
+study, variant, seed     which run of which sweep
+keys                     what the sweep set anew: dotted key -> value
+text                     the name of the training text
+numerics                 the numerics version
+bits_per_byte            held-out, at the end
+curve                    [update, tokens evaluated, seconds of training, held-out bits per byte], one a measurement
+parameters, read         int8 parameters; tokens of the text read at each measurement (lines of older sweeps lack both)
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intlm.errors import DataError
+from intlm.tracking.picture import Curve, Point
+from intlm.tracking.table import duration, format_table, human
+
+Line = Mapping[str, Any]
+_NEEDED = {"study": str, "variant": str, "seed": int, "keys": dict, "text": str, "bits_per_byte": float, "curve": list}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file, none where there is no file. Raises DataError where one is damaged."""
+    if not path.exists():
+        return []
+    found = []
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            whole = all(isinstance(line[name], kind) for name, kind in _NEEDED.items()) and all(
+                len(point) == 4 and all(isinstance(value, int | float) for value in point) for point in line["curve"]
+            )
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole or not line["curve"]:
+            raise DataError(f"{path}: line {number}: damaged: expected the result of a run, as `intlm sweep` writes it")
+        found.append(line)
+    return found
+
+
+def append(path: Path, line: Line) -> None:
+    """Add a line, at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def groups(lines: Iterable[Line]) -> list[list[Line]]:
+    """The lines that differ in nothing but the seed, each such group in the order of its first."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        same = [line["study"], line["variant"], line["text"], line["keys"], line.get("numerics")]
+        found.setdefault(json.dumps(same, sort_keys=True), []).append(line)
+    return list(found.values())
+
+
+def curve(group: Sequence[Line], label: str) -> Curve:
+    """The measurements of a group, to draw."""
+    runs = []
+    for line in group:
+        read = line.get("read") or [None] * len(line["curve"])
+        points = zip(line["curve"], read, strict=True)
+        runs.append([Point(tokens, seconds, seen, bits) for (_, tokens, seconds, bits), seen in points])
+    return Curve(label, runs)
+
+
+def summary(lines: Iterable[Line]) -> str:
+    """Each group's mean and spread over its seeds as a table, the best first."""
+    rows = []
+    for group in groups(lines):
+        first, bits = group[0], [line["bits_per_byte"] for line in group]
+        _, tokens, _, _ = first["curve"][-1]
+        seconds = sum(line["curve"][-1][2] for line in group) / len(group)
+        mean = sum(bits) / len(bits)
+        parameters = human(first["parameters"]) if "parameters" in first else None
+        rows.append((mean, first["variant"], first["text"], parameters, len(bits), f"{min(bits):.3f}", f"{mean:.3f}",
+                     f"{max(bits):.3f}", human(tokens), duration(seconds)))  # fmt: skip
+    rows.sort(key=lambda row: row[0])
+    headers = ["variant", "text", "parameters", "seeds", "least", "mean", "most", "evaluated tokens", "training"]
+    return format_table(headers, [row[1:] for row in rows], "ll" + "r" * 7)

@@ -1,0 +1,88 @@
+"""Weights & Biases and trackio, where a configuration asks for them (train.trackers).
+
+The run's directory keeps the identity under which the service knows the run, and the last update that it was told: a
+resumed run is the same there, and what it computes again, the same numbers, is not told twice.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from intlm.config import Config
+from intlm.errors import MissingPackage, RunError
+
+PROJECT = "intlm"  # unless the service's own environment variable names another
+
+
+def check_installed(config: Config) -> None:
+    """Raise MissingPackage for the first tracker that the configuration asks for and that is not installed."""
+    for name in config.train.services:
+        try:
+            found = importlib.util.find_spec(name)
+        except ValueError:  # it is kept from being imported
+            found = None
+        if not found:
+            raise MissingPackage(name, f'train.trackers = "{config.train.trackers}"', "pip install 'intlm[trackers]'")
+
+
+class Service:
+    """Tells the service `name` ("wandb" or "trackio") of a run, of the lines that it has already as well.
+
+    Raises RunError where the service does not start.
+    """
+
+    def __init__(self, name: str, directory: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> None:
+        module = importlib.import_module(name)  # slow
+        self._name, self._failed = name, False
+        self._path = directory / f"{name}.json"
+        self._known: dict[str, Any] = {"id": secrets.token_hex(4), "sent": 0}
+        if self._path.exists():
+            try:
+                self._known = json.loads(self._path.read_bytes())
+            except ValueError:
+                raise RunError(f"{self._path}: damaged: delete it, and the run is a new one for {name}") from None
+        identity = self._known["id"]
+        title = directory.absolute().name
+        # trackio knows a run by its name alone.
+        own = {"id": identity, "name": title, "dir": directory} if name == "wandb" else {"name": f"{title}-{identity}"}
+        project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
+        try:
+            self._run = module.init(project=project, config=dataclasses.asdict(config), resume="allow", **own)
+        except Exception as error:  # each has many kinds of its own
+            raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
+        self._note()
+        for line in lines:
+            self.write(line)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Tell of a metrics line, unless an earlier part of the run did. A service that fails does not stop the run."""
+        if self._failed or line["update"] <= self._known["sent"]:
+            return
+        try:
+            self._run.log({name: value for name, value in line.items() if name != "update"}, step=line["update"])
+        except Exception as error:
+            self._failed = True
+            what = f"{self._name} takes no more: {str(error).strip()[:300]}"
+            print(
+                f"intlm: {what}: the run goes on without it, and tells it the rest when it is resumed", file=sys.stderr
+            )
+            return
+        self._known["sent"] = line["update"]
+        self._note()
+
+    def close(self) -> None:
+        with suppress(Exception):  # as in `write`
+            self._run.finish()
+
+    def _note(self) -> None:
+        temporary = self._path.with_name(f".{self._path.name}")
+        temporary.write_text(json.dumps(self._known))
+        os.replace(temporary, self._path)
