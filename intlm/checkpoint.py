@@ -9,6 +9,7 @@ position in the data and in the noise is a function of the update alone. Beside 
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from intlm.version import NUMERICS_VERSION
 
 KEPT = 3
 CHECKSUMS = "SHA256SUMS"
+_SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 
 class Checkpoints:
@@ -75,6 +77,13 @@ class Checkpoints:
         }
         if jax.tree.leaves(optimizer):
             items["optimizer"] = standard(optimizer)
+        free = shutil.disk_usage(self._directory).free
+        needed = _SPARE + sum(x.nbytes for x in jax.tree.leaves((parameters, optimizer, members)))
+        if free < needed:  # orbax's own words for it are long
+            raise RunError(
+                f"{self._directory}: the checkpoint of update {update} was not written: No space left on device: "
+                f"{free} bytes are free, {needed} needed"
+            )
         try:
             self._manager.save(update, args=ocp.args.Composite(**items))
             step = self._directory / str(update)
