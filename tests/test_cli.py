@@ -22,7 +22,9 @@ from intlm.run import load
 from intlm.simulate.machines import MACHINES
 
 REPOSITORY = Path(__file__).parents[1]
-COMMANDS = ("prepare", "tokenizer", "train", "evaluate", "generate", "export", "simulate", "inspect", "bench")
+COMMANDS = (
+    "prepare", "tokenizer", "train", "evaluate", "harness", "generate", "export", "simulate", "inspect", "bench"
+)  # fmt: skip
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -69,7 +71,8 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         "train": ["--run-dir DIR", "--resume", "--from RUN"],
         "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
         "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
-        "evaluate": ["--text FILE", "--json", "--split", "--batch N"],
+        "evaluate": ["--text FILE", "--json", "--split", "--batch N", "--wikitext", "--documents FILE", "--picture FILE"],
+        "harness": ["RUN", "lm_eval"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
     }
     assert all(flag in text for flag in wanted.get(command, []))
