@@ -71,7 +71,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         "train": ["--run-dir DIR", "--resume", "--from RUN"],
         "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
         "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
-        "evaluate": ["--text FILE", "--json", "--split", "--batch N", "--wikitext", "--documents FILE", "--picture FILE"],
+        "evaluate": ["--text FILE", "--json", "--batch N", "--wikitext", "--documents FILE", "--picture FILE"],
         "harness": ["RUN", "lm_eval"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
     }
