@@ -225,7 +225,7 @@ def evaluate_run(
             whole.bits / whole.tokens,
             (SEGMENT, WARM_UP),
             drawing,
-            f"{run.resolve().name} on {what}: the loss by the position in the document",
+            f"{run.resolve().name} on {text.name if text else what}: the loss by the position in the document",
         )
     return Report(what, whole, lines)
 
