@@ -66,20 +66,20 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from intlm.evaluation import documents_of, evaluate
-    from intlm.run import load
-    from intlm.tracking.table import format_table
+    from intlm.evaluation import evaluate_run
 
-    texts, what = documents_of(args.run, args.text, args.split)
-    found = evaluate(load(args.run), texts, args.batch)
-    if not found.bytes:
-        raise ConfigError(f"{what}: nothing to evaluate: it holds no text")
-    summary = found.summary()
+    found = evaluate_run(args.run, args.text, args.split, args.batch, args.wikitext, args.documents, args.picture)
     if args.json:
-        print(json.dumps(summary))
+        print(json.dumps(found.whole.summary()))
     else:
-        rows = [(name.replace("_", " "), f"{v:,}" if isinstance(v, int) else f"{v:.4f}") for name, v in summary.items()]
-        print(format_table([what, ""], rows))
+        print(found.text() + (f"\npicture: {args.picture}" if args.picture else ""))
+    return 0
+
+
+def _harness(args: argparse.Namespace) -> int:
+    from intlm.harness import main
+
+    main(args.run, args.flags)
     return 0
 
 
@@ -265,7 +265,22 @@ def parser() -> argparse.ArgumentParser:
         "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
     )
     made.add_argument("--batch", type=_from(0), metavar="N", help="segments read at once; changes no digit")
+    made.add_argument(
+        "--wikitext",
+        action="store_true",
+        help="the file is WikiText: a page a document, detokenised, divided by the words and bytes of the original",
+    )
+    made.add_argument("--documents", type=Path, metavar="FILE", help="write each document's figures, as JSON Lines")
+    made.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the loss by the position in the document, as a PNG"
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object")
+
+    made = command("harness", _harness, "Run tasks of lm-evaluation-harness (lm_eval) with a run's model.")
+    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
+    made.add_argument(
+        "flags", nargs=argparse.REMAINDER, metavar="FLAGS", help="of lm_eval: --tasks NAMES, --limit N, ..."
+    )
 
     made = command("generate", _generate, "Let a run's model write.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")

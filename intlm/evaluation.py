@@ -1,43 +1,70 @@
-"""Bits per byte of a text (README, "How a model is measured").
+"""Bits per byte of a text (docs/evaluating.md).
 
 The protocol: every document is read alone, from a zero state, its first token predicted from the separator that
 begins it. Separators are not predicted and not counted. A document longer than SEGMENT tokens is cut into segments
 that are read side by side; each first reads, uncounted, the WARM_UP tokens before it as if they began the document.
-No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes are those of
-the text.
+No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes and words are those
+of the text, or of what it was made from (`Document.counted`).
 """
 
+import json
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
+from intlm.data import wikitext
 from intlm.data.shards import Split
 from intlm.data.sources import files
 from intlm.data.tokenizers import Tokenizer
+from intlm.errors import ConfigError, DataError
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel, open_corpus, open_run
+from intlm.run import BLOCK, LanguageModel, load, open_corpus, open_run, write_whole
+from intlm.tracking import picture
+from intlm.tracking.progress import VISIBLE
+from intlm.tracking.table import format_table
 
 SEGMENT = 1024
 WARM_UP = 256
 BATCH_LOGITS = 1 << 24  # logits held at once
 FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
+SHOWN = 3  # documents, of the best and of the worst
+BEGINNING = 48  # characters of a document that are shown
+# Where the bins of positions in a document begin: each for itself to 8, then four from one power of two to the next.
+BIN_STARTS = np.array([*range(1, 4), *((4 + part) << power for power in range(50) for part in range(4))])
+
+
+class Document(NamedTuple):
+    """A text to measure."""
+
+    tokens: np.ndarray  # [tokens], without separators
+    counted: bytes  # the text whose bytes and words the loss is divided by
 
 
 class Evaluation(NamedTuple):
-    """What a model makes of a text."""
+    """What a model makes of a text. The sums of several documents' are those of the whole, exactly."""
 
     tokens: int
     bytes: int
-    bits: float  # from the exact float64 log-softmax of the logits
+    words: int
+    loss: int  # the exact losses' sum, 2^FRACTION_BITS = one bit
     integer_loss: int  # the integer losses' sum, 256 = one bit
 
-    def summary(self) -> dict[str, float | int]:
-        """The figures under the names that scripts rely on."""
-        per_token, per_byte = self.bits / self.tokens, self.bits / self.bytes
+    @property
+    def bits(self) -> float:
+        """The exact loss: of the float64 log-softmax of the logits."""
+        return self.loss / 2**FRACTION_BITS
+
+    def summary(self) -> dict[str, Any]:
+        """The figures under the names that scripts rely on. None: larger than any float."""
+        per_token, per_byte, per_word = (self.bits / size for size in (self.tokens, self.bytes, self.words))
         return {
             "bits_per_byte": per_byte,
             "bits_per_byte_integer": self.integer_loss / 256 / self.bytes,
@@ -45,14 +72,45 @@ class Evaluation(NamedTuple):
             "bits_per_token_integer": self.integer_loss / 256 / self.tokens,
             "perplexity_per_token": 2**per_token,
             "perplexity_per_byte": 2**per_byte,
+            "perplexity_per_word": 2**per_word if per_word < 1024 else None,
             "tokens": self.tokens,
             "bytes": self.bytes,
+            "words": self.words,
         }
 
 
-class _Segment(NamedTuple):
-    inputs: np.ndarray  # what is read, warm-up first
+class Segment(NamedTuple):
+    """What is read at a stretch."""
+
+    inputs: np.ndarray  # what is read, a separator first, then any warm-up
     targets: np.ndarray  # what the last len(targets) inputs predict
+    document: int = 0  # the number of the document
+    start: int = 0  # the position of targets[0] in it
+
+
+class Block(NamedTuple):
+    """What a model makes of BLOCK tokens of some segments side by side."""
+
+    segments: list[Segment]  # of the first rows; the rows after them count nothing
+    logits: np.ndarray  # int16 [batch, BLOCK, vocabulary]
+    targets: np.ndarray  # int32 [batch, BLOCK], -1 where nothing is counted
+    positions: np.ndarray  # [len(segments), BLOCK], where in its document each target is
+
+
+@dataclass
+class Positions:
+    """The exact loss by the position in the document, 1 being the first: bin i begins at BIN_STARTS[i]."""
+
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(len(BIN_STARTS), np.int64))
+    loss: np.ndarray = field(default_factory=lambda: np.zeros(len(BIN_STARTS), object))  # in Python's integers
+
+    def add(self, positions: np.ndarray, losses: np.ndarray) -> None:
+        """Add tokens at some positions, the first being 0. Both are int64 [n]."""
+        bins = np.searchsorted(BIN_STARTS, positions + 1, "right") - 1
+        sums = np.zeros(len(BIN_STARTS), np.int64)
+        np.add.at(sums, bins, losses)
+        self.tokens += np.bincount(bins, minlength=len(BIN_STARTS))
+        self.loss += sums
 
 
 def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarray]:
@@ -66,12 +124,14 @@ def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarr
         yield split.read(start, count)
 
 
-def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[Iterator[np.ndarray], str]:
-    """The documents of a text file, or of a split of a run's corpus, by the run's tokenizer; and what to call them."""
+def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[Iterator[np.ndarray], str, int]:
+    """The documents of a text file, or of a split of a run's corpus, by the run's tokenizer; their name and bytes."""
     config, tokenizer = open_run(run)
     if text:
-        return file_documents(text, config.data.document_separator, tokenizer), str(text)
-    return split_documents(open_corpus(config, tokenizer).split(split)), f"{split} split"
+        size = sum(path.stat().st_size for path in files(text))
+        return file_documents(text, config.data.document_separator, tokenizer), str(text), size
+    corpus = open_corpus(config, tokenizer).split(split)
+    return split_documents(corpus), f"{split} split", corpus.bytes
 
 
 def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -83,33 +143,212 @@ def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator
                 yield tokenizer.encode(document)
 
 
-def evaluate(model: LanguageModel, texts: Iterable[np.ndarray], batch: int | None = None) -> Evaluation:
-    """Measure a model on documents, each an array of tokens. `batch`: segments read side by side."""
-    batch = batch or max(1, min(256, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
-    size = {"tokens": 0, "bytes": 0}
+def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
+    """The pages of a file of WikiText: their text is measured, their words and bytes are counted as they stand there.
 
-    def sized() -> Iterator[np.ndarray]:
-        for text in texts:
-            size["tokens"] += len(text)
-            size["bytes"] += len(model.tokenizer.decode(text))
-            yield text
-
-    bits = integer = 0
-    for inputs, targets in batches(sized(), batch):
-        states = model.start(batch)
-        for first in range(0, inputs.shape[1], BLOCK):
-            logits, states = model.read(inputs[:, first : first + BLOCK], states)
-            more = losses(model, logits, targets[:, first : first + BLOCK])
-            bits, integer = bits + more[0], integer + more[1]
-    return Evaluation(size["tokens"], size["bytes"], bits / 2**FRACTION_BITS, integer)
-
-
-def batches(texts: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The segments of documents, `batch` of them side by side: what is read, and what that predicts.
-
-    Both are int32 [batch, a multiple of BLOCK]; targets are -1 where nothing is counted.
+    Raises DataError where it has no heading of a page.
     """
-    queue = _segments(texts)
+    for file in files(path):
+        pages = list(wikitext.pages(file.read_text("utf-8", "replace")))
+        if not any(map(wikitext.is_title, (page.partition("\n")[0] for page in pages))):
+            raise DataError(f"{file}: not WikiText: expected lines such as ' = Title = ', a page after each")
+        for page in pages:
+            yield Document(tokenizer.encode(wikitext.detokenised(page).encode()), page.encode())
+
+
+@dataclass
+class Report:
+    """What `intlm evaluate` tells."""
+
+    what: str
+    whole: Evaluation
+    documents: list[dict[str, Any]] | None  # where each document was asked for
+
+    def text(self) -> str:
+        """Tables for people."""
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in self.whole.summary().items()]
+        tables = [format_table([self.what, ""], rows)]
+        if self.documents:
+            ranked = sorted(self.documents, key=lambda one: one["bits_per_byte"])
+            some = [*ranked[:SHOWN], *ranked[max(SHOWN, len(ranked) - SHOWN) :]]
+            cells = [(one["document"], one["bytes"], f"{one['bits_per_byte']:.4f}", one["begins"]) for one in some]
+            headers = [f"of {len(ranked):,} documents", "bytes", "bits per byte", "begins"]
+            tables.append(format_table(headers, cells, "rrrl"))
+        return "\n\n".join(tables)
+
+
+def evaluate_run(
+    run: Path,
+    text: Path | None = None,
+    split: str = "valid",
+    batch: int | None = None,
+    is_wikitext: bool = False,
+    documents: Path | None = None,
+    drawing: Path | None = None,
+) -> Report:
+    """Measure the model of a run (or of an export) on a text file, or on a split of its corpus.
+
+    is_wikitext: the file is WikiText, measured by its convention. documents: where to write what each document got, as
+    JSON Lines. drawing: where to draw the loss by the position in the document, as a PNG. Shows a progress bar where it
+    takes more than two seconds. Raises ConfigError where there is nothing to measure.
+    """
+    if is_wikitext and not text:
+        raise ConfigError("--wikitext: expected --text FILE, such as wiki.test.raw")
+    for flag, path in (("documents", documents), ("picture", drawing)):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise ConfigError(f"--{flag} = {path}: expected a file in a directory that is there")
+    texts: Iterable[np.ndarray | Document]
+    texts, what, size = documents_of(run, text, split)
+    model = load(run)
+    if is_wikitext and text:
+        texts = wikitext_documents(text, model.tokenizer)
+    positions = Positions() if drawing else None
+    lines: list[dict[str, Any]] | None = [] if documents else None
+    whole = total(())
+    form = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "disable": None}  # None: unless on a terminal
+    with tqdm(desc=f"evaluating {what}", total=size, **form) as bar:
+        for document, found in measure(model, texts, batch, positions, bar.update):
+            whole = total((whole, found))
+            if lines is not None and found.bytes:
+                lines.append(_line(len(lines), document, found))
+    if not whole.bytes:
+        raise ConfigError(f"{what}: nothing to evaluate: it holds no text")
+    if documents and lines is not None:
+        write_whole(documents, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if drawing and positions:
+        bins = np.flatnonzero(positions.tokens)
+        mean = [int(positions.loss[i]) / int(positions.tokens[i]) / 2**FRACTION_BITS for i in bins]
+        picture.loss_by_position(
+            [(int(BIN_STARTS[i]), int(BIN_STARTS[i + 1])) for i in bins],
+            positions.tokens[bins].tolist(),
+            mean,
+            whole.bits / whole.tokens,
+            (SEGMENT, WARM_UP),
+            drawing,
+            f"{run.resolve().name} on {text.name if text else what}: the loss by the position in the document",
+        )
+    return Report(what, whole, lines)
+
+
+def _line(number: int, document: Document, found: Evaluation) -> dict[str, Any]:
+    """What is written of a document."""
+    beginning = document.counted[: 8 * BEGINNING].decode(errors="replace")
+    return {
+        "document": number,
+        "bytes": found.bytes,
+        "tokens": found.tokens,
+        "words": found.words,
+        "bits": found.bits,
+        "bits_per_byte": found.bits / found.bytes,
+        "bits_q40": found.loss,
+        "begins": " ".join(beginning.split())[:BEGINNING].translate(VISIBLE),
+    }
+
+
+def _shown(value: float | int | None) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value is None:
+        return "over 1e308"
+    return f"{value:.4f}" if value < 1e9 else f"{value:.4g}"
+
+
+def count_words(text: bytes) -> int:
+    """One more than there are runs of white space: how lm-evaluation-harness counts."""
+    return len(re.split(r"\s+", text.decode(errors="replace")))
+
+
+def evaluate(model: LanguageModel, texts: Iterable[np.ndarray | Document], batch: int | None = None) -> Evaluation:
+    """Measure a model on documents. `batch`: segments read side by side."""
+    return total(found for _, found in measure(model, texts, batch))
+
+
+def total(found: Iterable[Evaluation]) -> Evaluation:
+    """The sum of several texts."""
+    whole = [0] * len(Evaluation._fields)
+    for one in found:
+        whole = [a + b for a, b in zip(whole, one, strict=True)]
+    return Evaluation(*whole)
+
+
+def measure(
+    model: LanguageModel,
+    texts: Iterable[np.ndarray | Document],
+    batch: int | None = None,
+    positions: Positions | None = None,
+    advance: Callable[[float], object] = lambda size: None,
+) -> Iterator[tuple[Document, Evaluation]]:
+    """What a model makes of each document, in their order.
+
+    texts: documents, or the tokens alone. batch: segments read side by side; changes no digit. positions: is added to.
+    advance: is called with how many more bytes were read.
+    """
+    waiting: deque[tuple[Document, list[int]]] = deque()  # with the tokens counted, the loss, the integer loss
+    finished = 0
+
+    def segments() -> Iterator[Segment]:
+        for number, text in enumerate(texts):
+            document = text if isinstance(text, Document) else Document(text, model.tokenizer.decode(text))
+            waiting.append((document, [0, 0, 0]))
+            yield from segments_of(document.tokens, number)
+
+    def whole() -> Iterator[tuple[Document, Evaluation]]:
+        nonlocal finished
+        while waiting and waiting[0][1][0] == len(waiting[0][0].tokens):
+            document, (tokens, loss, integer_loss) = waiting.popleft()
+            finished += 1
+            size = len(document.counted), count_words(document.counted)
+            yield document, Evaluation(tokens, *size, loss, integer_loss)
+
+    for block in read(model, segments(), batch):
+        exact = fixed_point_losses(block.logits, block.targets)
+        counted = block.targets >= 0
+        integer = np.where(counted, model.integer_losses(block.logits, np.maximum(block.targets, 0)), 0)
+        sums = [values.sum(axis=1, dtype=np.int64).tolist() for values in (counted, exact, integer)]
+        for segment, *more in zip(block.segments, *sums, strict=False):
+            document, have = waiting[segment.document - finished]
+            have[:] = [a + b for a, b in zip(have, more, strict=True)]
+            advance(more[0] * len(document.counted) / len(document.tokens))
+        if positions:
+            rows = counted[: len(block.segments)]
+            positions.add(block.positions[rows], exact[: len(rows)][rows])
+        yield from whole()
+    yield from whole()  # what has no tokens
+
+
+def segments_of(tokens: np.ndarray, document: int = 0) -> Iterator[Segment]:
+    """The segments of a document by the protocol."""
+    for first in range(0, len(tokens), SEGMENT):
+        last = min(first + SEGMENT, len(tokens))
+        before = tokens[max(0, first - WARM_UP) : last - 1]
+        yield Segment(np.concatenate([[SEPARATOR], before]), tokens[first:last], document, first)
+
+
+def default_batch(model: LanguageModel) -> int:
+    """How many segments are read side by side where nothing is asked."""
+    return max(1, min(256, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
+
+
+def read(model: LanguageModel, segments: Iterable[Segment], batch: int | None = None) -> Iterator[Block]:
+    """Read segments from a zero state, `batch` of them side by side. Blocks that count nothing are left out."""
+    batch = batch or default_batch(model)
+    for chosen, inputs, targets in batches(segments, batch):
+        states = model.start(batch)
+        width = inputs.shape[1]
+        starts = np.array([s.start - (width - len(s.targets)) for s in chosen])
+        for first in range(0, width, BLOCK):
+            logits, states = model.read(inputs[:, first : first + BLOCK], states)
+            here = targets[:, first : first + BLOCK]
+            if (here >= 0).any():
+                yield Block(chosen, logits, here, starts[:, None] + np.arange(first, first + BLOCK))
+
+
+def batches(segments: Iterable[Segment], batch: int) -> Iterator[tuple[list[Segment], np.ndarray, np.ndarray]]:
+    """Segments, `batch` of them side by side: they, what is read, and what that predicts.
+
+    The arrays are int32 [batch, a multiple of BLOCK]; targets are -1 where nothing is counted.
+    """
+    queue = iter(segments)
     while chosen := list(islice(queue, batch)):
         width = -(-max(len(s.inputs) for s in chosen) // BLOCK) * BLOCK
         # Aligned at the end, a segment's targets are the row's last. What pads the front is separators: the
@@ -119,28 +358,18 @@ def batches(texts: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarra
         for row, segment in enumerate(chosen):
             inputs[row, width - len(segment.inputs) :] = segment.inputs
             targets[row, width - len(segment.targets) :] = segment.targets
-        yield inputs, targets
+        yield chosen, inputs, targets
 
 
-def _segments(texts: Iterable[np.ndarray]) -> Iterator[_Segment]:
-    for text in texts:
-        for first in range(0, len(text), SEGMENT):
-            last = min(first + SEGMENT, len(text))
-            before = text[max(0, first - WARM_UP) : last - 1]
-            yield _Segment(np.concatenate([[SEPARATOR], before]), text[first:last])
-
-
-def losses(model: LanguageModel, logits: np.ndarray, targets: np.ndarray) -> tuple[int, int]:
-    """The sums of the counted predictions' exact losses, 2^FRACTION_BITS = one bit, and of their integer ones.
+def fixed_point_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The exact losses, int64 [batch, T], 2^FRACTION_BITS = one bit; 0 where nothing is counted.
 
     logits: int16 [batch, T, vocabulary]; targets: int32 [batch, T], -1 where nothing is counted.
     """
     counted = targets >= 0
-    if not counted.any():
-        return 0, 0
-    integer = int(model.integer_losses(logits, np.maximum(targets, 0))[counted].sum(dtype=np.int64))
-    exact = np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS)
-    return int(np.rint(exact).astype(np.int64).sum()), integer
+    found = np.zeros(targets.shape, np.int64)
+    found[counted] = np.rint(np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS))
+    return found
 
 
 def exact_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

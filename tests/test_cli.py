@@ -23,8 +23,8 @@ from intlm.simulate.machines import MACHINES
 
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = (
-    "prepare", "tokenizer", "train", "sweep", "runs", "compare", "evaluate", "generate", "export", "simulate",
-    "inspect", "bench",
+    "prepare", "tokenizer", "train", "sweep", "runs", "compare", "evaluate", "harness", "generate", "export",
+    "simulate", "inspect", "bench",
 )  # fmt: skip
 
 
@@ -77,7 +77,8 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         "compare": ["RUN", "--picture FILE", "--reference LABEL=BITS", "--json"],
         "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
         "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
-        "evaluate": ["--text FILE", "--json", "--split", "--batch N"],
+        "evaluate": ["--text FILE", "--json", "--batch N", "--wikitext", "--documents FILE", "--picture FILE"],
+        "harness": ["RUN", "lm_eval"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
     }
     assert all(flag in text for flag in wanted.get(command, []))

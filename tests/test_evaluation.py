@@ -12,9 +12,24 @@ import tiny
 
 from intlm.cli import main
 from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
-from intlm.evaluation import SEGMENT, WARM_UP, Evaluation, evaluate, exact_losses, file_documents, split_documents
+from intlm.evaluation import (
+    BIN_STARTS,
+    FRACTION_BITS,
+    SEGMENT,
+    WARM_UP,
+    Document,
+    Evaluation,
+    Positions,
+    count_words,
+    evaluate,
+    exact_losses,
+    file_documents,
+    measure,
+    split_documents,
+    total,
+)
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel, open_corpus, open_run
+from intlm.run import BLOCK, LanguageModel, load, open_corpus, open_run
 
 LENGTHS = [
     1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 200, SEGMENT - 1, SEGMENT, SEGMENT + 1, SEGMENT + WARM_UP, 2 * SEGMENT,
@@ -100,10 +115,65 @@ def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) ->
             assert math.isclose(found.bits, exact_losses(model.logits(text), model.tokens(text)).sum(), rel_tol=1e-12)
 
 
-def test_a_document_knows_nothing_of_another(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+def test_documents(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+    """A document knows nothing of another: each gets what it gets alone, and the sums are the whole's, exactly."""
     alone = [evaluate(model, [text], 3) for text in texts]
-    assert sum(one.integer_loss for one in alone) == found.integer_loss
-    assert math.isclose(math.fsum(one.bits for one in alone), found.bits, rel_tol=1e-12)
+    assert total(alone) == found
+    for batch in (1, 3, 64):
+        each = list(measure(model, texts, batch))
+        assert [one for _, one in each] == alone
+        assert all(document.tokens is text for (document, _), text in zip(each, texts, strict=True))
+    empty = np.zeros(0, np.int64)
+    some = [one for _, one in measure(model, [empty, texts[0], empty, empty, texts[5], empty], 2)]
+    nothing = Evaluation(0, 0, 1, 0, 0)
+    assert some == [nothing, alone[0], nothing, nothing, alone[5], nothing]
+    assert list(measure(model, [])) == [] and [one for _, one in measure(model, [empty])] == [nothing]
+
+
+def test_sums_are_exact_beyond_64_bits() -> None:
+    most = Evaluation(1 << 40, 1 << 40, 1 << 40, (1 << 90) + 1, 1 << 50)
+    assert total([most] * 3) == Evaluation(3 << 40, 3 << 40, 3 << 40, 3 * ((1 << 90) + 1), 3 << 50)
+
+
+def test_what_is_counted_may_be_another_text(model: LanguageModel, texts: list[np.ndarray]) -> None:
+    alone = evaluate(model, [texts[5]])
+    other = evaluate(model, [Document(texts[5], b"two words")])
+    assert other == alone._replace(bytes=9, words=2)
+
+
+def test_words() -> None:
+    counts = {b"": 1, b"a": 1, b"a b": 2, b" a \n\t b ": 4, "é\u3000日本".encode(): 2, b"\xff \xff": 2}
+    for text, count in counts.items():
+        assert count_words(text) == count, text
+
+
+def test_positions(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+    """Each token is at its position of its document, whatever segment it is read in."""
+    assert BIN_STARTS[:14].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]
+    assert (np.diff(BIN_STARTS) > 0).all() and 1024 in BIN_STARTS and BIN_STARTS[-1] > 1 << 50
+    expected = np.zeros((2, len(BIN_STARTS)), object)
+    for text in texts:
+        for first in range(0, len(text), SEGMENT):
+            segment = text[first : first + SEGMENT]
+            read = np.concatenate([[SEPARATOR], text[max(0, first - WARM_UP) : first + len(segment) - 1]])
+            logits, _ = model.read(read[None], model.start(1))
+            losses = np.rint(exact_losses(logits[0, -len(segment) :], segment) * 2**FRACTION_BITS)
+            for position, loss in enumerate(losses.tolist(), start=first + 1):
+                at = max(number for number, start in enumerate(BIN_STARTS) if start <= position)
+                expected[0, at] += 1
+                expected[1, at] += int(loss)
+    for batch in (1, 5, 64):
+        positions = Positions()
+        assert total(one for _, one in measure(model, texts, batch, positions)) == found
+        assert positions.tokens.tolist() == expected[0].tolist()
+        assert positions.loss.tolist() == expected[1].tolist()
+    assert sum(expected[1]) == found.loss
+
+
+def test_progress(model: LanguageModel, texts: list[np.ndarray]) -> None:
+    steps: list[float] = []
+    list(measure(model, texts, 3, advance=steps.append))
+    assert math.isclose(sum(steps), sum(LENGTHS)) and len(steps) > 50
 
 
 def test_the_integer_loss_is_near_the_exact_one(found: Evaluation) -> None:
@@ -134,16 +204,21 @@ def test_a_loss_of_two_halves() -> None:
 
 
 def test_summary() -> None:
-    assert Evaluation(tokens=4, bytes=8, bits=12.0, integer_loss=12 * 256 + 64).summary() == {
+    found = Evaluation(tokens=4, bytes=8, words=3, loss=12 << FRACTION_BITS, integer_loss=12 * 256 + 64)
+    assert found.summary() == {
         "bits_per_byte": 1.5,
         "bits_per_byte_integer": 12.25 / 8,
         "bits_per_token": 3.0,
         "bits_per_token_integer": 12.25 / 4,
         "perplexity_per_token": 8.0,
         "perplexity_per_byte": 2**1.5,
+        "perplexity_per_word": 16.0,
         "tokens": 4,
         "bytes": 8,
+        "words": 3,
     }
+    far = found._replace(words=1, loss=1024 << FRACTION_BITS).summary()
+    assert far["perplexity_per_word"] is None  # in JSON there is no infinity
 
 
 def test_a_split_cut_at_a_number_of_tokens() -> None:
@@ -211,12 +286,68 @@ def test_any_bytes_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "ran").exists()
 
 
+def test_each_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their sums are the whole; the table shows the best and the worst; a file is replaced whole."""
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_bytes(tiny.words(20 * number + 1, number) + b"\n" + b"z" * number)
+    (tmp_path / "texts" / "5.txt").write_bytes(b"\x1b[31m\xff\n \t red")
+    lines_file, arguments = tmp_path / "a.jsonl", ["--text", tmp_path / "texts"]
+    lines_file.write_text("older\n")
+    found = evaluated(capsys, *arguments, "--documents", lines_file)
+    assert found == evaluated(capsys, *arguments)
+    lines = [json.loads(line) for line in lines_file.read_text().splitlines()]
+    assert [line["document"] for line in lines] == list(range(9))
+    assert [line["bytes"] for line in lines] == [(tmp_path / "texts" / f"{n}.txt").stat().st_size for n in range(9)]
+    for name in ("bytes", "tokens", "words"):
+        assert sum(line[name] for line in lines) == found[name]
+    whole = sum(line["bits_q40"] for line in lines)
+    assert whole / 2**FRACTION_BITS / found["bytes"] == found["bits_per_byte"]
+    for line in lines:
+        assert line["bits"] == line["bits_q40"] / 2**FRACTION_BITS
+        assert line["bits_per_byte"] == line["bits"] / line["bytes"]
+    assert lines[5]["begins"] == "␛[31m\ufffd red"
+    assert not list(tmp_path.glob(".*"))
+
+    run = str(tiny.trained().directory)
+    assert main(["evaluate", run, *map(str, arguments), "--documents", str(lines_file)]) == 0
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert table[0].split("  ")[0] == "of 9 documents" and len(table) == 8
+    ranked = sorted(lines, key=lambda line: line["bits_per_byte"])
+    assert [int(row.split()[0]) for row in table[2:]] == [line["document"] for line in ranked[:3] + ranked[-3:]]
+    assert [float(row.split()[2]) for row in table[2:]] == sorted(float(row.split()[2]) for row in table[2:])
+
+
+def test_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "loss.png"
+    assert evaluated(capsys, "--picture", path) == evaluated(capsys)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert main(["evaluate", str(tiny.trained().directory), "--picture", str(path)]) == 0
+    assert capsys.readouterr().out.endswith(f"\npicture: {path}\n")
+
+
+def test_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Detokenised text is measured; words and bytes are the original's (tests/test_harness.py has the harness's)."""
+    page, other = " = A b = \n\n a , ab @-@ ba\n", " = B = \n\n ba \n"
+    (tmp_path / "wiki").write_text(f" \n{page}{other}")
+    found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
+    model = load(tiny.trained().directory)
+    texts = (" = A b =\n\na, ab-ba", " = B =\n\nba\n")
+    plain = evaluate(model, [model.tokenizer.encode(text.encode()) for text in texts])
+    assert (found["tokens"], found["bytes"], found["words"]) == (plain.tokens, len(page + other) - 1, 10 + 6)
+    assert found["bits_per_byte"] * found["bytes"] == pytest.approx(plain.bits, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--text", "{0}/empty.txt"], ["{0}/empty.txt", "holds no text"]),
         (["--text", "{0}/absent.txt"], ["{0}/absent.txt", "no such"]),
         (["--text", "{0}/folder"], ["{0}/folder"]),
+        (["--wikitext"], ["--wikitext", "--text FILE"]),
+        (["--wikitext", "--text", "{0}/plain.txt"], ["{0}/plain.txt", "not WikiText", "' = Title = '"]),
+        (["--documents", "{0}/absent/a.jsonl"], ["--documents = {0}/absent/a.jsonl", "a directory that is there"]),
+        (["--picture", "{0}/folder"], ["--picture = {0}/folder", "expected a file"]),
     ],
 )
 def test_what_cannot_be_evaluated(
@@ -224,6 +355,7 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "plain.txt").write_text("a\n = = b = =\n")
     words = [word.format(tmp_path) for word in arguments]
     assert main(["evaluate", str(tiny.trained().directory), *words]) == 2
     said = capsys.readouterr()

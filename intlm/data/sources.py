@@ -227,7 +227,9 @@ def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
 def _open_data_set(source: Source) -> Any:
     """The rows of a split, a `datasets.IterableDataset`."""
     import datasets  # slow to import
+    import pyarrow
 
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # which gives back what a long row took while it was read
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     options: dict[str, Any] = {"name": source.subset or None, "split": source.split, "streaming": True}

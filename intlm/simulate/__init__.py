@@ -90,7 +90,7 @@ def simulate(run: Path, target: str, text: Path | None, tokens: int) -> Report:
     is the `xla` engine. Raises MissingPackage where the machine is not installed, BuildError where the model does not
     compile for it.
     """
-    documents, what = documents_of(run, text)
+    documents, what, _ = documents_of(run, text)
     reference = load(run, "xla")
     read = np.concatenate([np.empty(0, np.int32), *first_tokens(documents, tokens)])
     size = len(reference.tokenizer.decode(read))

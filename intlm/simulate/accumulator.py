@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from intlm.arithmetic.fixed_point import MAX8, Array
-from intlm.evaluation import BATCH_LOGITS, FRACTION_BITS, SEGMENT, batches, losses
+from intlm.evaluation import BATCH_LOGITS, FRACTION_BITS, batches, fixed_point_losses, segments_of
 from intlm.model.forward import PlainWeights, matrix_product, step
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, specifications, stack_layers
 from intlm.run import BLOCK, LanguageModel
@@ -105,28 +105,29 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
     """
     widths = list(range(min(NARROWEST, proved), proved + 1))
     batch = max(1, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size * len(widths)))
-    blocks = list(batches(texts, min(batch, sum(-(-len(text) // SEGMENT) for text in texts))))
+    segments = [segment for text in texts for segment in segments_of(text)]
+    blocks = list(batches(segments, min(batch, len(segments))))
     parameters, a = stack_layers(model.parameters), model.architecture
     exact = 0
     found = {kind: np.zeros(len(widths), object) for kind in OVERFLOWS}  # in Python's integers
     changed = {kind: np.zeros(len(widths), bool) for kind in OVERFLOWS}
-    total = sum(inputs.size for inputs, _ in blocks)
+    total = sum(inputs.size for _, inputs, _ in blocks)
     with tqdm(desc="accumulators", total=total, unit="token", delay=1, leave=False, disable=None) as bar:
-        for inputs, targets in blocks:
+        for _, inputs, targets in blocks:
             states = model.start(len(inputs))
             empty = jnp.zeros((a.num_layers, len(widths), len(inputs), a.hidden_size), jnp.int8)
             narrow: dict[str, Any] = dict.fromkeys(OVERFLOWS, empty)
             for first in range(0, inputs.shape[1], BLOCK):
                 tokens, follow = inputs[:, first : first + BLOCK], targets[:, first : first + BLOCK]
                 logits, states = model.read(tokens, states)
-                bits, _ = losses(model, logits, follow)
+                bits = int(fixed_point_losses(logits, follow).sum())
                 exact += bits
                 for kind in OVERFLOWS:
                     out, narrow[kind] = read(parameters, jnp.asarray(widths), tokens, narrow[kind], kind, a)
                     for i, own in enumerate(np.asarray(out)):
                         same = np.array_equal(own, logits)
                         changed[kind][i] |= not same
-                        found[kind][i] += bits if same else losses(model, own, follow)[0]
+                        found[kind][i] += bits if same else int(fixed_point_losses(own, follow).sum())
                 bar.update(tokens.size)
             for kind in OVERFLOWS:
                 end = np.moveaxis(np.asarray(narrow[kind]), 0, 2)  # [widths, batch, layers, hidden]

@@ -113,7 +113,7 @@ def what_if(
         raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
     hardware = descriptions.load(description)
     check_installed()
-    documents, what = documents_of(run, text)
+    documents, what, _ = documents_of(run, text)
     model = load(run)
     texts = [document[1:] for document in first_tokens(documents, tokens) if len(document) > 1]
     size = sum(map(len, texts))

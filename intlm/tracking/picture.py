@@ -1,5 +1,6 @@
 """Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of several runs'
-curves; of where an update's time goes; of what narrow accumulators cost; of how long a corpus's documents are.
+curves; of where an update's time goes; of what narrow accumulators cost; of how long a corpus's documents are; of the
+loss by the position in a document.
 
 Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
 backend or figure is touched.
@@ -266,6 +267,59 @@ def lengths(counts: Mapping[str, Sequence[int]], path: Path, title: str) -> None
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, fontsize=11, frameon=False)
+    axes.set_title(title, fontsize=14, loc="left", pad=34, parse_math=False)
+    _save(figure, path)
+
+
+def loss_by_position(
+    bins: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    bits: Sequence[float],
+    mean: float,
+    segment: tuple[int, int],
+    path: Path,
+    title: str,
+) -> None:
+    """Draw bits per token by position in the document to the PNG `path`, 1200 x 750 pixels, replacing it atomically.
+
+    bins: the first position of each, from 1 on, and the first after it. tokens, bits: how many tokens were measured
+    there, and their mean loss. mean: that of all. segment: the lengths of a segment and of the warm-up before it
+    (intlm.evaluation).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    edges = [bins[0][0], *(after for _, after in bins)]
+    figure = Figure(figsize=(12, 7.5), dpi=100)
+    axes = figure.add_axes((0.07, 0.3, 0.82, 0.58))
+    below = figure.add_axes((0.07, 0.09, 0.82, 0.16), sharex=axes)
+    axes.stairs(bits, edges, baseline=None, color=HELD_OUT, linewidth=2, label="mean of the tokens at these positions")
+    below.stairs(tokens, edges, fill=True, color=TRAIN)
+    axes.axhline(mean, color=REFERENCE, linewidth=1.0, linestyle=(0, (5, 4)), zorder=1)
+    edge: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": REFERENCE}
+    axes.text(1.01, mean, f"all  {mean:.3f}", va="center", fontsize=11, **edge)
+    length, warm_up = segment
+    if edges[-1] > length + 1:
+        label = f"from here on each segment of {length:,} begins with {warm_up:,} tokens of warm-up"
+        axes.axvline(length + 1, color=REFERENCE, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(edges[0], edges[-1])
+    below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    below.xaxis.set_minor_locator(NullLocator())
+    below.set_yscale("log")
+    below.yaxis.set_major_formatter(FuncFormatter(lambda y, _: human(y)))
+    below.yaxis.set_minor_locator(NullLocator())
+    below.set_ylim(0.8, 1.5 * max(tokens))
+    below.set_xlabel("position in the document, tokens", fontsize=12)
+    below.set_ylabel("tokens", fontsize=12)
+    axes.set_ylabel("bits per token", fontsize=12)
+    axes.tick_params(labelsize=11, labelbottom=False)
+    below.tick_params(labelsize=11)
+    for one in (axes, below):
+        one.grid(alpha=0.25, linewidth=0.6)
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=11, frameon=False)
     axes.set_title(title, fontsize=14, loc="left", pad=34, parse_math=False)
     _save(figure, path)
 

@@ -1,5 +1,6 @@
 """Preparing loses no text, holds out what it says, and touches nothing that is not its own."""
 
+import gzip
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -221,6 +223,22 @@ def test_a_data_set_with_splits_columns_and_a_filter(tmp_path: Path, form: str) 
     assert documents(corpus, "train") == [b"held"]
     (path,) = (tmp_path / "set" / "data").glob("validation-*")
     assert documents(run(tmp_path, f"set/data/{path.name}", split="any"), "train") == [b"held", b"out"]
+
+
+@pytest.mark.parametrize(("form", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+def test_compressed_rows(tmp_path: Path, form: str, compress: Callable[[bytes], bytes]) -> None:
+    """A file, and a directory of several of them."""
+    texts = [text_of(number, 4000) for number in range(20)]
+    write_data_set(tmp_path / "set", "jsonl", texts)
+    for path in (tmp_path / "set" / "data").iterdir():
+        path.with_name(f"{path.name}.{form}").write_bytes(compress(path.read_bytes()))
+        path.unlink()
+    assert documents(run(tmp_path, "set"), "train") == [text.encode() for text in texts]
+    first = min((tmp_path / "set" / "data").iterdir())
+    assert documents(run(tmp_path, f"set/data/{first.name}"), "train") == [text.encode() for text in texts[:7]]
+    first.write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(DataError, match=rf"{first.name}: the data set cannot be read"):
+        run(tmp_path, f"set/data/{first.name}")
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])

@@ -21,6 +21,7 @@ from intlm.tracking.picture import (
     breakdown,
     comparison,
     learning_curve,
+    loss_by_position,
 )
 
 REFERENCES = {"unigram": 4.52, "bigram": 3.71, "trigram": 3.08, "gzip -9": 3.11}
@@ -242,3 +243,24 @@ def test_a_comparison_of_nothing(tmp_path: Path) -> None:
 def test_seeds_that_go_on_longer_than_others_are_cut(tmp_path: Path, figures: list[Figure]) -> None:
     comparison([Curve("a", [seeds(1, 5)[0], seeds(1, 3)[0]])], {}, tmp_path / "a.png")
     assert list(figures[0].axes[0].lines[0].get_xdata()) == [1000, 2000, 3000]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("longest", "is_cut"), [(2, False), (1025, False), (1280, True)])
+def test_loss_by_position(longest: int, is_cut: bool, tmp_path: Path, figures: list[Figure]) -> None:
+    """What was measured and how much of it, on the same positions; where segments begin, if there are several."""
+    edges = [edge for edge in (1, 2, 4, 8, 1024, 1025, 1280) if edge <= longest]
+    bits, tokens = [4.0 - 0.5 * i for i in range(len(edges) - 1)], [10**i for i in range(len(edges) - 1)]
+    loss_by_position(
+        list(itertools.pairwise(edges)), tokens, bits, 2.25, (1024, 256), tmp_path / "a.png", "what $5 and $6 buy"
+    )
+    assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (1200, 750)
+    above, below = figures[0].axes
+    for axes, values in ((above, bits), (below, tokens)):
+        (stairs,) = axes.patches
+        assert stairs.get_data().values.tolist() == values and stairs.get_data().edges.tolist() == edges
+        assert axes.get_xlim() == (1, longest)
+    labels = [text.get_text() for text in above.get_legend().get_texts()]
+    assert len(labels) == 1 + is_cut and (not is_cut or ("1,024" in labels[1] and "256" in labels[1]))
+    assert [text.get_text() for text in above.texts] == ["all  2.250"]
+    for box in [text.get_window_extent() for text in (*above.texts, above.get_legend(), above.title)]:
+        assert box.x0 >= 0 and box.x1 <= 1200 and box.y0 >= 0 and box.y1 <= 750
