@@ -290,6 +290,7 @@ class Workload:
             "inference": self.inference,
             "generation": self.generation,
         }
+        self.wishes = trainer.sharding.put_words(())
         self.multiplications = self.readings = 0
         self.written = FEWEST_WRITTEN
 
@@ -335,7 +336,7 @@ class Workload:
         setting = jnp.int32(trainer.optimizer.setting(trainer.update))
 
         def step() -> Any:
-            trainer.state, report = trainer.step(trainer.state, *self.read, self.number, setting)
+            trainer.state, report = trainer.step(trainer.state, *self.read, self.number, setting, self.wishes)
             self.losses = report.losses
             return trainer.state, report
 

@@ -193,7 +193,7 @@ class Trainer:
         checkpoints: of the process that writes.
         """
         settings, writes = self.config.train, distributed.writes()
-        saved, saving = time.monotonic(), 0.0
+        saved, between, slow = time.monotonic(), float(settings.checkpoint_seconds), True
         stop = stopped() if distributed.alone() else False
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
@@ -203,9 +203,12 @@ class Trainer:
                 began = time.monotonic()
                 batch = self.put(ahead.next())
                 setting = np.int32(self.optimizer.setting(self.update))
-                self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting)
+                save = writes and began - saved >= between
+                wishes = self.sharding.put_words((stopped(), save, slow))
+                self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting, wishes)
                 loss = number(report.loss)
                 took = time.monotonic() - began
+                slow = took > LATE
                 self.update += 1
                 self.seconds += took
                 last = self.update == settings.updates
@@ -221,19 +224,17 @@ class Trainer:
                         progress.write(f"--- after {self.update} updates it writes:\n{line['sample']}\n---")
                     log.write(line)
                     progress.update(**line)
-                between = settings.checkpoint_seconds and max(settings.checkpoint_seconds, SAVING_SHARE * saving)
-                save = writes and (last or time.monotonic() - saved >= between)
-                if not distributed.alone():
-                    if measured or sampled:
-                        distributed.wait(f"measured {self.update}")
-                    stop, save, self.late = self.sharding.agree((stopped(), save, took > LATE))
-                else:
+                if measured or sampled:
+                    distributed.wait(f"measured {self.update}")
+                # What any process wishes, all do.
+                stop, save, self.late = (bool(wish) for wish in np.asarray(report.wishes))
+                if distributed.alone():
                     stop = stopped()
                 if save:
                     began = time.monotonic()
                     self.save(checkpoints)
                     saved = time.monotonic()
-                    saving = saved - began
+                    between = settings.checkpoint_seconds and max(between, SAVING_SHARE * (saved - began))
             self.save(checkpoints)
         return self.update >= settings.updates
 

@@ -34,6 +34,7 @@ class UpdateReport(NamedTuple):
     losses: Array  # int32 [pairs, 2], 256 = one bit
     loss: Array  # their sum over all members (intlm.population.sharding.limbs)
     changed: Array  # int32 scalar, weights that moved
+    wishes: Array  # int32 [wishes], how many devices have each
 
 
 class Health(NamedTuple):
@@ -45,7 +46,7 @@ class Health(NamedTuple):
 
 # What of these is divided among devices.
 _STATE: Any = (SAME, DIVIDED, DIVIDED)
-_REPORT: Any = (DIVIDED, SAME, SAME)
+_REPORT: Any = (DIVIDED, SAME, SAME, SAME)
 
 UpdateStep = Callable[..., tuple[TrainState, UpdateReport]]  # see `make_update_step`
 
@@ -89,22 +90,24 @@ def make_step(
 ) -> Callable[..., tuple[Parameters, Any, UpdateReport]]:
     """An update's second half: from losses to new parameters.
 
-    Its arguments: parameters; the optimizer's state; losses; update and setting as of `make_update_step`.
+    Its arguments: parameters; the optimizer's state; losses; update, setting and wishes as of `make_update_step`.
     """
     described = specifications(problem.architecture)
     rank = problem.perturbation.rank
 
     def step(
-        parameters: Parameters, remembered: Any, losses: Array, update: Array, setting: Array
+        parameters: Parameters, remembered: Any, losses: Array, update: Array, setting: Array, wishes: Array
     ) -> tuple[Parameters, Any, UpdateReport]:
-        shaped = fitness.shape(fitness_name, losses, rank, problem.pairs, sharding.total)
-        votes = sharding.scatter(engine.accumulate(shaped, update, sharding.first()))
-        energy = fitness.energy(shaped, sharding.total)
+        sizes, loss = sharding.total((fitness.sizes(losses), limbs(losses.reshape(-1))))
+        shaped = fitness.shape(fitness_name, losses, rank, problem.pairs, sizes)
+        votes = engine.accumulate(shaped, update, sharding.first())
+        votes, energy = sharding.scatter(votes, fitness.energy(shaped))
         before = sharding.own(parameters)
         after, remembered = optimizer.update(described, before, votes, remembered, energy, rank, setting)
         moved = sum((jnp.sum(after[name] != before[name], dtype=jnp.int32) for name in after), jnp.int32(0))
-        report = UpdateReport(losses, sharding.total(limbs(losses.reshape(-1))), sharding.total(moved))
-        return sharding.gather(after), remembered, report
+        parameters, told = sharding.gather(after, jnp.concatenate([moved[None], wishes[0]]))
+        told = jnp.sum(told, axis=0, dtype=jnp.int32)
+        return parameters, remembered, UpdateReport(losses, loss, told[0], told[1:])
 
     return step
 
@@ -115,17 +118,18 @@ def make_update_step(
     """The whole update of a device's part of the population (`sharding`; None: all of it).
 
     Its arguments: the state; tokens, uint16 [texts, T]; targets, uint16 [texts, T, K]; the update's number, uint32;
-    the optimizer's setting for it, int32.
+    the optimizer's setting for it, int32; wishes, int32 [1, any], 1 or 0, that processes tell each other (None: none).
     """
     sharding = sharding or Sharding(problem)
     evaluation = make_evaluation(problem, engine, sharding)
     step = make_step(problem, engine, fitness_name, optimizer, sharding)
 
     def update_step(
-        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array
+        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array, wishes: Array | None = None
     ) -> tuple[TrainState, UpdateReport]:
         losses, members = evaluation(state.parameters, state.members, tokens, targets, update)
-        parameters, remembered, report = step(state.parameters, state.optimizer, losses, update, setting)
+        told = jnp.zeros((1, 0), jnp.int32) if wishes is None else wishes
+        parameters, remembered, report = step(state.parameters, state.optimizer, losses, update, setting, told)
         return TrainState(parameters, remembered, members), report
 
     return update_step
@@ -147,7 +151,7 @@ def compile_update(
         whole = make_update_step(problem, engine, fitness_name, optimizer, sharding)
         return sharding.compile(
             whole,
-            (TrainState(*_STATE), DIVIDED, DIVIDED, SAME, SAME),
+            (TrainState(*_STATE), DIVIDED, DIVIDED, SAME, SAME, DIVIDED),
             (TrainState(*_STATE), UpdateReport(*_REPORT)),
             donate_argnums=0,
         )
@@ -159,17 +163,17 @@ def compile_update(
     )
     step = sharding.compile(
         make_step(problem, engine, fitness_name, optimizer, sharding),
-        (SAME, DIVIDED, DIVIDED, SAME, SAME),
+        (SAME, DIVIDED, DIVIDED, SAME, SAME, DIVIDED),
         (SAME, DIVIDED, UpdateReport(*_REPORT)),
         donate_argnums=(0, 1),
     )
 
     def update_step(
-        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array
+        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array, wishes: Array
     ) -> tuple[TrainState, UpdateReport]:
         losses, members = evaluation(state.parameters, state.members, tokens, targets, update)
         meet(losses)
-        parameters, remembered, report = step(state.parameters, state.optimizer, losses, update, setting)
+        parameters, remembered, report = step(state.parameters, state.optimizer, losses, update, setting, wishes)
         return TrainState(parameters, remembered, members), report
 
     return update_step
@@ -182,7 +186,8 @@ def make_health(
 
     def health(losses: Array, members: Array, update: Array) -> Health:
         first = sharding.first()
-        shaped = fitness.shape(fitness_name, losses, problem.perturbation.rank, problem.pairs, sharding.total)
+        sizes = sharding.total(fitness.sizes(losses))
+        shaped = fitness.shape(fitness_name, losses, problem.perturbation.rank, problem.pairs, sizes)
         early = first + jnp.arange(losses.shape[0], dtype=jnp.uint32) < problem.pairs // 2
         votes = [engine.accumulate(jnp.where(half, shaped, jnp.int8(0)), update, first) for half in (early, ~early)]
         ends = jnp.sum(jnp.abs(sharding.counted(members)) == MAX8, axis=(1, 2, 3), dtype=jnp.int32)

@@ -2,9 +2,10 @@
 
 - Of D devices each evaluates the pairs of ceil(texts / D) texts that follow each other. Where that is too many the last
   devices have pairs that do not count: they read separators, and their losses are 0.
-- Only integer sums cross, so that the bits are those of one device: a few words of losses and fitness; the votes, of
-  which each device receives the sums for its slice of the parameters (a reduce-scatter, 4 bytes a parameter); and
-  that slice's new weights (a gather, 1 byte). docs/scaling.md says why votes cross and not fitness.
+- Only integer sums cross, so that the bits are those of one device. They cross three times an update, for each time has
+  its latency: a few words of the losses; the votes, of which each device receives the sums for its slice of the
+  parameters (a reduce-scatter, 4 bytes a parameter); and that slice's new weights (a gather, 1 byte). docs/scaling.md
+  says why votes cross and not fitness.
 - So each device makes its slice of the update, and keeps the optimizer's state of it. A slice is of each parameter's
   elements in order, as many for each device, with zeros behind the last.
 """
@@ -67,18 +68,22 @@ class Sharding:
 
     def total(self, tree: Tree) -> Tree:
         """Sums over the devices."""
-        return tree if self.mesh is None else jax.lax.psum(tree, AXIS)
-
-    def highest(self, x: Array) -> Array:
-        """The largest of the devices' x."""
-        return x if self.mesh is None else jax.lax.pmax(x, AXIS)
-
-    def scatter(self, votes: Parameters) -> Parameters:
-        """The sums over the devices of this device's slice of each parameter's votes."""
         if self.mesh is None:
-            return votes
-        rows = jnp.concatenate([self._rows(name, vote) for name, vote in votes.items()], axis=1)
-        return self._parts(votes, jax.lax.psum_scatter(rows, AXIS))
+            return tree
+        leaves, structure = jax.tree.flatten(tree)
+        whole = jax.lax.psum(jnp.concatenate([leaf.reshape(-1).astype(jnp.int32) for leaf in leaves]), AXIS)
+        parts = jax.lax.split(whole, [leaf.size for leaf in leaves])
+        pairs = zip(parts, leaves, strict=True)
+        return jax.tree.unflatten(structure, [part.astype(leaf.dtype).reshape(leaf.shape) for part, leaf in pairs])
+
+    def scatter(self, votes: Parameters, energy: Array) -> tuple[Parameters, Array]:
+        """The sums over the devices of this device's slice of each parameter's votes, and of an int32 scalar."""
+        if self.mesh is None:
+            return votes, energy
+        rows = [self._rows(name, vote) for name, vote in votes.items()]
+        joined = jnp.concatenate([*rows, jnp.full((self.count, 1), energy)], axis=1)
+        found = jax.lax.psum_scatter(joined, AXIS)
+        return self._parts(votes, found[:-1]), found[-1]
 
     def own(self, parameters: Parameters) -> Parameters:
         """This device's slice of each parameter."""
@@ -86,13 +91,15 @@ class Sharding:
             return parameters
         return {name: self._rows(name, value)[jax.lax.axis_index(AXIS)] for name, value in parameters.items()}
 
-    def gather(self, slices: Parameters) -> Parameters:
-        """Each parameter whole, of the devices' slices."""
+    def gather(self, slices: Parameters, words: Array) -> tuple[Parameters, Array]:
+        """Each parameter whole, of the devices' slices; and each device's words, int32 [devices, words]."""
         if self.mesh is None:
-            return slices
-        rows = jax.lax.all_gather(jnp.concatenate(list(slices.values())), AXIS)
-        columns = self._parts(slices, rows)
-        return {name: self._shaped(name, value) for name, value in columns.items()}
+            return slices, words[None]
+        as_bytes = jax.lax.bitcast_convert_type(words, jnp.int8).reshape(-1)
+        rows = jax.lax.all_gather(jnp.concatenate([*slices.values(), as_bytes]), AXIS)
+        columns = self._parts(slices, rows[:, : -as_bytes.size])
+        told = jax.lax.bitcast_convert_type(rows[:, -as_bytes.size :].reshape(self.count, -1, 4), jnp.int32)
+        return {name: self._shaped(name, value) for name, value in columns.items()}, told
 
     def _rows(self, name: str, value: Array) -> Array:
         padding = self.slices[name] * self.count - self.sizes[name]
@@ -142,15 +149,13 @@ class Sharding:
 
         return _map_parameters(put, state)
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Of each wish whether any process has it. Every process asks at the same time."""
+    def put_words(self, words: Sequence[int]) -> Array:
+        """This process's words for each of its devices: int32 [devices, words], divided."""
+        own = np.array(words, np.int32)[None]
         if self.mesh is None:
-            return list(wishes)
-        if not hasattr(self, "_highest"):
-            self._highest = self.compile(self.highest, DIVIDED, SAME)
-        own = np.tile(np.array(wishes, np.int32), (len(self.mesh.local_devices), 1))
-        everyone = jax.make_array_from_process_local_data(NamedSharding(self.mesh, DIVIDED), own)
-        return [bool(wish) for wish in np.asarray(self._highest(everyone))[0]]
+            return jnp.asarray(own)
+        own = np.tile(own, (len(self.mesh.local_devices), 1))
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, DIVIDED), own)
 
     def take_pairs(self, array: Array) -> Any:
         """The reverse of `put_pairs`, for each process."""
