@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py ratio [--rounds 5]     two processes of one thread over one process of two
     python benchmarks/scaling.py bytes                  bytes that each of two processes sends for an update
-    python benchmarks/scaling.py paper --out docs/pictures/scaling.png
+    python benchmarks/scaling.py paper --out docs/pictures/scaling.png [--faster 1000 --gigabits 400]
 
 `bytes` counts what a loopback of its own carries (Linux: unshare, ip). `paper` measures the parts of an update for
 hidden 256 to 2048 and adds what a network takes; docs/scaling.md has the model.
@@ -10,6 +10,7 @@ hidden 256 to 2048 and adds what a network takes; docs/scaling.md has the model.
 
 import argparse
 import json
+import math
 import os
 import socket
 import statistics
@@ -154,25 +155,26 @@ def parts(hidden: int) -> dict[str, float]:
 
 
 PAIRS, TOKENS = 1 << 17, 100  # of the update on paper
-BANDWIDTH, LATENCY = 12.5e9 / 8, 50e-6  # 12.5 Gb/s in bytes a second of each device; seconds of a message
+LATENCY = 50e-6  # seconds of a message
 
 
-def update_seconds(found: dict[str, float], devices: int, fitness_crosses: bool = False) -> float:
-    """An update on paper: PAIRS pairs of TOKENS tokens on devices like this machine, a ring between them."""
+def update_seconds(found: dict[str, float], devices: int, bandwidth: float, fitness_crosses: bool = False) -> float:
+    """An update on paper, of PAIRS pairs. found: `parts`; bandwidth: bytes a second that a device sends."""
     own = -(-PAIRS // devices)
-    share, steps = (devices - 1) / devices, devices - 1
+    share = (devices - 1) / devices
+    waiting = 3 * math.ceil(math.log2(devices)) * LATENCY
     evaluation = own * TOKENS * found["evaluation"]
     optimizer = found["optimizer"] / devices
     if fitness_crosses:  # B of every pair and a device's rows of A; its rows of the products; int8 weights
         votes = PAIRS * (found["noise"] * (0.5 + 0.5 / devices) + found["votes"] / devices)
-        crossing = (PAIRS * share + found["parameters"] * share) / BANDWIDTH + 2 * min(steps, 64) * LATENCY
+        crossing = (PAIRS + found["parameters"]) * share / bandwidth
     else:
         votes = own * (found["noise"] + found["votes"])
-        crossing = 5 * found["parameters"] * share / BANDWIDTH + 2 * min(steps, 64) * LATENCY
-    return evaluation + votes + optimizer + crossing
+        crossing = 5 * found["parameters"] * share / bandwidth
+    return evaluation + votes + optimizer + crossing + waiting
 
 
-def paper(out: Path) -> None:
+def paper(out: Path, faster: float, gigabits: float) -> None:
     """See the module."""
     from matplotlib.figure import Figure
 
@@ -182,11 +184,13 @@ def paper(out: Path) -> None:
     for hidden in (256, 512, 1024, 2048):
         found = parts(hidden)
         print(json.dumps(found), flush=True)
-        one = update_seconds(found, 1)
+        found = {name: v / (1 if name in ("hidden", "parameters") else faster) for name, v in found.items()}
+        bandwidth = gigabits * 1e9 / 8
+        one = update_seconds(found, 1, bandwidth)
         for crosses in (False, True):
-            efficiency = [one / (n * update_seconds(found, n, crosses)) for n in counts]
+            efficiency = [one / (n * update_seconds(found, n, bandwidth, crosses)) for n in counts]
             half = next((n for n, e in zip(counts, efficiency, strict=True) if e < 0.5), None)
-            named = {n: (round(update_seconds(found, n, crosses), 3), round(e, 3))
+            named = {n: (round(update_seconds(found, n, bandwidth, crosses), 4), round(e, 3))
                      for n, e in zip(counts, efficiency, strict=True) if n in (1, 64, 1024)}  # fmt: skip
             print(f"hidden {hidden}, {'fitness' if crosses else 'votes'} cross: {named}; half: {half}", flush=True)
             axes.plot(
@@ -197,7 +201,9 @@ def paper(out: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{n:,}" for n in counts], fontsize=11)
     axes.set_ylim(0, 1.05)
-    axes.set_xlabel(f"devices, each as fast as this machine ({os.cpu_count()} cores)", fontsize=12)
+    like = "as fast as" if faster == 1 else f"{faster:,.0f} times as fast as"
+    machine = f"this machine's {os.cpu_count()} cores"
+    axes.set_xlabel(f"devices, each {like} {machine}; {gigabits:g} Gb/s between them", fontsize=12)
     axes.set_ylabel("speed over devices times that of one", fontsize=12)
     title = f"An update of {2 * PAIRS:,} members of 6 layers, {TOKENS} tokens each, on paper"
     axes.set_title(title, loc="left", fontsize=14)
@@ -213,6 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("ratio", "bytes", "paper"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--faster", type=float, default=1, help="than this machine, of a device")
+    parser.add_argument("--gigabits", type=float, default=10, help="a second, of a device's network")
     parser.add_argument("--out", type=Path, default=Path("scaling.png"))
     args = parser.parse_args()
     if args.what == "ratio":
@@ -220,7 +228,7 @@ def main() -> None:
     elif args.what == "bytes":
         count_bytes()
     else:
-        paper(args.out)
+        paper(args.out, args.faster, args.gigabits)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,10 @@ class TrainConfig:
         "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
     )
     sample_every: int = _key("updates between samples of text; 0: never", 200, low=0, high=INT32_MAX)
-    checkpoint_seconds: int = _key("seconds between checkpoints; 0: after every update", 60, low=0, high=INT32_MAX)
+    checkpoint_seconds: int = _key(
+        "seconds between checkpoints, and at least 50 times what one takes; 0: after every update", 60,
+        low=0, high=INT32_MAX,
+    )  # fmt: skip
     trackers: str = _key(f"that show the run beside TensorBoard, commas between: {', '.join(SERVICES)}", "")
 
     @property
