@@ -35,12 +35,12 @@ hidden_size = 32
 num_layers = 2
 feed_forward_size = 32
 [eggroll]
-population = 256
+population = 128
 group_size = 4
 optimizer = "adam"
 [train]
 tokens_per_update = 16
-updates = 600
+updates = 200
 evaluate_every = 50
 sample_every = 100
 checkpoint_seconds = 1

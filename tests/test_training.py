@@ -405,6 +405,22 @@ def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert tiny.contents(tiny.HOME / "prepared") == prepared
 
 
+def test_damaged_text_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A changed bit in a shard is named before anything is written, at the start of a run and at its resumption."""
+    words = ["train", str(tiny.CONFIG), "--data.prepared", str(tmp_path / "prepared"), "--train.updates", "2"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    shard = tmp_path / "prepared" / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    before = tiny.contents(tmp_path / "run")
+    capsys.readouterr()
+    assert main([*words, "--run-dir", str(tmp_path / "new")]) == 2
+    assert main([*words, "--run-dir", str(tmp_path / "run"), "--resume", "--train.updates", "3"]) == 2
+    assert capsys.readouterr().err.count(f"intlm: {shard}: damaged: its sha256 is ") == 2
+    assert not (tmp_path / "new").exists() and tiny.contents(tmp_path / "run") == before
+
+
 def test_other_text_under_the_same_name_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_bytes(tiny.words(400))

@@ -82,6 +82,22 @@ def test_a_mixture_is_the_streams_of_each(make_corpus: MakeCorpus, data: st.Data
             first += count
 
 
+@pytest.mark.parametrize("targets", [1, 2])
+@pytest.mark.parametrize("cuts", [(0, 7), (0, 3, 7), (0, 2, 5, 6, 7), (0, 0, 7, 7)])
+def test_parts_of_the_streams_are_the_whole(make_corpus: MakeCorpus, cuts: tuple[int, ...], targets: int) -> None:
+    """What processes read of a mixture, a part each, is together what one reads; some may have none."""
+    first, second = make_corpus([b"abcdefgh"], name="a"), make_corpus([b"xyz"], name="b")
+    mixture = [(4, first.split("train")), (3, second.split("train"))]
+    whole = MixedStreams(mixture, 7, 5, targets)
+    parts = [MixedStreams(mixture, 7, 5, targets, range(a, b)) for a, b in itertools.pairwise(cuts)]
+    assert all(part.counts == whole.counts == [4, 3] for part in parts)
+    for update in (0, 3):
+        read = zip(*(part.batch(update) for part in parts), strict=True)
+        for found, expected in zip(read, whole.batch(update), strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), expected)
+            assert all(some.dtype == np.uint16 for some in found)
+
+
 def test_a_share_of_less_than_a_text_is_refused(make_corpus: MakeCorpus) -> None:
     split = make_corpus([b"abc"]).split("train")
     assert MixedStreams([(3, split), (1, split)], 4, 1).counts == [3, 1]
