@@ -425,4 +425,5 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         done = trainer.run(checkpoints, stopped)
         if done and writes:
             print(trainer.summary())
+        distributed.wait("ended")  # JAX gives a process little time to end after another
         return done
