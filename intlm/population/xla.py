@@ -11,12 +11,22 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise, votes
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
-from intlm.model.parameters import Parameters, Specification, map_specifications, stack_layers, unstack_layers
+from intlm.model.parameters import (
+    Parameters,
+    Specification,
+    map_specifications,
+    specifications,
+    stack_layers,
+    unstack_layers,
+)
 from intlm.model.sampling import sample
 from intlm.population.engine import Prepared, Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
+# On a GPU a chunk takes what memory there is, up to this: its noise and widest activations, each _COPIES times.
+_MOST_SPARE = 3 << 28
+_COPIES = 4
 
 Tree = TypeVar("Tree")
 
@@ -28,9 +38,12 @@ class XlaEngine:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        architecture = problem.architecture
+        architecture, perturbation = problem.architecture, problem.perturbation
         widest = max(architecture.hidden_size, architecture.feed_forward_size, architecture.vocab_size)
         members = problem.chunk_size or max(2, _CHUNK_ELEMENTS // widest)
+        if not problem.chunk_size and (spare := spare_bytes()):
+            noise = perturbation.rank * sum(sum(s.shape) for s in specifications(architecture))
+            members = 2 * (spare // (_COPIES * (noise + 2 * widest * 4)))
         self.chunk_pairs = min(problem.pairs, max(1, members // 2))
 
     def _pairs(self) -> Array:
@@ -67,10 +80,16 @@ class XlaEngine:
 
     def accumulate(self, fitness: Array, update: Array) -> Parameters:
         """See `Engine.accumulate`."""
-        perturbation = self.problem.perturbation
-        epoch = perturbation.epoch(update)
+        epoch = self.problem.perturbation.epoch(update)
+        architecture = self.problem.architecture
+        found = map_specifications(partial(self._gather, fitness, epoch), architecture)
+        return unstack_layers(found, architecture)
 
-        def gather(specification: Specification, number: Array) -> Array:
+    def _gather(self, fitness: Array, epoch: Array, specification: Specification, numbers: Array) -> Array:
+        """The votes of the parameters of one name: int32 N + their shape. numbers: uint32 N, [] or [layers]."""
+        perturbation = self.problem.perturbation
+
+        def gather(number: Array) -> Array:
             def add(total: Array, chunk: tuple[Array, Array]) -> Array:
                 pairs, fitness = chunk
                 drawn = parameter_noise(specification, number, perturbation, epoch, pairs)
@@ -79,13 +98,7 @@ class XlaEngine:
             zero = jnp.zeros(specification.shape, jnp.int32)
             return fold_in_chunks(add, zero, (self._pairs(), fitness), self.chunk_pairs)
 
-        def gather_all(specification: Specification, numbers: Array) -> Array:
-            return (
-                jax.lax.map(partial(gather, specification), numbers) if numbers.ndim else gather(specification, numbers)
-            )
-
-        architecture = self.problem.architecture
-        return unstack_layers(map_specifications(gather_all, architecture), architecture)
+        return jax.lax.map(gather, numbers) if numbers.ndim else gather(numbers)
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""
@@ -116,6 +129,12 @@ class XlaEngine:
 
         (logits, states), drawn = jax.lax.scan(write, (logits, states), position + jnp.arange(count, dtype=jnp.uint32))
         return drawn, logits, states
+
+
+def spare_bytes() -> int:
+    """Memory that a chunk may take, bytes; 0 on a device that does not tell how much it has (a CPU)."""
+    held = jax.local_devices()[0].memory_stats() or {}
+    return min(_MOST_SPARE, (held.get("bytes_limit", 0) - held.get("bytes_in_use", 0)) // 4)
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:
