@@ -32,7 +32,7 @@ from intlm.population.kernels import recurrence as cells
 from intlm.population.kernels.head import losses
 from intlm.population.kernels.product import product
 from intlm.population.kernels.votes import votes
-from intlm.population.xla import XlaEngine, map_in_chunks, spare_bytes
+from intlm.population.xla import XlaEngine, even_chunk, map_in_chunks, spare_bytes
 
 TOKENS = 32  # read at once: longer blocks share noise among more tokens, shorter leave memory for more members
 TILE = 2  # pairs whose rows share a product's weights
@@ -71,8 +71,8 @@ class GpuEngine(XlaEngine):
         self.fuses_feed_forward = self.hidden <= fused.LARGEST
         self.fuses_recurrence = self.hidden <= cells.LARGEST
         if not problem.chunk_size:
-            tiles = spare_bytes() // (self._pair_bytes() * cells.PAIRS)
-            self.chunk_pairs = min(problem.pairs, max(1, tiles) * cells.PAIRS)
+            most = even_chunk(problem.pairs, spare_bytes() // self._pair_bytes(), cells.PAIRS)
+            self.chunk_pairs = min(problem.pairs, most)
 
     def unserved(self) -> list[str]:
         """The operations that XLA does, with the reason."""

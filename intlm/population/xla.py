@@ -25,7 +25,7 @@ from intlm.population.engine import Prepared, Problem
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
 # On a GPU a chunk takes what memory there is, up to this: its noise and widest activations, each _COPIES times.
-_MOST_SPARE = 3 << 28
+_MOST_SPARE = 1 << 29
 _COPIES = 4
 
 Tree = TypeVar("Tree")
@@ -40,11 +40,11 @@ class XlaEngine:
         self.problem = problem
         architecture, perturbation = problem.architecture, problem.perturbation
         widest = max(architecture.hidden_size, architecture.feed_forward_size, architecture.vocab_size)
-        members = problem.chunk_size or max(2, _CHUNK_ELEMENTS // widest)
+        pairs = (problem.chunk_size or _CHUNK_ELEMENTS // widest) // 2
         if not problem.chunk_size and (spare := spare_bytes()):
             noise = perturbation.rank * sum(sum(s.shape) for s in specifications(architecture))
-            members = 2 * (spare // (_COPIES * (noise + 2 * widest * 4)))
-        self.chunk_pairs = min(problem.pairs, max(1, members // 2))
+            pairs = even_chunk(problem.pairs, spare // (_COPIES * (noise + 2 * widest * 4)))
+        self.chunk_pairs = min(problem.pairs, max(1, pairs))
 
     def _pairs(self) -> Array:
         return jnp.arange(self.problem.pairs, dtype=jnp.uint32)
@@ -135,6 +135,19 @@ def spare_bytes() -> int:
     """Memory that a chunk may take, bytes; 0 on a device that does not tell how much it has (a CPU)."""
     held = jax.local_devices()[0].memory_stats() or {}
     return min(_MOST_SPARE, (held.get("bytes_limit", 0) - held.get("bytes_in_use", 0)) // 4)
+
+
+def even_chunk(pairs: int, most: int, multiple: int = 1) -> int:
+    """Up to `most` pairs, a multiple of something, such that nothing remains after the last chunk if that can be.
+
+    A remainder is another program to compile, and takes copies of all states.
+    """
+    most = max(multiple, most // multiple * multiple)
+    fewest = -(-pairs // most)
+    for chunks in range(fewest, 2 * fewest + 1):
+        if pairs % (chunks * multiple) == 0:
+            return pairs // chunks
+    return most
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:

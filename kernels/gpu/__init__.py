@@ -29,7 +29,7 @@ from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import Tables, tables
 from intlm.eggroll.perturbation import INPUT_PRODUCT_LIMIT, Perturbation
 
-WHOLE = 512  # a row of up to so many values is one operand; a longer one is taken BLOCK by BLOCK
+WHOLE = 256  # a row of up to so many values is one operand; a longer one is taken BLOCK by BLOCK
 BLOCK = 128
 _COLUMNS = 16  # the least that a matrix unit's operand has
 
@@ -53,11 +53,6 @@ def padded(size: int) -> int:
     return max(32, power_of_two(size)) if size <= WHOLE else -(-size // BLOCK) * BLOCK
 
 
-def block(size: int) -> int:
-    """How much of a padded size is one operand of a product over it."""
-    return size if size <= WHOLE else BLOCK
-
-
 def tabled(*names: str) -> list[Array]:
     """Tables as arguments of a kernel."""
     found: Tables = tables()
@@ -65,8 +60,9 @@ def tabled(*names: str) -> list[Array]:
 
 
 def call(
-    kernel: Any, setting: Setting, grid: tuple[int, ...], specs: list[Any], results: Any, result_specs: Any, warps: int
-) -> Any:
+    kernel: Any, setting: Setting, grid: tuple[int, ...], specs: list[Any], results: Any, result_specs: Any, warps: int,
+    stages: int = 2,
+) -> Any:  # fmt: skip
     """`pl.pallas_call` as all kernels make it."""
     return pl.pallas_call(
         kernel,
@@ -75,7 +71,7 @@ def call(
         out_shape=results,
         out_specs=result_specs,
         interpret=setting.interpret,
-        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
     )
 
 
@@ -100,7 +96,8 @@ def draw(quantile: Ref, perturbation: Perturbation, counter: tuple[Any, Any, Any
 
     counter: uint32, broadcastable to blocks. Returns int8 of the shape of `blocks` with `axis` 16 times as long.
     """
-    words = [jnp.expand_dims(w, axis + 1) for w in threefry4x32(seed_key(perturbation.seed, Domain.NOISE), (*counter, blocks))]
+    key = seed_key(perturbation.seed, Domain.NOISE)
+    words = [jnp.expand_dims(w, axis + 1) for w in threefry4x32(key, (*counter, blocks))]
     shape = [*blocks.shape]
     shape.insert(axis + 1, 16)
     j = jax.lax.broadcasted_iota(jnp.uint32, shape, axis + 1)
@@ -115,68 +112,86 @@ def block_numbers(shape: tuple[int, ...], axis: int, first: Any) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis).astype(jnp.uint32) + first
 
 
-class PairNoise(NamedTuple):
-    """One matrix's noise for a program's few pairs, made when it is asked for."""
+def over(count: int, component: Any, start: Array) -> Array:
+    """The fold of `component` over 0 .. count - 1; a single one is not a loop."""
+    return component(0, start) if count == 1 else jax.lax.fori_loop(0, count, component, start)
 
-    quantile: Ref
-    perturbation: Perturbation
-    epoch: Array  # uint32 scalar
-    pairs: Array  # uint32 [pairs], a power of two of them
-    number: Array  # uint32 scalar, the parameter's
-    fan_in: int
-    fan_out: int
 
-    @property
-    def rank(self) -> int:
-        """Padded, so that all pairs' components are the columns of one product."""
-        return max(power_of_two(self.perturbation.rank), _COLUMNS // self.pairs.shape[0])
+class PairNoise:
+    """One matrix's noise for the few pairs of a program, made when it is asked for. Rows are [pairs, 2, tokens]."""
 
-    def _stride(self) -> tuple[int, int]:
-        blocks_in = -(-self.fan_in // 16)
-        return blocks_in, blocks_in + -(-self.fan_out // 16)
+    def __init__(
+        self, setting: Setting, quantile: Ref, counter: tuple[Array, list[Array], Array], fan: tuple[int, int], rows: int
+    ) -> None:
+        """counter: epoch, pairs, parameter, uint32 scalars. fan: the true (fan-out, fan-in). rows: of all pairs."""
+        self.quantile, self.perturbation = quantile, setting.perturbation
+        self.epoch, self.pairs, self.number = counter
+        self.blocks_in, blocks_out = (-(-size // 16) for size in reversed(fan))
+        self.stride = self.blocks_in + blocks_out
+        self.rows = rows
+        # Padded, so that all pairs' components are the columns of one product.
+        self.rank = max(power_of_two(self.perturbation.rank), _COLUMNS // len(self.pairs))
+        self.columns = self.rank * len(self.pairs)
+        row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+        half = rows // len(self.pairs) // 2
+        self.pair = jax.lax.div(row, 2 * half)
+        self.sign = 1 - 2 * jax.lax.rem(jax.lax.div(row, half), 2)
+
+    def _draw(self, pair: Array, blocks: Array, axis: int) -> Array:
+        return draw(self.quantile, self.perturbation, (self.epoch, pair, self.number), blocks, axis)
 
     def b(self, start: Any, size: int) -> Array:
-        """B's values start to start + size, both multiples of 16: int8 [pairs * rank, size], 0 beyond the rank."""
-        _, stride = self._stride()
-        count, rank = self.pairs.shape[0], self.rank
-        shape = (count, rank, size // 16)
-        k = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        blocks = block_numbers(shape, 2, jnp.uint32(start) // 16) + k.astype(jnp.uint32) * jnp.uint32(stride)
-        drawn = draw(self.quantile, self.perturbation, (self.epoch, self.pairs[:, None, None], self.number), blocks, 2)
-        k = jax.lax.broadcasted_iota(jnp.int32, (count, rank, size), 1)
-        return jnp.where(k < self.perturbation.rank, drawn, jnp.int8(0)).reshape(count * rank, size)
+        """B's values start to start + size, both multiples of 16: int8 [columns, size], 0 beyond the rank."""
 
-    def a(self, k: Any, start: Any, size: int) -> Array:
-        """A_k's values start to start + size, both multiples of 16: int8 [pairs, size]."""
-        blocks_in, stride = self._stride()
-        first = jnp.uint32(k) * jnp.uint32(stride) + jnp.uint32(blocks_in) + jnp.uint32(start) // 16
-        blocks = block_numbers((self.pairs.shape[0], size // 16), 1, first)
-        return draw(self.quantile, self.perturbation, (self.epoch, self.pairs[:, None], self.number), blocks, 1)
+        def place(shape: tuple[int, int]) -> tuple[Array, Array]:
+            column = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+            return jax.lax.div(column, self.rank), jax.lax.rem(column, self.rank)
 
-    def scaled(self, along: Array) -> Array:
-        """x B of all pairs' components, int32 [rows, pairs * rank], to t."""
-        return scale_projection(along, self.perturbation.rank)
+        own, k = place((self.columns, size // 16))
+        pair = self._of(own, self.pairs)
+        first = unsigned(start) // 16 + k.astype(jnp.uint32) * jnp.uint32(self.stride)
+        drawn = self._draw(pair, block_numbers(k.shape, 1, first), 1)
+        return jnp.where(place(drawn.shape)[1] < self.perturbation.rank, drawn, jnp.int8(0))
 
-    def change(self, t: Array, start: Any, size: int) -> Array:
-        """What is added to outputs start to start + size: int32 [rows, size], of the member that subtracts negated.
+    @staticmethod
+    def _of(own: Array, values: list[Array]) -> Array:
+        """Each pair's own of the values."""
+        found = values[0]
+        for q, value in enumerate(values[1:], 1):
+            found = jnp.where(own == q, value, found)
+        return found
 
-        t: int32 [rows, pairs * rank]. Rows are [pairs, 2, tokens].
+    def change(self, along: Array, start: Any, size: int) -> Array:
+        """What is added to outputs start to start + size, with its sign: int32 [rows, size].
+
+        along: int32 [rows, columns], x B of all pairs' components.
         """
-        rows, count, rank = t.shape[0], self.pairs.shape[0], self.rank
-        own = jax.lax.broadcasted_iota(jnp.int32, t.shape, 0) // (rows // count) * rank
-        column = jax.lax.broadcasted_iota(jnp.int32, t.shape, 1)
+        t = scale_projection(along, self.perturbation.rank)
+        mine = jax.lax.broadcasted_iota(jnp.int32, t.shape, 1) - self.pair * self.rank
 
-        def component(k: Any, total: Array) -> Array:
-            chosen = jnp.sum(jnp.where(column == own + k, t, 0), axis=1)
-            a = self.a(k, start, size).astype(jnp.int32)
-            return total + (chosen.reshape(count, rows // count, 1) * a[:, None, :]).reshape(rows, size)
+        def component(k: Array | int, total: Array) -> Array:
+            first = unsigned(k) * jnp.uint32(self.stride) + jnp.uint32(self.blocks_in) + unsigned(start) // 16
+            blocks = block_numbers((size // 16,), 0, first)
+            a = self._of(self.pair, [self._draw(pair, blocks, 0).astype(jnp.int32)[None, :] for pair in self.pairs])
+            chosen = jnp.sum(jnp.where(mine == k, t, 0), axis=1)
+            return total + chosen[:, None] * a
 
-        zero = jnp.zeros((rows, size), jnp.int32)
-        real = self.perturbation.rank
-        total = component(0, zero) if real == 1 else jax.lax.fori_loop(0, real, component, zero)
-        total = rounding_shift(total, self.perturbation.sigma_shift)
-        second = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) // (rows // count // 2) % 2
-        return total * (1 - 2 * second)
+        total = over(self.perturbation.rank, component, jnp.zeros((self.rows, size), jnp.int32))
+        return rounding_shift(total, self.perturbation.sigma_shift) * self.sign
+
+
+def unsigned(number: Any) -> Any:
+    """A number >= 0, known or not, as uint32."""
+    return jnp.uint32(number) if isinstance(number, int) else number.astype(jnp.uint32)
+
+
+def product_over(size: int, part: Any, shape: tuple[int, int]) -> Array:
+    """The sum of part(start, length) over a padded fan-in, operand by operand: int32 of a shape."""
+    length = size if size <= WHOLE else BLOCK
+    if length == size:
+        return part(0, size)
+    zero = jnp.zeros(shape, jnp.int32)
+    return jax.lax.fori_loop(0, size // length, lambda i, total: total + part(i * length, length), zero)
 
 
 def scale_projection(along: Array, rank: int) -> Array:

@@ -46,51 +46,50 @@ def feed_forward(
     twice.
     """
     epoch, pairs, numbers = where
-    arguments = [*tabled("quantile", "reciprocal"), epoch, pairs, numbers, x, outputs, up, down]
-    specs = [*map(whole, arguments[:3]), of_program(pairs, tile), whole(numbers), of_program(x, tile)]
-    specs += [of_program(outputs, tile), whole(up), whole(down)]
-    results = [jax.ShapeDtypeStruct(x.shape, jnp.int8)] * 2
+    count, rows, hidden = x.shape
+    arguments = [*tabled("quantile", "reciprocal"), epoch, pairs, numbers]
+    arguments += [x.reshape(-1, hidden), outputs.reshape(-1, hidden), up, down]
+    streams = of_program(arguments[5], tile * rows)
+    specs = [*map(whole, arguments[:3]), of_program(pairs, tile), whole(numbers), streams, streams, whole(up), whole(down)]
+    result = jax.ShapeDtypeStruct((count * rows, hidden), jnp.int8)
     kernel = partial(_kernel, setting, architecture)
-    call_it = call(kernel, setting, (x.shape[0] // tile,), specs, results, [of_program(x, tile)] * 2, 4 * tile)
-    after, normed = call_it(*arguments)
+    found = call(kernel, setting, (count // tile,), specs, [result] * 2, [streams] * 2, 4 * tile)(*arguments)
+    after, normed = (array.reshape(x.shape) for array in found)
     return after, normed
 
 
 def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
-    quantile, reciprocal, epoch, pairs, numbers, x, states, up, down, after, normed = refs
-    tile, rows, hidden = x.shape
-    true_hidden, inner = architecture.hidden_size, architecture.feed_forward_size
+    quantile, reciprocal, epoch, pairs, numbers, before, states, up, down, after, normed = refs
+    rows, hidden = before.shape
+    size, inner = architecture.hidden_size, architecture.feed_forward_size
     width = min(_WIDTH, up.shape[0])
-    rescale_up, rescale_down = activation_rescale(true_hidden), activation_rescale(inner)
+    rescale_up, rescale_down = activation_rescale(size), activation_rescale(inner)
+    own = [pairs[q] for q in range(pairs.shape[0])]
+    noise_up = PairNoise(setting, quantile, (epoch[0], own, numbers[0]), (inner, size), rows)
+    noise_down = PairNoise(setting, quantile, (epoch[0], own, numbers[1]), (size, inner), rows)
 
-    def noise(number: Array, fan_in: int, fan_out: int) -> PairNoise:
-        return PairNoise(quantile, setting.perturbation, epoch[0], pairs[:], number, fan_in, fan_out)
-
-    noise_up, noise_down = noise(numbers[0], true_hidden, inner), noise(numbers[1], inner, true_hidden)
-    added = states[...].reshape(tile * rows, hidden).astype(jnp.int32)
+    added = states[...].astype(jnp.int32)
     if architecture.nonlinearity == "table":
         added = rounding_shift(added, STATE_SHIFT)
-    x = saturate8(x[...].reshape(tile * rows, hidden).astype(jnp.int32) + added)
-    n = norm_rows(x.astype(jnp.int32), reciprocal, true_hidden)
-    t = noise_up.scaled(dot(n, noise_up.b(0, hidden)))
+    x = saturate8(before[...].astype(jnp.int32) + added)
+    n = norm_rows(x.astype(jnp.int32), reciprocal, size)
+    along_up = dot(n, noise_up.b(0, hidden))
 
     def channels(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         total, along = carry
         start = i * width
-        accumulator = dot(n, up[pl.ds(start, width), :]) + noise_up.change(t, start, width)
-        wide = jnp.abs(rescale_to_int8(rescale_up, accumulator)).astype(jnp.int8)
-        # Beyond the true size the matrix is 0; the noise is not.
-        drawn = inside(noise_down.b(start, width), start, inner) if inner < up.shape[0] else noise_down.b(start, width)
-        return total + dot(wide, down[:, pl.ds(start, width)]), along + dot(wide, drawn)
+        accumulator = dot(n, up[pl.ds(start, width), :]) + noise_up.change(along_up, start, width)
+        wide = jnp.abs(rescale_to_int8(rescale_up, accumulator))
+        if inner < up.shape[0]:  # there the matrices are 0, but the noise is not
+            wide = inside(wide, start, inner)
+        wide = wide.astype(jnp.int8)
+        return total + dot(wide, down[:, pl.ds(start, width)]), along + dot(wide, noise_down.b(start, width))
 
-    begin = (
-        jnp.zeros((tile * rows, hidden), jnp.int32),
-        jnp.zeros((tile * rows, tile * noise_down.rank), jnp.int32),
-    )
+    begin = (jnp.zeros((rows, hidden), jnp.int32), jnp.zeros((rows, noise_down.columns), jnp.int32))
     total, along = jax.lax.fori_loop(0, up.shape[0] // width, channels, begin)
-    total += noise_down.change(noise_down.scaled(along), 0, hidden)
+    total += noise_down.change(along, 0, hidden)
     y = saturate8(x.astype(jnp.int32) + rescale_down(total)).astype(jnp.int32)
-    if true_hidden < hidden:
-        y = inside(y, 0, true_hidden)
-    after[...] = y.astype(jnp.int8).reshape(tile, rows, hidden)
-    normed[...] = norm_rows(y, reciprocal, true_hidden).reshape(tile, rows, hidden)
+    if size < hidden:
+        y = inside(y, 0, size)
+    after[...] = y.astype(jnp.int8)
+    normed[...] = norm_rows(y, reciprocal, size)

@@ -5,6 +5,7 @@ that, once for the sum. The result is the same for any blocks.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,20 @@ from intlm.arithmetic.fixed_point import Array, logit_rescale, rounding_shift
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS
 from intlm.model.parameters import Architecture
 from intlm.population.kernels import (
-    BLOCK,
     PairNoise,
     Ref,
     Setting,
-    block,
     call,
     dot,
     of_program,
+    over,
+    product_over,
     tabled,
     whole,
 )
 
 _LIMB = 12
-_ONE_PASS = 256  # the padded vocabulary up to which all logits of a tile are there at once
+_WIDTH = 64  # logits of a row that are there at once: more of them would not fit the chip beside the rest
 _LOWEST = -(1 << 20)  # below any logit, and any sum of one and a term's smallest
 
 
@@ -46,12 +47,14 @@ def losses(
     padded. where: see `product`.
     """
     epoch, pairs, numbers = where
-    arguments = [*tabled("quantile", "exp2", "log2"), epoch, pairs, numbers, x, targets, head]
+    count, rows, hidden = x.shape
+    arguments = [*tabled("quantile", "exp2", "log2"), epoch, pairs, numbers, x.reshape(-1, hidden), targets, head]
     specs = [*map(whole, arguments[:4]), of_program(pairs, tile), whole(numbers)]
-    specs += [of_program(x, tile), of_program(targets, tile), whole(head)]
-    result = jax.ShapeDtypeStruct(x.shape[:2], jnp.int32)
+    specs += [of_program(arguments[6], tile * rows), of_program(targets, tile), whole(head)]
+    result = jax.ShapeDtypeStruct((count * rows,), jnp.int32)
     kernel = partial(_kernel, setting, architecture)
-    return call(kernel, setting, (x.shape[0] // tile,), specs, result, of_program(result, tile), 4 * tile)(*arguments)
+    results = of_program(result, tile * rows)
+    return call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments).reshape(count, rows)
 
 
 def exp2_terms(below: Array, exp2: Ref) -> Array:
@@ -63,41 +66,31 @@ def exp2_terms(below: Array, exp2: Ref) -> Array:
 
 def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
     quantile, exp2, log2, epoch, pairs, numbers, x, targets, head, out = refs
-    tile, rows, hidden = x.shape
-    vocabulary, true_hidden = architecture.vocab_size, architecture.hidden_size
-    rescale = logit_rescale(true_hidden)
-    piece = block(hidden)
-    width = head.shape[0] if head.shape[0] <= _ONE_PASS else BLOCK
-    blocks, total_rows = head.shape[0] // width, tile * rows
-    drawn = PairNoise(quantile, setting.perturbation, epoch[0], pairs[:], numbers[0], true_hidden, vocabulary)
-
-    def operand(i: Array | int) -> Array:
-        return x[:, :, pl.ds(i * piece, piece)].reshape(total_rows, piece)
-
-    def over_inputs(function, start: Array) -> Array:  # type: ignore[no-untyped-def]
-        if piece == hidden:
-            return function(0)
-        return jax.lax.fori_loop(0, hidden // piece, lambda i, total: total + function(i), start)
-
-    t = drawn.scaled(
-        over_inputs(
-            lambda i: dot(operand(i), drawn.b(i * piece, piece)),
-            jnp.zeros((total_rows, tile * drawn.rank), jnp.int32),
-        )
+    rows, hidden = x.shape
+    tile, count, length = targets.shape
+    vocabulary, size = architecture.vocab_size, architecture.hidden_size
+    rescale = logit_rescale(size)
+    width = min(_WIDTH, head.shape[0])
+    blocks = head.shape[0] // width
+    own = [pairs[q] for q in range(tile)]
+    drawn = PairNoise(setting, quantile, (epoch[0], own, numbers[0]), (vocabulary, size), rows)
+    along = product_over(
+        hidden, lambda i, part: dot(x[:, pl.ds(i, part)], drawn.b(i, part)), (rows, drawn.columns)
     )
 
     def logits(v: Array | int) -> Array:
         """A block of them, those past the vocabulary far below all."""
-        start = v * width
-        accumulator = over_inputs(
-            lambda i: dot(operand(i), head[pl.ds(start, width), pl.ds(i * piece, piece)]),
-            jnp.zeros((total_rows, width), jnp.int32),
-        )
-        value = rescale(accumulator + drawn.change(t, start, width))
-        return jnp.where(_column(value) + start < vocabulary, value, _LOWEST)
+        first = v * width
 
-    row = jax.lax.broadcasted_iota(jnp.int32, (total_rows,), 0)
-    pair, place = row // rows, row % (rows // 2)
+        def multiply(start: Any, part: int) -> Array:
+            return dot(x[:, pl.ds(start, part)], head[pl.ds(first, width), pl.ds(start, part)])
+
+        accumulator = product_over(hidden, multiply, (rows, width))
+        value = rescale(accumulator + drawn.change(along, first, width))
+        return value if vocabulary == head.shape[0] else jnp.where(_column(value) + first < vocabulary, value, _LOWEST)
+
+    row = jax.lax.broadcasted_iota(jnp.int32, (rows,), 0)
+    pair, place = jax.lax.div(row, 2 * length), jax.lax.rem(row, length)
 
     def terms(v: Array | int, largest: Array, logits: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         low, high, chosen = carry
@@ -107,11 +100,10 @@ def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
         def add(k: Array | int, total: Array) -> Array:
             return total + jnp.sum(jnp.where(column == targets[pair, k, place][:, None], logits, 0), axis=1)
 
-        count = targets.shape[1]
-        chosen = add(0, chosen) if count == 1 else jax.lax.fori_loop(0, count, add, chosen)
+        chosen = over(count, add, chosen)
         return low + jnp.sum(e & (2**_LIMB - 1), axis=1), high + jnp.sum(e >> _LIMB, axis=1), chosen
 
-    zero = jnp.zeros(total_rows, jnp.int32)
+    zero = jnp.zeros(rows, jnp.int32)
     if blocks == 1:
         only = logits(0)
         largest = jnp.max(only, axis=1)
@@ -128,8 +120,7 @@ def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
     index = (high >> (exponent - LOG2_INDEX_BITS)) & (2**LOG2_INDEX_BITS - 1)
     whole_bits = (exponent + _LIMB - EXP2_ONE) << LOGIT_FRACTION_BITS
     sum_of_all = largest + whole_bits + log2[index].astype(jnp.int32)
-    mean = rounding_shift(chosen, targets.shape[1].bit_length() - 1)
-    out[...] = (sum_of_all - mean).reshape(tile, rows)
+    out[...] = sum_of_all - rounding_shift(chosen, count.bit_length() - 1)
 
 
 def _column(values: Array) -> Array:

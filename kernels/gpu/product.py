@@ -1,6 +1,7 @@
 """The perturbed integer matrix product with its whole epilogue, for all tokens of a pair at once."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ from intlm.population.kernels import (
     PairNoise,
     Ref,
     Setting,
-    block,
     call,
     dot,
     inside,
     of_program,
+    product_over,
     rescale_to_int8,
     tabled,
     whole,
@@ -43,60 +44,51 @@ def product(
     kind: "value": int16, as it is; "magnitude": int8, saturated; "residual": int8, added to `residual` [pairs, rows, O]
     and saturated. tile: pairs a program. Returns [N, pairs, rows, O].
     """
-    count, rows, _ = x.shape
+    count, rows, fan_in = x.shape
+    n, fan_out, _ = matrices.shape
     epoch, pairs, numbers = where
-    added = [] if residual is None else [residual]
-    arguments = [*tabled("quantile"), epoch, pairs, numbers, x, *added, matrices]
-    specs = [whole(arguments[0]), whole(epoch), of_program(pairs, tile), whole(numbers), of_program(x, tile)]
-    specs += [*(of_program(r, tile) for r in added), whole(matrices)]
+    flat = [x.reshape(-1, fan_in), *([] if residual is None else [residual.reshape(-1, fan_out)])]
+    arguments = [*tabled("quantile"), epoch, pairs, numbers, *flat, matrices]
+    specs = [whole(arguments[0]), whole(epoch), of_program(pairs, tile), whole(numbers)]
+    specs += [*(of_program(array, tile * rows) for array in flat), whole(matrices)]
     dtype = jnp.int16 if kind == "value" else jnp.int8
-    shape = (matrices.shape[0], count, rows, matrices.shape[1])
-    result = jax.ShapeDtypeStruct(shape, dtype)
-    results = pl.BlockSpec((shape[0], tile, *shape[2:]), lambda i: (0, i, 0, 0))
+    result = jax.ShapeDtypeStruct((n, count * rows, fan_out), dtype)
+    results = pl.BlockSpec((n, tile * rows, fan_out), lambda i: (0, i, 0))
     kernel = partial(_kernel, setting, kind, fan, rescale)
-    return call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments)
+    found = call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments)
+    return found.reshape(n, count, rows, fan_out)
 
 
 def _kernel(setting: Setting, kind: str, fan: tuple[int, int], rescale: Rescale, *refs: Ref) -> None:
-    quantile, epoch, pairs, numbers, x, *added, w, out = refs
-    tile, rows, size = x.shape
-    fan_out, fan_in = fan
-    piece, width = block(size), min(BLOCK, w.shape[1])
+    quantile, epoch, pairs, numbers, x, *residual, matrices, out = refs
+    rows, size = x.shape
+    count, filled, _ = matrices.shape
+    width = min(BLOCK, filled)
+    own = [pairs[q] for q in range(pairs.shape[0])]
 
-    def operand(i: Array | int) -> Array:
-        return x[:, :, pl.ds(i * piece, piece)].reshape(tile * rows, piece)
+    for n in range(count):
+        drawn = PairNoise(setting, quantile, (epoch[0], own, numbers[n]), fan, rows)
 
-    for n in range(w.shape[0]):
-        drawn = PairNoise(quantile, setting.perturbation, epoch[0], pairs[:], numbers[n], fan_in, fan_out)
+        def project(start: Any, length: int, drawn: PairNoise = drawn) -> Array:
+            return dot(x[:, pl.ds(start, length)], drawn.b(start, length))
 
-        def over_inputs(function, start: Array) -> Array:  # type: ignore[no-untyped-def]
-            if piece == size:
-                return function(0)
-            return jax.lax.fori_loop(0, size // piece, lambda i, total: total + function(i), start)
+        along = product_over(size, project, (rows, drawn.columns))
 
-        columns = tile * drawn.rank
-        along = over_inputs(
-            lambda i: dot(operand(i), drawn.b(i * piece, piece)),  # noqa: B023 (called at once)
-            jnp.zeros((tile * rows, columns), jnp.int32),
-        )
-        t = drawn.scaled(along)
+        def outputs(o: Array, _: None, n: int = n, drawn: PairNoise = drawn, along: Array = along) -> None:
+            first = o * width
 
-        def outputs(o: Array, _: None, n: int = n, drawn: PairNoise = drawn, t: Array = t) -> None:
-            start = o * width
-            accumulator = over_inputs(
-                lambda i: dot(operand(i), w[n, pl.ds(start, width), pl.ds(i * piece, piece)]),
-                jnp.zeros((tile * rows, width), jnp.int32),
-            )
-            accumulator += drawn.change(t, start, width)
+            def multiply(start: Any, length: int) -> Array:
+                return dot(x[:, pl.ds(start, length)], matrices[n, pl.ds(first, width), pl.ds(start, length)])
+
+            accumulator = product_over(size, multiply, (rows, width)) + drawn.change(along, first, width)
             if kind == "magnitude":
                 value = jnp.abs(rescale_to_int8(rescale, accumulator))
             else:
                 value = rescale(accumulator)
             if kind == "residual":
-                before = added[0][:, :, pl.ds(start, width)].reshape(tile * rows, width)
-                value = saturate8(before.astype(jnp.int32) + value)
-            if fan_out < w.shape[1]:
-                value = inside(value, start, fan_out)
-            out[n, :, :, pl.ds(start, width)] = value.astype(out.dtype).reshape(tile, rows, width)
+                value = saturate8(residual[0][:, pl.ds(first, width)].astype(jnp.int32) + value)
+            if fan[0] < filled:
+                value = inside(value, first, fan[0])
+            out[n, :, pl.ds(first, width)] = value.astype(out.dtype)
 
-        jax.lax.fori_loop(0, w.shape[1] // width, outputs, None)
+        jax.lax.fori_loop(0, filled // width, outputs, None)

@@ -24,7 +24,7 @@ from intlm.arithmetic.fixed_point import (
 from intlm.eggroll.perturbation import Factors
 from intlm.model import SEPARATOR
 from intlm.model.parameters import Architecture
-from intlm.population.kernels import Ref, Setting, call, dot, inside, of_program, scale_projection, tabled, whole
+from intlm.population.kernels import Ref, Setting, call, dot, inside, of_program, over, scale_projection, tabled, whole
 
 LARGEST = 256  # the hidden size up to which a tile's sums stay in registers
 PAIRS = 32  # of a tile
@@ -58,7 +58,7 @@ def recurrence(
     specs += [second(array) for array in (a, b, biases, from_input)]
     result = jax.ShapeDtypeStruct((count, 2 * tokens.shape[1], hidden), jnp.int8)
     kernel = partial(_kernel, setting, architecture, steps)
-    return call(kernel, setting, (count // tile,), specs, result, of_program(result, tile), 8)(*arguments)
+    return call(kernel, setting, (count // tile,), specs, result, of_program(result, tile), 8, stages=1)(*arguments)
 
 
 def gate(x: Array, sigmoid: Ref | None) -> Array:
@@ -81,7 +81,7 @@ def _kernel(setting: Setting, architecture: Architecture, steps: int, *refs: Ref
     table = architecture.nonlinearity == "table"
     rescale = activation_rescale(architecture.hidden_size, STATE_SHIFT if table else 0)
     row = jax.lax.broadcasted_iota(jnp.int32, (2 * tile,), 0)
-    pair, member = row // 2, row % 2
+    pair, member = row >> 1, row & 1
     sign = (1 - 2 * member)[:, None]
 
     def preactivation(n: int, x: Array, place: Array) -> Array:
@@ -92,8 +92,7 @@ def _kernel(setting: Setting, architecture: Architecture, steps: int, *refs: Ref
             along = jnp.sum(wide * b[n, pair, k, :].astype(jnp.int32), axis=1)
             return total + scale_projection(along, rank)[:, None] * a[n, pair, k, :].astype(jnp.int32)
 
-        zero = jnp.zeros(x.shape, jnp.int32)
-        change = component(0, zero) if rank == 1 else jax.lax.fori_loop(0, rank, component, zero)
+        change = over(rank, component, jnp.zeros(x.shape, jnp.int32))
         accumulator = dot(x, matrices[n]) + rounding_shift(change, sigma_shift) * sign
         others = from_input[n, pair, place, :].astype(jnp.int32) + biases[n, pair, member, :].astype(jnp.int32)
         return rescale(accumulator) + others

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 
 from intlm.arithmetic import LARGEST_NOISE
 from intlm.arithmetic.fixed_point import MAX8, Array
-from intlm.population.kernels import Ref, Setting, block_numbers, call, dot, draw, power_of_two, tabled, whole
+from intlm.population.kernels import Ref, Setting, block_numbers, call, dot, draw, power_of_two, tabled, unsigned, whole
 
 PAIRS = 64  # at once: the length of a product
 TILE = 128
@@ -54,20 +54,22 @@ def _kernel(setting: Setting, shape: tuple[int, int], across: int, small: bool, 
     blocks_in, blocks_out = -(-fan_in // 16), -(-fan_out // 16)
     height, width = out.shape[2:]
     place = pl.program_id(1)
-    starts = (place // across * height, place % across * width)
+    down = jax.lax.div(place, across)
+    starts = (down * height, (place - down * across) * width)
 
     def noise(start: Array, size: int, own: Array, k: Array | int) -> Array:
         """int8 [size, PAIRS]."""
-        first = start.astype(jnp.uint32) + jnp.uint32(k) * jnp.uint32(blocks_in + blocks_out)
+        first = unsigned(start) + unsigned(k) * jnp.uint32(blocks_in + blocks_out)
         blocks = block_numbers((size // 16, PAIRS), 0, first)
         return draw(quantile, perturbation, (epoch[0], own[None, :], numbers[0]), blocks, 0)
 
     def add(step: Array, total: Array) -> Array:
-        here = pl.ds((step // perturbation.rank) * PAIRS, PAIRS)
-        k, own = step % perturbation.rank, pairs[here]
-        a = noise(starts[0] // 16 + blocks_in, height, own, k).astype(jnp.int32)
+        group = jax.lax.div(step, perturbation.rank)
+        k, here = step - group * perturbation.rank, pl.ds(group * PAIRS, PAIRS)
+        own = pairs[here]
+        a = noise((starts[0] >> 4) + blocks_in, height, own, k).astype(jnp.int32)
         a *= fitness[here].astype(jnp.int32)[None, :]
-        b = noise(starts[1] // 16, width, own, k)
+        b = noise(starts[1] >> 4, width, own, k)
         if small:
             return total + dot(a.astype(jnp.int8), b)
         # Two limbs of a product that passes int8, of which the lower is not negative.

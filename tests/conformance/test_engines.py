@@ -12,10 +12,12 @@ import tiny
 
 from intlm.eggroll import threshold
 from intlm.model.forward import zero_states
-from intlm.population import make_engine, native
+from intlm.population import gpu, make_engine, native
 from intlm.training import TrainState
 
-ENGINES = ["xla", "native"] if native.available() else ["xla"]
+ENGINES = ["xla"]
+ENGINES += ["native"] if native.available() else []
+ENGINES += ["gpu"] if gpu.interpreted() or not gpu.missing() else []
 
 
 class Case(NamedTuple):
