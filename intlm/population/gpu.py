@@ -5,12 +5,10 @@ and a matrix, is made once for many tokens; only the recurrence goes token by to
 """
 
 import os
-from collections.abc import Callable
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from intlm.arithmetic.fixed_point import (
     STATE_SHIFT,
@@ -71,7 +69,7 @@ class GpuEngine(XlaEngine):
         self.fuses_feed_forward = self.hidden <= fused.LARGEST
         self.fuses_recurrence = self.hidden <= cells.LARGEST
         if not problem.chunk_size:
-            most = even_chunk(problem.pairs, spare_bytes() // self._pair_bytes(), cells.PAIRS)
+            most = even_chunk(problem.pairs, spare_bytes(architecture) // self._pair_bytes(), cells.PAIRS)
             self.chunk_pairs = min(problem.pairs, most)
 
     def unserved(self) -> list[str]:
@@ -133,7 +131,14 @@ class GpuEngine(XlaEngine):
         return Layered({name: fill(value) for name, value in shared.outer.items()}, layers)
 
     def _read(
-        self, shared: Layered[Array], epoch: Array, pairs: Array, tokens: Array, targets: Array, states: Array, tile: int
+        self,
+        shared: Layered[Array],
+        epoch: Array,
+        pairs: Array,
+        tokens: Array,
+        targets: Array,
+        states: Array,
+        tile: int,
     ) -> tuple[Array, Array]:
         """Losses, int32 [pairs, 2], and states of a chunk. tokens: [pairs, T]; targets: [pairs, T, K]."""
         length = tokens.shape[1]
@@ -197,16 +202,14 @@ class GpuEngine(XlaEngine):
                     setting, "magnitude", self._norm(x), weights["up"][None], (inner, hidden), rescale, up, tile=TILE
                 )[0]
                 rescale = activation_rescale(inner)
-                x = product(
-                    setting, "residual", wide, weights["down"][None], (hidden, inner), rescale, down, x, TILE
-                )[0]
+                x = product(setting, "residual", wide, weights["down"][None], (hidden, inner), rescale, down, x, TILE)[
+                    0
+                ]
                 normed = self._norm(x)
             last = after.reshape(*states.shape[:2], tokens.shape[1], self.hidden)[:, :, steps - 1]
             return (x, normed), last
 
-        (_, normed), after = jax.lax.scan(
-            read_layer, (x, self._norm(x)), (shared.layers, numbers.layers, states)
-        )
+        (_, normed), after = jax.lax.scan(read_layer, (x, self._norm(x)), (shared.layers, numbers.layers, states))
         where = (*counter, numbers.outer["head"][None])
         return losses(setting, architecture, normed, targets, shared.outer["head"], where, TILE), after
 

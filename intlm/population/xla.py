@@ -12,6 +12,7 @@ from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise,
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
 from intlm.model.parameters import (
+    Architecture,
     Parameters,
     Specification,
     map_specifications,
@@ -24,7 +25,7 @@ from intlm.population.engine import Prepared, Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
-# On a GPU a chunk takes what memory there is, up to this: its noise and widest activations, each _COPIES times.
+# On a GPU a chunk takes what memory there is, up to so many bytes: noise and widest activations, _COPIES of them.
 _MOST_SPARE = 1 << 29
 _COPIES = 4
 
@@ -41,7 +42,7 @@ class XlaEngine:
         architecture, perturbation = problem.architecture, problem.perturbation
         widest = max(architecture.hidden_size, architecture.feed_forward_size, architecture.vocab_size)
         pairs = (problem.chunk_size or _CHUNK_ELEMENTS // widest) // 2
-        if not problem.chunk_size and (spare := spare_bytes()):
+        if not problem.chunk_size and (spare := spare_bytes(architecture)):
             noise = perturbation.rank * sum(sum(s.shape) for s in specifications(architecture))
             pairs = even_chunk(problem.pairs, spare // (_COPIES * (noise + 2 * widest * 4)))
         self.chunk_pairs = min(problem.pairs, max(1, pairs))
@@ -131,10 +132,14 @@ class XlaEngine:
         return drawn, logits, states
 
 
-def spare_bytes() -> int:
-    """Memory that a chunk may take, bytes; 0 on a device that does not tell how much it has (a CPU)."""
+def spare_bytes(architecture: Architecture) -> int:
+    """Memory that a chunk may take, bytes; 0 on a device that does not tell how much it has (a CPU).
+
+    More where the model is wide, for its members are then few.
+    """
     held = jax.local_devices()[0].memory_stats() or {}
-    return min(_MOST_SPARE, (held.get("bytes_limit", 0) - held.get("bytes_in_use", 0)) // 4)
+    most = _MOST_SPARE * -(-architecture.hidden_size // 256)
+    return min(most, (held.get("bytes_limit", 0) - held.get("bytes_in_use", 0)) // 4)
 
 
 def even_chunk(pairs: int, most: int, multiple: int = 1) -> int:

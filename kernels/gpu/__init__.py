@@ -121,7 +121,12 @@ class PairNoise:
     """One matrix's noise for the few pairs of a program, made when it is asked for. Rows are [pairs, 2, tokens]."""
 
     def __init__(
-        self, setting: Setting, quantile: Ref, counter: tuple[Array, list[Array], Array], fan: tuple[int, int], rows: int
+        self,
+        setting: Setting,
+        quantile: Ref,
+        counter: tuple[Array, list[Array], Array],
+        fan: tuple[int, int],
+        rows: int,
     ) -> None:
         """counter: epoch, pairs, parameter, uint32 scalars. fan: the true (fan-out, fan-in). rows: of all pairs."""
         self.quantile, self.perturbation = quantile, setting.perturbation
@@ -143,7 +148,7 @@ class PairNoise:
     def b(self, start: Any, size: int) -> Array:
         """B's values start to start + size, both multiples of 16: int8 [columns, size], 0 beyond the rank."""
 
-        def place(shape: tuple[int, int]) -> tuple[Array, Array]:
+        def place(shape: tuple[int, ...]) -> tuple[Array, Array]:
             column = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
             return jax.lax.div(column, self.rank), jax.lax.rem(column, self.rank)
 
@@ -171,8 +176,12 @@ class PairNoise:
 
         def component(k: Array | int, total: Array) -> Array:
             first = unsigned(k) * jnp.uint32(self.stride) + jnp.uint32(self.blocks_in) + unsigned(start) // 16
-            blocks = block_numbers((size // 16,), 0, first)
-            a = self._of(self.pair, [self._draw(pair, blocks, 0).astype(jnp.int32)[None, :] for pair in self.pairs])
+            blocks = block_numbers((len(self.pairs), size // 16), 1, first)
+            q = jax.lax.broadcasted_iota(jnp.int32, blocks.shape, 0)
+            drawn = self._draw(self._of(q, self.pairs), blocks, 1).astype(jnp.int32)
+            q = jax.lax.broadcasted_iota(jnp.int32, drawn.shape, 0)
+            rows = [jnp.sum(jnp.where(q == i, drawn, 0), axis=0) for i in range(len(self.pairs))]
+            a = self._of(self.pair, [row[None, :] for row in rows])
             chosen = jnp.sum(jnp.where(mine == k, t, 0), axis=1)
             return total + chosen[:, None] * a
 

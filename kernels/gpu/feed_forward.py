@@ -42,15 +42,23 @@ def feed_forward(
     """The residual stream after a layer, and its norm.
 
     x, outputs: int8 [pairs, rows, H], the stream before and the cell's new states, rows = 2 members * tokens. up: int8
-    [F, H], down: int8 [H, F], padded. where: see `product`; numbers are those of up and down. Returns int8 [pairs, rows, H]
-    twice.
+    [F, H], down: int8 [H, F], padded. where: see `product`; numbers are those of up and down. Returns int8
+    [pairs, rows, H] twice.
     """
     epoch, pairs, numbers = where
     count, rows, hidden = x.shape
     arguments = [*tabled("quantile", "reciprocal"), epoch, pairs, numbers]
     arguments += [x.reshape(-1, hidden), outputs.reshape(-1, hidden), up, down]
     streams = of_program(arguments[5], tile * rows)
-    specs = [*map(whole, arguments[:3]), of_program(pairs, tile), whole(numbers), streams, streams, whole(up), whole(down)]
+    specs = [
+        *map(whole, arguments[:3]),
+        of_program(pairs, tile),
+        whole(numbers),
+        streams,
+        streams,
+        whole(up),
+        whole(down),
+    ]
     result = jax.ShapeDtypeStruct((count * rows, hidden), jnp.int8)
     kernel = partial(_kernel, setting, architecture)
     found = call(kernel, setting, (count // tile,), specs, [result] * 2, [streams] * 2, 4 * tile)(*arguments)

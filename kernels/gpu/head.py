@@ -43,8 +43,8 @@ def losses(
 ) -> Array:
     """The loss of each row's prediction: int32 [pairs, rows], 256 = one bit (docs/numerics.md, section 6).
 
-    x: int8 [pairs, rows, H], normed, rows = 2 members * tokens. targets: int32 [pairs, K, tokens]. head: int8 [V, H], both
-    padded. where: see `product`.
+    x: int8 [pairs, rows, H], normed, rows = 2 members * tokens. targets: int32 [pairs, K, tokens]. head: int8 [V, H].
+    x and head are padded. where: see `product`.
     """
     epoch, pairs, numbers = where
     count, rows, hidden = x.shape
@@ -74,9 +74,7 @@ def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
     blocks = head.shape[0] // width
     own = [pairs[q] for q in range(tile)]
     drawn = PairNoise(setting, quantile, (epoch[0], own, numbers[0]), (vocabulary, size), rows)
-    along = product_over(
-        hidden, lambda i, part: dot(x[:, pl.ds(i, part)], drawn.b(i, part)), (rows, drawn.columns)
-    )
+    along = product_over(hidden, lambda i, part: dot(x[:, pl.ds(i, part)], drawn.b(i, part)), (rows, drawn.columns))
 
     def logits(v: Array | int) -> Array:
         """A block of them, those past the vocabulary far below all."""
