@@ -5,6 +5,7 @@ and a matrix, is made once for many tokens; only the recurrence goes token by to
 """
 
 import os
+import time
 from functools import cache, partial
 
 import jax
@@ -21,7 +22,7 @@ from intlm.arithmetic.fixed_point import (
 from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import tables
 from intlm.eggroll.perturbation import Factors, PerturbedWeights, parameter_noise
-from intlm.model.forward import norm, recur
+from intlm.model.forward import matrix_product, norm, recur
 from intlm.model.parameters import Kind, Layered, Parameters, Specification, map_specifications, stack_layers
 from intlm.population.engine import Problem
 from intlm.population.kernels import Setting, padded, power_of_two
@@ -54,6 +55,21 @@ def missing() -> str:
     if float(capability or 0) < _OLDEST:
         return f"compute capability {capability}, and the kernels need {_OLDEST}"
     return ""
+
+
+def multiply_rate(repetitions: int, size: int = 8192) -> float:
+    """Exact signed byte products a second of this many products of two square matrices by XLA, one after another."""
+    cells = jnp.arange(size * size, dtype=jnp.uint32).reshape(size, size)
+    matrix = (cells * jnp.uint32(2654435761) >> 24).astype(jnp.int8)  # any values: equal ones would heat it less
+    jax.block_until_ready(matrix)
+    began = time.perf_counter()
+    for _ in range(repetitions):
+        made = _multiply(matrix, matrix)
+    jax.block_until_ready(made)
+    return repetitions * size**3 / (time.perf_counter() - began)
+
+
+_multiply = jax.jit(matrix_product)
 
 
 class GpuEngine(XlaEngine):
@@ -166,7 +182,7 @@ class GpuEngine(XlaEngine):
         self, shared: Layered[Array], epoch: Array, pairs: Array, tokens: Array, targets: Array, states: Array,
         tile: int, steps: int,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """Losses of a block of tokens, int32 [pairs, 2 * tokens], and the states after it, int8 [layers, pairs, 2, H]."""
+        """Losses of some tokens, int32 [pairs, 2 * tokens], and the states after them, int8 [layers, pairs, 2, H]."""
         setting, architecture = self.setting, self.problem.architecture
         hidden, inner = architecture.hidden_size, architecture.feed_forward_size
         numbers = map_specifications(lambda _, number: number, architecture)

@@ -60,13 +60,13 @@ def feed_forward(
         whole(down),
     ]
     result = jax.ShapeDtypeStruct((count * rows, hidden), jnp.int8)
-    kernel = partial(_kernel, setting, architecture)
+    kernel = partial(_feed_forward, setting, architecture)
     found = call(kernel, setting, (count // tile,), specs, [result] * 2, [streams] * 2, 4 * tile)(*arguments)
     after, normed = (array.reshape(x.shape) for array in found)
     return after, normed
 
 
-def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
+def _feed_forward(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
     quantile, reciprocal, epoch, pairs, numbers, before, states, up, down, after, normed = refs
     rows, hidden = before.shape
     size, inner = architecture.hidden_size, architecture.feed_forward_size

@@ -52,7 +52,7 @@ def losses(
     specs = [*map(whole, arguments[:4]), of_program(pairs, tile), whole(numbers)]
     specs += [of_program(arguments[6], tile * rows), of_program(targets, tile), whole(head)]
     result = jax.ShapeDtypeStruct((count * rows,), jnp.int32)
-    kernel = partial(_kernel, setting, architecture)
+    kernel = partial(_losses, setting, architecture)
     results = of_program(result, tile * rows)
     return call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments).reshape(count, rows)
 
@@ -64,7 +64,7 @@ def exp2_terms(below: Array, exp2: Ref) -> Array:
     return (mantissa + ((1 << q) >> 1)) >> q
 
 
-def _kernel(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
+def _losses(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
     quantile, exp2, log2, epoch, pairs, numbers, x, targets, head, out = refs
     rows, hidden = x.shape
     tile, count, length = targets.shape

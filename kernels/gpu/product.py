@@ -54,12 +54,12 @@ def product(
     dtype = jnp.int16 if kind == "value" else jnp.int8
     result = jax.ShapeDtypeStruct((n, count * rows, fan_out), dtype)
     results = pl.BlockSpec((n, tile * rows, fan_out), lambda i: (0, i, 0))
-    kernel = partial(_kernel, setting, kind, fan, rescale)
+    kernel = partial(_product, setting, kind, fan, rescale)
     found = call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments)
     return found.reshape(n, count, rows, fan_out)
 
 
-def _kernel(setting: Setting, kind: str, fan: tuple[int, int], rescale: Rescale, *refs: Ref) -> None:
+def _product(setting: Setting, kind: str, fan: tuple[int, int], rescale: Rescale, *refs: Ref) -> None:
     quantile, epoch, pairs, numbers, x, *residual, matrices, out = refs
     rows, size = x.shape
     count, filled, _ = matrices.shape

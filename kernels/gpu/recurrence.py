@@ -57,7 +57,7 @@ def recurrence(
     specs = [*map(whole, arguments[:2]), of_program(tokens, tile), of_program(states, tile), whole(matrices)]
     specs += [second(array) for array in (a, b, biases, from_input)]
     result = jax.ShapeDtypeStruct((count, 2 * tokens.shape[1], hidden), jnp.int8)
-    kernel = partial(_kernel, setting, architecture, steps)
+    kernel = partial(_recurrence, setting, architecture, steps)
     return call(kernel, setting, (count // tile,), specs, result, of_program(result, tile), 8, stages=1)(*arguments)
 
 
@@ -73,7 +73,7 @@ def candidate(x: Array, tanh: Ref | None) -> Array:
     return x if tanh is None else tanh[x + 128].astype(jnp.int32)
 
 
-def _kernel(setting: Setting, architecture: Architecture, steps: int, *refs: Ref) -> None:
+def _recurrence(setting: Setting, architecture: Architecture, steps: int, *refs: Ref) -> None:
     sigmoid, tanh, tokens, states, matrices, a, b, biases, from_input, out = refs
     rank, sigma_shift = setting.perturbation.rank, setting.perturbation.sigma_shift
     tile, _, hidden = states.shape

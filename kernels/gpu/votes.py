@@ -41,13 +41,13 @@ def votes(
     specs = [*map(whole, arguments[:2]), pl.BlockSpec((1,), lambda n, i, s: (n,))]
     specs += [pl.BlockSpec((steps * PAIRS,), lambda n, i, s: (s,))] * 2
     of_result = pl.BlockSpec((1, 1, *tiles), lambda n, i, s: (s, n, i // grid[1], i % grid[1]))
-    kernel = partial(_kernel, setting, shape, grid[1], fitness_maximum * LARGEST_NOISE <= MAX8)
+    kernel = partial(_votes, setting, shape, grid[1], fitness_maximum * LARGEST_NOISE <= MAX8)
     programs = (numbers.shape[0], grid[0] * grid[1], shares)
     found = call(kernel, setting, programs, specs, result, of_result, 8)(*arguments)
     return jnp.sum(found, axis=0)[:, : shape[0], : shape[1]]
 
 
-def _kernel(setting: Setting, shape: tuple[int, int], across: int, small: bool, *refs: Ref) -> None:
+def _votes(setting: Setting, shape: tuple[int, int], across: int, small: bool, *refs: Ref) -> None:
     quantile, epoch, numbers, pairs, fitness, out = refs
     perturbation = setting.perturbation
     fan_out, fan_in = shape
