@@ -68,15 +68,15 @@ if [ ! "$DRY" ]; then
     step install 90 bash -c install && PYTHON="$OUT/venv/bin/python"
 fi
 step machine 20 bash -c "nvidia-smi; $PYTHON -c 'import jax; print(jax.__version__, jax.devices())'"
-step text 20 "$PYTHON" benchmarks/gpu.py text "$OUT"
+step text 20 "$PYTHON" benchmarks/gpu_steps.py text "$OUT"
 step conformance 130 "$PYTHON" -m pytest -q -x "${tests[@]}"
 bench gpu-256 75 gpu "${narrow[@]}"
-step resume 60 "$PYTHON" benchmarks/gpu.py resume "$OUT"
-step products 45 env -u JAX_COMPILATION_CACHE_DIR XLA_FLAGS="--xla_dump_to=$OUT/dump" "$PYTHON" benchmarks/gpu.py products "$OUT"
+step resume 60 "$PYTHON" benchmarks/gpu_steps.py resume "$OUT"
+step products 45 env -u JAX_COMPILATION_CACHE_DIR XLA_FLAGS="--xla_dump_to=$OUT/dump" "$PYTHON" benchmarks/gpu_steps.py products "$OUT"
 bench gpu-1024 60 gpu "${wide[@]}"
 bench xla-256 60 xla "${narrow[@]}"
 if [ "${NANO_EGG:-}" ]; then
     step peer 120 "$PYTHON" benchmarks/throughput.py --text "$OUT/text.txt" --engine gpu --rounds 1 "${peer[@]}" \
         --peer "$NANO_EGG" --peer-python "${NANO_PYTHON:-$PYTHON}"
 fi
-"$PYTHON" benchmarks/gpu.py table "$OUT"
+"$PYTHON" benchmarks/gpu_steps.py table "$OUT"

@@ -24,11 +24,27 @@ from intlm.arithmetic.fixed_point import (
 from intlm.eggroll.perturbation import Factors
 from intlm.model import SEPARATOR
 from intlm.model.parameters import Architecture
-from intlm.population.kernels import Ref, Setting, call, dot, inside, of_program, over, scale_projection, tabled, whole
+from intlm.population.kernels import (
+    BLOCK,
+    Ref,
+    Setting,
+    call,
+    dot,
+    inside,
+    of_program,
+    over,
+    power_of_two,
+    scale_projection,
+    tabled,
+    whole,
+)
 
-LARGEST = 256  # the hidden size up to which a tile's sums stay in registers
-PAIRS = 32  # of a tile
+LARGEST = 512  # the hidden size up to which the states of a tile stay in registers
+PAIRS = 16  # of a tile: twice as many would spill what does not fit the registers (docs/gpu.md)
 PADDING = -1  # a token that is none: it leaves the states as they are
+
+
+Parts = tuple[Array, ...]
 
 
 class Cells(NamedTuple):
@@ -77,38 +93,63 @@ def _recurrence(setting: Setting, architecture: Architecture, steps: int, *refs:
     sigmoid, tanh, tokens, states, matrices, a, b, biases, from_input, out = refs
     rank, sigma_shift = setting.perturbation.rank, setting.perturbation.sigma_shift
     tile, _, hidden = states.shape
-    length = tokens.shape[1]
+    length, rows = tokens.shape[1], 2 * tile
     table = architecture.nonlinearity == "table"
     rescale = activation_rescale(architecture.hidden_size, STATE_SHIFT if table else 0)
-    row = jax.lax.broadcasted_iota(jnp.int32, (2 * tile,), 0)
+    row = jax.lax.broadcasted_iota(jnp.int32, (rows,), 0)
     pair, member = row >> 1, row & 1
     sign = (1 - 2 * member)[:, None]
+    component_number = jax.lax.broadcasted_iota(jnp.int32, (rows, power_of_two(rank)), 1)
+    # A state is held in parts, so that sums of one part alone are there at once.
+    width = min(BLOCK, hidden)
+    parts = [slice(start, start + width) for start in range(0, hidden, width)]
 
-    def preactivation(n: int, x: Array, place: Array) -> Array:
-        """Of the gate (0) or the candidate (1), from a state: int32 [rows, H]."""
-        wide = x.astype(jnp.int32)
+    def project(n: int, x: Parts) -> Array:
+        """t of docs/numerics.md: int32 [rows, rank]."""
+
+        def component(k: Array | int, t: Array) -> Array:
+            each = [
+                jnp.sum(x_i.astype(jnp.int32) * b[n, pair, k, part].astype(jnp.int32), axis=1)
+                for x_i, part in zip(x, parts, strict=True)
+            ]
+            return jnp.where(component_number == k, scale_projection(sum(each[1:], each[0]), rank)[:, None], t)
+
+        return over(rank, component, jnp.zeros(component_number.shape, jnp.int32))
+
+    def preactivation(n: int, x: Parts, t: Array, part: slice, place: Array) -> Array:
+        """Of the gate (0) or the candidate (1), from a state: int32 [rows, width]."""
 
         def component(k: Array | int, total: Array) -> Array:
-            along = jnp.sum(wide * b[n, pair, k, :].astype(jnp.int32), axis=1)
-            return total + scale_projection(along, rank)[:, None] * a[n, pair, k, :].astype(jnp.int32)
+            chosen = jnp.sum(jnp.where(component_number == k, t, 0), axis=1)
+            return total + chosen[:, None] * a[n, pair, k, part].astype(jnp.int32)
 
-        change = over(rank, component, jnp.zeros(x.shape, jnp.int32))
-        accumulator = dot(x, matrices[n]) + rounding_shift(change, sigma_shift) * sign
-        others = from_input[n, pair, place, :].astype(jnp.int32) + biases[n, pair, member, :].astype(jnp.int32)
-        return rescale(accumulator) + others
+        change = rounding_shift(over(rank, component, jnp.zeros((rows, width), jnp.int32)), sigma_shift) * sign
+        products = [dot(x_i, matrices[n, part, inner]) for x_i, inner in zip(x, parts, strict=True)]
+        others = from_input[n, pair, place, part].astype(jnp.int32) + biases[n, pair, member, part].astype(jnp.int32)
+        return rescale(sum(products, change)) + others
 
-    def read(t: Array, state: Array) -> Array:
-        token = tokens[pair, t][:, None]
-        place = member * length + t
-        old = jnp.where(token == SEPARATOR, 0, state.astype(jnp.int32))
-        f = gate(preactivation(0, old.astype(jnp.int8), place), sigmoid if table else None)
-        reset = q15_multiply(f * old, GATE_MULTIPLIER).astype(jnp.int8)
-        c = candidate(preactivation(1, reset, place), tanh if table else None)
-        new = q15_multiply((2 * GATE_ONE - f) * old + f * c, GATE_MULTIPLIER)
-        if architecture.hidden_size < hidden:
-            new = inside(new, 0, architecture.hidden_size)
-        new = jnp.where(token == PADDING, old, new).astype(jnp.int8)
-        out[pair, place, :] = new
-        return new
+    def read(step: Array, state: Parts) -> Parts:
+        token = tokens[pair, step][:, None]
+        place = member * length + step
+        state = tuple(jnp.where(token == SEPARATOR, jnp.int8(0), part) for part in state)
+        t = project(0, state)
+        gates = [gate(preactivation(0, state, t, part, place), sigmoid if table else None) for part in parts]
+        reset = tuple(
+            q15_multiply(f * old.astype(jnp.int32), GATE_MULTIPLIER).astype(jnp.int8)
+            for f, old in zip(gates, state, strict=True)
+        )
+        gates = [f.astype(jnp.int16) for f in gates]  # what waits for the second product waits in few registers
+        t = project(1, reset)
+        after = []
+        for part, f, old in zip(parts, gates, state, strict=True):
+            c = candidate(preactivation(1, reset, t, part, place), tanh if table else None)
+            f, before = f.astype(jnp.int32), old.astype(jnp.int32)
+            new = q15_multiply((2 * GATE_ONE - f) * before + f * c, GATE_MULTIPLIER)
+            if architecture.hidden_size < hidden:
+                new = inside(new, part.start, architecture.hidden_size)
+            new = jnp.where(token == PADDING, old, new.astype(jnp.int8))
+            out[pair, place, part] = new
+            after.append(new)
+        return tuple(after)
 
-    jax.lax.fori_loop(0, steps, read, states[pair, member, :])
+    jax.lax.fori_loop(0, steps, read, tuple(states[pair, member, part] for part in parts))

@@ -115,7 +115,8 @@ def test_two_updates(engine: str, name: str, bridge: Any) -> None:
     """Losses, fitness, votes, weights and states, of an update and of the one that goes on from it."""
     case = CASES[name]
     problem = bridge.problem(case.shape, case.noise, case.pairs, case.group_size, case.fitness, case.chunk_size)
-    run = bridge.update(engine, problem, case.fitness, quickly=name != "extreme" or engine == "gpu")  # one as a run compiles it
+    quickly = name != "extreme" or engine == "gpu"  # one as a run compiles it
+    run = bridge.update(engine, problem, case.fitness, quickly)
     values = oracle.first_values(case.shape, case.noise.seed)
     if case.kind != "first":
         values = bridge.random_parameters(case.shape, np.random.default_rng(4), case.kind)

@@ -21,6 +21,7 @@ from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import ConfigError
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Problem, _say_once, gpu, make_engine, native, xla
+from intlm.population.kernels import recurrence as cells
 from intlm.population.kernels import rescale_to_int8
 
 LARGE = Architecture(256, 256, 6, 1024, "clip")
@@ -55,9 +56,9 @@ def test_the_kernels_lower_for_a_gpu(
     problem = Problem(architecture, Perturbation(1, rank, 4, 1), 64, 1, maximum)
     engine = gpu.GpuEngine(problem)
     lowered = jax.jit(engine.evaluate).trace(*arguments(problem, 40, 4)).lower(lowering_platforms=("cuda",))
-    fused = engine.fuses_feed_forward
-    # The input's product, the recurrence, the feed-forward, the head; unfused: three products and the head.
-    assert lowered.as_text().count("@__gpu$xla.gpu.triton") == 4, fused
+    # The inputs' product, the recurrence, the feed-forward in one kernel or two, the head.
+    expected = 4 if engine.fuses_feed_forward else 5
+    assert lowered.as_text().count("@__gpu$xla.gpu.triton") == expected
     fitness = jax.ShapeDtypeStruct((64,), jnp.int8)
     votes = jax.jit(engine.accumulate).trace(fitness, jax.ShapeDtypeStruct((), jnp.uint32))
     text = votes.lower(lowering_platforms=("cuda",)).as_text()
@@ -65,24 +66,25 @@ def test_the_kernels_lower_for_a_gpu(
     assert text.count("@__gpu$xla.gpu.triton") == len(matrices)
 
 
-def test_what_is_left_to_xla(bridge: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of a hidden size above what the fused kernels hold; the bits are the same, and one line says so."""
+def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Fan-ins and states of several parts; and the same with the recurrence left to XLA, which one line says."""
     shape, noise = oracle.Shape(5, 264, 264, 1, "table"), oracle.Noise(11, 2, 3, 1)
-    problem = bridge.problem(shape, noise, 3, 3, chunk_size=4)
+    problem = bridge.problem(shape, noise, 3, 3, chunk_size=64)
     rng = np.random.default_rng(3)
-    _say_once.cache_clear()
     states = jnp.asarray(rng.integers(-127, 127, (3, 2, 1, 264), endpoint=True), jnp.int8)
     tokens = jnp.asarray([[1, 0, 3]], jnp.uint16)
     targets = jnp.asarray([[[0, 4], [3, 3], [2, 1]]], jnp.uint16)
     given = (bridge.parameters(shape, bridge.random_parameters(shape, rng)), tokens, targets, states, jnp.uint32(5))
+    _say_once.cache_clear()
     found = []
-    for name in ("xla", "gpu"):
+    for name, largest in (("xla", 0), ("gpu", 512), ("gpu", 256)):
+        monkeypatch.setattr(cells, "LARGEST", largest)
         engine = make_engine(name, problem)
         found.append(jax.jit(engine.evaluate, compiler_options=tiny.quick_options())(*given))
-    for expected, leaf in zip(*found, strict=True):
-        np.testing.assert_array_equal(leaf, expected)
-    if gpu.interpreted():
-        assert "the gpu engine leaves to XLA: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
+    for other in found[1:]:
+        for expected, leaf in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(leaf, expected)
+    assert "the gpu engine leaves to XLA: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
 
 
 def sizes(program: Any) -> Iterator[int]:

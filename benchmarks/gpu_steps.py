@@ -1,4 +1,4 @@
-"""The steps of benchmarks/gpu.sh that are not commands already: python benchmarks/gpu.py STEP OUT.
+"""The steps of benchmarks/gpu.sh that are not commands already: python benchmarks/gpu_steps.py STEP OUT.
 
 text      OUT/text.txt, the quickstart's corpus
 products  whether the xla engine's byte products and the kernels reach the matrix units, from what XLA compiled
@@ -85,7 +85,7 @@ def products(out: Path) -> None:
             jax.ShapeDtypeStruct((problem.pairs, 2, config.model.num_layers, config.model.hidden_size), jnp.int8),
             jax.ShapeDtypeStruct((), jnp.uint32),
         )
-        calls = {
+        calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
             "evaluate": (engine.evaluate, evaluate),
             "accumulate": (engine.accumulate, (jax.ShapeDtypeStruct((problem.pairs,), jnp.int8), evaluate[-1])),
         }
@@ -116,7 +116,12 @@ def resume(out: Path) -> None:
     shutil.rmtree(runs, ignore_errors=True)
     keys = {"model.hidden_size": 64, "model.num_layers": 2, "model.feed_forward_size": 256, "eggroll.population": 512}
     if DRY:
-        keys |= {"model.hidden_size": 16, "model.num_layers": 1, "model.feed_forward_size": 32, "eggroll.population": 16}
+        keys |= {
+            "model.hidden_size": 16,
+            "model.num_layers": 1,
+            "model.feed_forward_size": 32,
+            "eggroll.population": 16,
+        }
     flags = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
 
     def train(name: str, updates: int, engine: str, platform: str, *further: str) -> None:
