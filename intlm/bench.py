@@ -35,7 +35,7 @@ from intlm.generation import generate
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.parameters import Kind, Specification, specifications
-from intlm.population import Problem, gpu, native
+from intlm.population import Problem, native
 from intlm.population.xla import XlaEngine, fold_in_chunks
 from intlm.run import WRITTEN
 from intlm.tracking import picture
@@ -297,6 +297,8 @@ class Workload:
         if native.available():
             self.multiply = partial(native.multiply_rate, self.threads)
         elif jax.default_backend() == "gpu":
+            from intlm.population import gpu
+
             self.multiply = gpu.multiply_rate
         self.multiplications = self.readings = 0
         self.written = FEWEST_WRITTEN
