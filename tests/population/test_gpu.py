@@ -67,7 +67,8 @@ def test_the_kernels_lower_for_a_gpu(
 
 
 def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Fan-ins and states of several parts; and the same with the recurrence left to XLA, which one line says."""
+    """Fan-ins and states of several parts, two blocks of tokens of which the second is not full; and the same with the
+    recurrence left to XLA, which one line says."""
     shape, noise = oracle.Shape(5, 264, 264, 1, "table"), oracle.Noise(11, 2, 3, 1)
     problem = bridge.problem(shape, noise, 3, 3, chunk_size=64)
     rng = np.random.default_rng(3)
@@ -76,6 +77,7 @@ def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     targets = jnp.asarray([[[0, 4], [3, 3], [2, 1]]], jnp.uint16)
     given = (bridge.parameters(shape, bridge.random_parameters(shape, rng)), tokens, targets, states, jnp.uint32(5))
     _say_once.cache_clear()
+    monkeypatch.setattr(gpu, "TOKENS", 2)
     found = []
     for name, largest in (("xla", 0), ("gpu", 512), ("gpu", 256)):
         monkeypatch.setattr(cells, "LARGEST", largest)
