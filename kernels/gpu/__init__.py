@@ -112,7 +112,7 @@ def block_numbers(shape: tuple[int, ...], axis: int, first: Any) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis).astype(jnp.uint32) + first
 
 
-def over(count: int, component: Any, start: Array) -> Array:
+def over(count: int, component: Any, start: Any) -> Any:
     """The fold of `component` over 0 .. count - 1; a single one is not a loop."""
     return component(0, start) if count == 1 else jax.lax.fori_loop(0, count, component, start)
 

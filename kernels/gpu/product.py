@@ -17,6 +17,7 @@ from intlm.population.kernels import (
     dot,
     inside,
     of_program,
+    over,
     product_over,
     rescale_to_int8,
     tabled,
@@ -66,15 +67,15 @@ def _product(setting: Setting, kind: str, fan: tuple[int, int], rescale: Rescale
     width = min(BLOCK, filled)
     own = [pairs[q] for q in range(pairs.shape[0])]
 
-    for n in range(count):
+    def read(n: Array | int, _: None) -> None:
         drawn = PairNoise(setting, quantile, (epoch[0], own, numbers[n]), fan, rows)
 
-        def project(start: Any, length: int, drawn: PairNoise = drawn) -> Array:
+        def project(start: Any, length: int) -> Array:
             return dot(x[:, pl.ds(start, length)], drawn.b(start, length))
 
         along = product_over(size, project, (rows, drawn.columns))
 
-        def outputs(o: Array, _: None, n: int = n, drawn: PairNoise = drawn, along: Array = along) -> None:
+        def outputs(o: Array, _: None) -> None:
             first = o * width
 
             def multiply(start: Any, length: int) -> Array:
@@ -92,3 +93,5 @@ def _product(setting: Setting, kind: str, fan: tuple[int, int], rescale: Rescale
             out[n, :, pl.ds(first, width)] = value.astype(out.dtype)
 
         jax.lax.fori_loop(0, filled // width, outputs, None)
+
+    over(count, read, None)
