@@ -100,7 +100,7 @@ def peer(
         str(config.train.tokens_per_update), "--group_size", str(2 * eggroll.group_size), "--num_epochs", str(updates),
         "--validate_every", "0",
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HOME": str(scratch / "hub"), "WANDB_MODE": "disabled", "JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "HF_HOME": str(scratch / "hub"), "WANDB_MODE": "disabled"}
     output, first, memory = watch(command, files, environment, "throughput: ")
     found = [float(value) for value in re.findall(r"throughput: ([0-9.]+)", output)]  # every tenth update
     return Measurement(statistics.median(found[1:]), first, memory)

@@ -45,6 +45,7 @@ from intlm.training import Trainer, prepare_corpus
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
 MOST_LOGITS = 1 << 23  # that inference writes at once: more would be fresh pages of memory every time
+MOST_LOGITS_GPU = 1 << 30  # which wants more streams at once
 FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of WRITTEN
 COUNTED = 0.2  # seconds that a part is repeated for in a round
 COLDEST = "0.0078125"  # the temperature that draws the likeliest token by the way that all others are drawn
@@ -68,7 +69,7 @@ class Round(NamedTuple):
 
     seconds: dict[str, float]  # of a part's call
     phases: dict[str, dict[str, float]]  # what those of evaluation and accumulation are made of
-    peak: float | None  # multiply-accumulates a second of all threads; None without the native library
+    peak: float | None  # multiply-accumulates a second of all threads, or of a GPU; None where neither is
     reading: float | None  # bytes a second that all threads read of as many as the matrices have, each its share
 
 
@@ -276,7 +277,8 @@ class Workload:
         shares = 256 * self.threads  # a thread reads so many bytes at once
         self.readable = max(1, macs_per_token(self.problem) // shares) * shares
         tokens = config.train.tokens_per_update
-        most = max(1, MOST_LOGITS // (tokens * self.problem.architecture.vocab_size))
+        logits = MOST_LOGITS_GPU if jax.default_backend() == "gpu" else MOST_LOGITS
+        most = max(1, logits // (tokens * self.problem.architecture.vocab_size))
         members = 2 * self.problem.pairs
         self.reads = -(-members // most)
         self.streams_at_once = -(-members // self.reads)
@@ -291,6 +293,13 @@ class Workload:
             "generation": self.generation,
         }
         self.wishes = trainer.sharding.put_words(())
+        self.multiply: Callable[[int], float] | None = None  # so often; the rate
+        if native.available():
+            self.multiply = partial(native.multiply_rate, self.threads)
+        elif jax.default_backend() == "gpu":
+            from intlm.population import gpu
+
+            self.multiply = gpu.multiply_rate
         self.multiplications = self.readings = 0
         self.written = FEWEST_WRITTEN
 
@@ -307,16 +316,18 @@ class Workload:
         self.generation()  # another length may be another program
         for part in ("evaluation", "accumulation"):
             self.phases(part, 1.0)
+        if self.multiply:
+            self.multiply(1)
+            self.multiplications = _repetitions(self.multiply, 1)
         if native.available():
-            self.multiplications = _repetitions(lambda n: native.multiply_rate(self.threads, n), 1)
             self.readings = _repetitions(lambda n: native.read_rate(self.threads, self.readable, n), 1)
         return memory
 
     def round(self, done: Callable[[], Any]) -> Round:
         """Every part once, `done` called after each."""
-        peak = reading = None
+        peak = self.multiply(self.multiplications) if self.multiply else None
+        reading = None
         if native.available():
-            peak = native.multiply_rate(self.threads, self.multiplications)
             reading = native.read_rate(self.threads, self.readable, self.readings)
         seconds = {}
         for part, call in self.calls.items():
@@ -444,7 +455,9 @@ def macs_per_token(problem: Problem) -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held."""
+    """The most bytes that this process has held, in the memory of its device if that has one of its own."""
+    if held := jax.local_devices()[0].memory_stats():
+        return held["peak_bytes_in_use"]
     try:  # where it is, for getrusage counts what the process held that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))

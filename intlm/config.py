@@ -190,7 +190,7 @@ class Config:
     """The run as a whole."""
 
     seed: int = _key("seed of all random bits", 0, low=0, high=2**64 - 1)
-    engine: str = _key("what evaluates the population", "auto", choices=("auto", "native", "xla"))
+    engine: str = _key("what evaluates the population", "auto", choices=("auto", "native", "gpu", "xla"))
     threads: int = _key(
         "threads of the native engine; 0: one a core; changes no bit of the result", 0, low=0, high=1024
     )

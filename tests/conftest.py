@@ -5,7 +5,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; set it to run the same tests on a GPU
+# Before jax is imported; set it to run the same tests on a GPU. On a CPU the gpu engine's kernels are interpreted.
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    os.environ.setdefault("INTLM_INTERPRET", "1")
 
 import jax
 import jax.numpy as jnp

@@ -102,25 +102,22 @@ def cell(weights: Weights, x: Array, state: Array, architecture: Architecture) -
 
     x: the normed input, int8 at 1.0 = 16. state: int8 at 1.0 = 127.
     """
-    kind = architecture.nonlinearity
     from_input = activation_rescale(architecture.hidden_size)
+    gate = from_input(weights.multiply("gate_input", x)) + weights.vector("gate_bias")
+    candidate = from_input(weights.multiply("candidate_input", x)) + weights.vector("candidate_bias")
+    return recur(weights, gate, candidate, state, architecture)
+
+
+def recur(weights: Weights, gate: Array, candidate: Array, state: Array, architecture: Architecture) -> Array:
+    """The half of a cell that goes from token to token; gate, candidate: what the input and the bias give, int32."""
+    kind = architecture.nonlinearity
     # The tables expect 1.0 = 16: a state at 1.0 = 127 is brought to that scale. Saturation alone has no scale
     # of its own, and learns better with the state at full size (docs/numerics.md, section 5.4).
     from_state = activation_rescale(architecture.hidden_size, STATE_SHIFT if kind == "table" else 0)
-    gate = _gate(
-        from_input(weights.multiply("gate_input", x))
-        + from_state(weights.multiply("gate_state", state))
-        + weights.vector("gate_bias"),
-        kind,
-    )
+    gate = _gate(gate + from_state(weights.multiply("gate_state", state)), kind)
     old = state.astype(jnp.int32)
     reset = q15_multiply(gate * old, GATE_MULTIPLIER).astype(jnp.int8)
-    candidate = _candidate(
-        from_input(weights.multiply("candidate_input", x))
-        + from_state(weights.multiply("candidate_state", reset))
-        + weights.vector("candidate_bias"),
-        kind,
-    )
+    candidate = _candidate(candidate + from_state(weights.multiply("candidate_state", reset)), kind)
     return q15_multiply((2 * GATE_ONE - gate) * old + gate * candidate, GATE_MULTIPLIER).astype(jnp.int8)
 
 

@@ -11,12 +11,23 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.eggroll.perturbation import PerturbedWeights, noise, parameter_noise, votes
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import loss
-from intlm.model.parameters import Parameters, Specification, map_specifications, stack_layers, unstack_layers
+from intlm.model.parameters import (
+    Architecture,
+    Parameters,
+    Specification,
+    map_specifications,
+    specifications,
+    stack_layers,
+    unstack_layers,
+)
 from intlm.model.sampling import sample
 from intlm.population.engine import FIRST, Prepared, Problem
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
+# On a GPU a chunk takes what memory there is, up to so many bytes: noise and widest activations, _COPIES of them.
+_MOST_SPARE = 1 << 29
+_COPIES = 4
 
 Tree = TypeVar("Tree")
 
@@ -28,10 +39,13 @@ class XlaEngine:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        architecture = problem.architecture
+        architecture, perturbation = problem.architecture, problem.perturbation
         widest = max(architecture.hidden_size, architecture.feed_forward_size, architecture.vocab_size)
-        members = problem.chunk_size or max(2, _CHUNK_ELEMENTS // widest)
-        self.chunk_pairs = min(problem.pairs, max(1, members // 2))
+        pairs = (problem.chunk_size or _CHUNK_ELEMENTS // widest) // 2
+        if not problem.chunk_size and (spare := spare_bytes(architecture)):
+            noise = perturbation.rank * sum(sum(s.shape) for s in specifications(architecture))
+            pairs = even_chunk(problem.pairs, spare // (_COPIES * (noise + 2 * widest * 4)))
+        self.chunk_pairs = min(problem.pairs, max(1, pairs))
 
     def evaluate(
         self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
@@ -60,29 +74,31 @@ class XlaEngine:
             (states, total), _ = jax.lax.scan(read, start, texts)
             return total, jnp.moveaxis(states, 0, 2)
 
-        return map_in_chunks(evaluate_chunk, (_count(states), states), self.chunk_pairs)
+        return map_in_chunks(evaluate_chunk, (numbered(states), states), self.chunk_pairs)
 
     def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`."""
-        perturbation = self.problem.perturbation
-        epoch = perturbation.epoch(update)
+        epoch = self.problem.perturbation.epoch(update)
+        architecture = self.problem.architecture
+        found = map_specifications(partial(self._gather, fitness, epoch, first), architecture)
+        return unstack_layers(found, architecture)
 
-        def gather(specification: Specification, number: Array) -> Array:
+    def _gather(
+        self, fitness: Array, epoch: Array, first: Array, specification: Specification, numbers: Array
+    ) -> Array:
+        """The votes of the parameters of one name: int32 N + their shape. numbers: uint32 N, [] or [layers]."""
+        perturbation = self.problem.perturbation
+
+        def gather(number: Array) -> Array:
             def add(total: Array, chunk: tuple[Array, Array]) -> Array:
                 pairs, fitness = chunk
                 drawn = parameter_noise(specification, number, perturbation, epoch, first + pairs)
                 return total + votes(specification, drawn, fitness, self.problem.fitness_maximum)
 
             zero = jnp.zeros(specification.shape, jnp.int32)
-            return fold_in_chunks(add, zero, (_count(fitness), fitness), self.chunk_pairs)
+            return fold_in_chunks(add, zero, (numbered(fitness), fitness), self.chunk_pairs)
 
-        def gather_all(specification: Specification, numbers: Array) -> Array:
-            return (
-                jax.lax.map(partial(gather, specification), numbers) if numbers.ndim else gather(specification, numbers)
-            )
-
-        architecture = self.problem.architecture
-        return unstack_layers(map_specifications(gather_all, architecture), architecture)
+        return jax.lax.map(gather, numbers) if numbers.ndim else gather(numbers)
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""
@@ -115,8 +131,32 @@ class XlaEngine:
         return drawn, logits, states
 
 
-def _count(entries: Array) -> Array:
+def numbered(entries: Array) -> Array:
+    """0, 1, 2, … for the entries of an array's first axis: uint32."""
     return jnp.arange(entries.shape[0], dtype=jnp.uint32)
+
+
+def spare_bytes(architecture: Architecture) -> int:
+    """Memory that a chunk may take, bytes; 0 on a device that does not tell how much it has (a CPU).
+
+    More where the model is wide, for its members are then few.
+    """
+    held = jax.local_devices()[0].memory_stats() or {}
+    most = _MOST_SPARE * -(-architecture.hidden_size // 256)
+    return min(most, (held.get("bytes_limit", 0) - held.get("bytes_in_use", 0)) // 4)
+
+
+def even_chunk(pairs: int, most: int, multiple: int = 1) -> int:
+    """Up to `most` pairs, a multiple of something, such that nothing remains after the last chunk if that can be.
+
+    A remainder is another program to compile, and takes copies of all states.
+    """
+    most = max(multiple, most // multiple * multiple)
+    fewest = -(-pairs // most)
+    for chunks in range(fewest, 2 * fewest + 1):
+        if pairs % (chunks * multiple) == 0:
+            return pairs // chunks
+    return most
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:
