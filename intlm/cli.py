@@ -26,6 +26,8 @@ def _train(args: argparse.Namespace) -> int:
     place = distributed.place(distributed.Place(args.coordinator, args.processes, args.process), os.environ)
     if (place or args.supervise) and not distributed.is_worker():
         return distributed.supervise(args.given, directory, args.supervise)
+    if distributed.is_worker():
+        distributed.end_with_parent()
     if place:
         distributed.join(place)
     done = train(config, directory, args.resume, args.start)
@@ -373,18 +375,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return IntlmError.exit_code
     except KeyboardInterrupt:
         print("intlm: interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        _leave(INTERRUPTED)
+        return INTERRUPTED
     except Exception:
         traceback.print_exc()
         code = 1
-    _leave(code)
+    if code != INTERRUPTED:  # else it has stopped with the others, and ends with them
+        _leave(code)
     return code
 
 
 def _leave(code: int) -> None:
     """End a process of several at once where it failed: JAX would wait for the others, which may be gone."""
     distributed = sys.modules.get("intlm.distributed")
-    if code not in (0, INTERRUPTED) and distributed and distributed.is_worker():
+    if code and distributed and distributed.is_worker():
         distributed.leave(code)
 
 

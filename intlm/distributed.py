@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, R
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 _PORT = 55127  # of process 0, where nothing names one
 _WORKER = "INTLM_WORKER"  # set in a process that another started to do the work
-_ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, 130)  # exit codes of a run that was not lost
+_INTERRUPTED = 130
+_ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, _INTERRUPTED)  # exit codes of a run that was not lost
 _PATIENCE = 5  # failures in a row without a new checkpoint after which nothing is started again
 
 
@@ -137,6 +139,18 @@ def is_worker() -> bool:
     return _WORKER in os.environ
 
 
+def end_with_parent() -> None:
+    """Stop, as by SIGTERM, where the process that started this worker is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def leave(code: int) -> None:
     """End a process at once where others may be gone: JAX would wait for them."""
     sys.stdout.flush()
@@ -153,14 +167,17 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
     while True:
         command = [sys.executable, "-m", "intlm.cli", *arguments]
         child = subprocess.Popen(command, env={**os.environ, _WORKER: "1"})
-        with _passed_on(child):
+        with _passed_on(child) as asked:
             code = child.wait()
         if code in _ENDS:
             return code
+        if asked:
+            return _INTERRUPTED
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if not restart:
             if code != LostProcess.exit_code:  # which has said so itself
-                print(f"intlm: this process of the run was lost ({how}); resume it with --resume", file=sys.stderr)
+                what = f"this process of the run was lost ({how}), or could not meet the others; resume with --resume"
+                print(f"intlm: {what}", file=sys.stderr)
             return LostProcess.exit_code
         now = _last_checkpoint(directory)
         failures, reached = (failures + 1 if now == reached else 1), now
@@ -192,16 +209,18 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Ctrl-C reaches the child by itself; SIGTERM is handed on."""
+def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Ctrl-C reaches the child by itself; SIGTERM is handed on. Gives the signals that came."""
+    asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
+        asked.append(number)
+        if number == signal.SIGTERM:
+            child.send_signal(number)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, hand_on)
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

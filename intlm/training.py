@@ -5,6 +5,7 @@ stopped anywhere and resumed ends with the same weights and the same metrics as 
 """
 
 import fcntl
+import hashlib
 import json
 import math
 import signal
@@ -56,10 +57,11 @@ REFERENCE_BYTES = 1 << 26  # training and held-out text that the ladder of refer
 SAMPLE_TOKENS = 300
 SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
 LATE = 5  # seconds of an update from which on processes meet before anything crosses
+# What each process of a run may set for itself.
+OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
-FREE_ON_RESUME = {
-    "engine", "threads", "eggroll.chunk_size", "train.updates", "train.evaluate_every", "train.sample_every",
-    "train.checkpoint_seconds", "train.trackers", "data.prepared", "data.processes",
+FREE_ON_RESUME = OF_A_MACHINE | {
+    "train.updates", "train.evaluate_every", "train.sample_every", "train.checkpoint_seconds", "train.trackers",
 }  # fmt: skip
 
 
@@ -153,6 +155,13 @@ class Trainer:
             lines = metrics.read(log)
             self.seconds = lines[-1]["seconds"] if lines else 0.0
 
+    def digest(self) -> str:
+        """What tells where training goes on from: the update and the weights."""
+        digest = hashlib.sha256(str(self.update).encode())
+        for name, weight in sorted(self.whole_parameters().items()):
+            digest.update(name.encode() + np.asarray(weight).tobytes())
+        return digest.hexdigest()
+
     def start_from(self, directory: Path) -> None:
         """Begin with the weights of a run or of an export. Raises RunError where they are of another kind of model."""
         model = load(directory)
@@ -171,7 +180,10 @@ class Trainer:
         """Measure the ladder on the held-out text, once a run."""
         path = self.directory / "references.json"
         if path.exists():
-            self.ladder = json.loads(path.read_text())
+            try:
+                self.ladder = {str(name): float(bits) for name, bits in json.loads(path.read_bytes()).items()}
+            except (ValueError, TypeError, AttributeError):
+                raise RunError(f"{path}: damaged: expected bits per byte by name; delete it to measure again") from None
         elif self.valid:
             self.ladder = references(self.split.to_bytes(REFERENCE_BYTES), self.valid.to_bytes(REFERENCE_BYTES))
             write_whole(path, json.dumps(self.ladder))
@@ -234,7 +246,8 @@ class Trainer:
                     began = time.monotonic()
                     self.save(checkpoints)
                     saved = time.monotonic()
-                    between = settings.checkpoint_seconds and max(between, SAVING_SHARE * (saved - began))
+                    most = SAVING_SHARE * (saved - began)
+                    between = settings.checkpoint_seconds and max(settings.checkpoint_seconds, most)
             self.save(checkpoints)
         return self.update >= settings.updates
 
@@ -392,11 +405,13 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
     check_directory(config, directory, resume)
     if distributed.writes():
         check_installed(config)
-    distributed.same("configuration", configuration.dumps(config))
+    shared = {key: value(config, key) for key in KEYS if key not in OF_A_MACHINE}
+    distributed.same("configuration", json.dumps(shared))
     writes = distributed.writes()
-    corpus = prepare_corpus(config) if writes else None
+    if writes:
+        corpora(config.data)
     distributed.wait("prepared")
-    corpus = corpus or prepare_corpus(config)
+    corpus = prepare_corpus(config)
     devices = jax.devices() if jax.device_count() > 1 else None
     trainer = Trainer(config, directory, corpus, devices)  # before anything is written: it may refuse the configuration
     distributed.same("text", trainer.identity)
@@ -407,21 +422,24 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
             some.verify()
         directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory) if writes else nullcontext(), interruptible() as stopped:
+        if writes:
+            check_directory(config, directory, resume)  # another may have trained here meanwhile
         tokenizer = directory / "tokenizer.json"
         if resume and tokenizer.exists():
             open_corpus(config, open_run(directory)[1])
         if resume:
             trainer.resume()
+        distributed.same("state", trainer.digest())
+        if start:  # before the directory is a run: resumed, it must know where it began
+            trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
             write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
             write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
         distributed.wait("begun")
         checkpoints = Checkpoints(directory / "checkpoints") if writes else None
-        if start:
-            trainer.save(checkpoints)  # or a resumed run would not know where it began
         if writes:
             trainer.references()
-        distributed.wait("measured")
+        distributed.wait("ladder")
         done = trainer.run(checkpoints, stopped)
         if done and writes:
             print(trainer.summary())

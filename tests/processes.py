@@ -52,6 +52,12 @@ def finished(*processes: "subprocess.Popen[str]", code: int = 0) -> list[tuple[s
     return found
 
 
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port."""
+    with socket.socket() as some:
+        return some.connect_ex(("127.0.0.1", port)) != 0
+
+
 def free_port() -> int:
     """One that nothing listens on."""
     with socket.socket() as some:

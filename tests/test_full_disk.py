@@ -9,6 +9,8 @@ import pytest
 import tiny
 from processes import finished, on_devices
 
+from intlm.checkpoint import Checkpoints
+
 # In a mount namespace of its own a user may mount: the run's directory is a small file system.
 FULL = """
 set -e
@@ -43,5 +45,6 @@ def test_a_full_disk(size: int, tmp_path: Path) -> None:
     found = on_small_disk(size, mounted, kept, "train", tiny.CONFIG)
     assert "code 2" in found.stdout and "No space left" in found.stderr, found
     assert "Traceback" not in found.stderr and str(mounted / "run") in found.stderr
+    assert Checkpoints(kept / "checkpoints", read_only=True).updates(), "nothing was saved"
     finished(on_devices(1, "train", tiny.CONFIG, "--run-dir", kept, "--resume"))
     tiny.assert_same_run(kept, tiny.trained().directory)

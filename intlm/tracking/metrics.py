@@ -59,11 +59,12 @@ def truncate_after(path: Path, update: int) -> None:
     if kept == path.read_bytes():
         return
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(path):
+        with open(temporary, "wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

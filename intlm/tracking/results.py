@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intlm.errors import DataError
+from intlm.errors import DataError, writing
 from intlm.tracking.picture import Curve, Point
 from intlm.tracking.table import duration, format_table, human
 
@@ -27,7 +27,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = []
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = path.read_bytes()
+    for number, text in enumerate(lines[: lines.rfind(b"\n") + 1].splitlines(), start=1):  # a torn last one is none
         try:
             line = json.loads(text)
             whole = all(isinstance(line[name], kind) for name, kind in _NEEDED.items()) and all(
@@ -44,7 +45,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def append(path: Path, line: Line) -> None:
     """Add a line, at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with writing(path), path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)  # what a full disk left
         file.write(json.dumps(line).encode() + b"\n")
 
 

@@ -46,8 +46,9 @@ class Service:
         self._known: dict[str, Any] = {"id": secrets.token_hex(4), "sent": 0}
         if self._path.exists():
             try:
-                self._known = json.loads(self._path.read_bytes())
-            except ValueError:
+                known = json.loads(self._path.read_bytes())
+                self._known = {"id": str(known["id"]), "sent": int(known["sent"])}
+            except (ValueError, TypeError, LookupError):
                 raise RunError(f"{self._path}: damaged: delete it, and the run is a new one for {name}") from None
         identity = self._known["id"]
         title = directory.absolute().name

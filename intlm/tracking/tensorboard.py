@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from intlm.errors import writing
+
 
 class TensorBoard:
     """Appends to a new event file in `directory`, beside those of the lines that the run has already."""
@@ -64,8 +66,9 @@ class TensorBoard:
         event = self._events.Event(**fields).SerializeToString()
         length = struct.pack("<Q", len(event))
         sums = [struct.pack("<I", self._checksum(part)) for part in (length, event)]
-        self._file.write(length + sums[0] + event + sums[1])
-        self._file.flush()
+        with writing(Path(self._file.name)):
+            self._file.write(length + sums[0] + event + sums[1])
+            self._file.flush()
 
     def _cut(self, path: Path, update: int) -> int:
         """Cut a file before its first event later than `update`, or torn or damaged, and delete it where no line is

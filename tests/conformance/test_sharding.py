@@ -43,3 +43,15 @@ def test_processes_that_differ(tmp_path: Path) -> None:
     for _, err in finished(first, second, code=2):
         assert "configuration: process 1 of this run has another one than process 0" in err
     assert not run.exists()
+
+
+def test_a_mixture_and_other_weights(tmp_path: Path) -> None:
+    """Prepared by one process for both, whose settings of their own differ; they begin with another run's weights."""
+    (tmp_path / "other.txt").write_bytes(tiny.words(300, seed=5))
+    other = tiny.write_config(tmp_path / "other.toml", {"data.train": "other.txt"})
+    start = ("--from", tiny.trained().directory, "--data.tokenizer_file", tiny.trained().directory / "tokenizer.json")
+    keys = ("--data.mixture", f"3 {other}", "--data.prepared", tmp_path / "prepared", "--train.updates", 4)
+    command = ("train", tiny.CONFIG, *start, *keys, "--run-dir")
+    finished(*together(2, *command, tmp_path / "two", each=[("--threads", 1), ("--engine", "xla")]))
+    finished(on_devices(1, *command, tmp_path / "one"))
+    tiny.assert_same_run(tmp_path / "two", tmp_path / "one")
