@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--kills 100] [--processes 2] [--seed S]
 
-Where the run reaches its end before all kills are spent, another begins. One of the processes is killed; the others
-must end by themselves. At the end: the last checkpoint's bits (weights, optimizer, members' states) and every line of
+Where the run reaches its end before all kills are spent, another begins. Of several processes one is killed, once they
+have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute. At the end: the last checkpoint's bits (weights, optimizer, members' states) and every line of
 the metrics but its timings.
 """
 
@@ -74,6 +74,18 @@ def kill(process: subprocess.Popen[bytes]) -> None:
         return  # it has ended by itself
 
 
+def count(run: Path) -> int:
+    """Lines of a run's metrics."""
+    log = run / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def last_checkpoint(run: Path) -> int:
+    """The update of a run's last checkpoint, 0 where it has none."""
+    names = os.listdir(run / "checkpoints") if (run / "checkpoints").is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def end(run: Path) -> tuple[str, list[dict[str, object]]]:
     """What a run ended with: the digest of its state, and its metrics."""
     config, tokenizer = open_run(run)
@@ -112,9 +124,12 @@ def main() -> int:
         bar = tqdm(total=args.kills, desc="kills")
         while kills < args.kills:
             runs += 1
-            run = f"run{runs}"
+            run, reached = f"run{runs}", 0
             while True:
                 processes = start(directory, run, args.processes)
+                lines = count(directory / run)
+                while args.processes > 1 and count(directory / run) == lines and processes[0].poll() is None:
+                    time.sleep(0.01)
                 if kills < args.kills:
                     until = time.monotonic() + rng.uniform(0, whole)
                     while time.monotonic() < until and any(p.poll() is None for p in processes):
@@ -131,8 +146,10 @@ def main() -> int:
                             wrong.append(f"{run}: a process goes on a minute after another was killed")
                             process.kill()
                     slowest = max(slowest, time.monotonic() - killed)
-                    log = directory / run / "metrics.jsonl"
-                    at.append(log.read_bytes().count(b"\n") if log.exists() else 0)
+                    at.append(count(directory / run))
+                    if (now := last_checkpoint(directory / run)) < reached:
+                        wrong.append(f"{run}: a checkpoint was lost: {now} after {reached}")
+                    reached = now
                     continue
                 if all(process.wait() == 0 for process in processes):
                     break
