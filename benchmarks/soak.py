@@ -3,8 +3,9 @@
     python benchmarks/soak.py [--kills 100] [--processes 2] [--seed S]
 
 Where the run reaches its end before all kills are spent, another begins. Of several processes one is killed, once they
-have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute. At the end: the last checkpoint's bits (weights, optimizer, members' states) and every line of
-the metrics but its timings.
+have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute.
+At the end: the last checkpoint's bits (weights, optimizer, members' states) and every line of the metrics but its
+timings.
 """
 
 import argparse
