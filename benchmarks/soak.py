@@ -3,7 +3,8 @@
     python benchmarks/soak.py [--kills 100] [--processes 2] [--seed S]
 
 Where the run reaches its end before all kills are spent, another begins. Of several processes one is killed, once they
-have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute.
+have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute, say
+that one was lost, and show no traceback.
 At the end: the last checkpoint's bits (weights, optimizer, members' states) and every line of the metrics but its
 timings.
 """
@@ -26,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from intlm.checkpoint import Checkpoints
+from intlm.errors import LostProcess
 from intlm.run import open_run, problem_of
 from intlm.tracking import metrics
 from intlm.update import initial_state, make_optimizer
@@ -142,7 +144,9 @@ def main() -> int:
                     bar.update()
                     for process in processes:
                         try:
-                            process.wait(60)
+                            code = process.wait(60)
+                            if args.processes > 1 and code != LostProcess.exit_code:
+                                wrong.append(f"{run}: exit code {code} after another process was killed")
                         except subprocess.TimeoutExpired:
                             wrong.append(f"{run}: a process goes on a minute after another was killed")
                             process.kill()
@@ -160,6 +164,9 @@ def main() -> int:
             if found != expected:
                 wrong.append(f"{run}: {'state' if found[0] != expected[0] else 'metrics'} differ")
         bar.close()
+        _, found_traceback, rest = (directory / "log").read_text(errors="replace").partition("Traceback")
+        if found_traceback:
+            wrong.append(rest[:10000])
     training = [update for update in at if update]
     result = {
         "processes": args.processes,

@@ -226,8 +226,9 @@ def test_optimizers(case: Case) -> None:
     state = optimizer.init(weights)
     for step in case["updates"]:
         assert optimizer.setting(step["update"]) == step["s"]
-        scores, votes = jnp.array(step["fitness"], jnp.int8), {"w": jnp.array(step["votes"], jnp.int32)}
-        weights, state = compiled(weights, votes, state, scores, case["rank"], jnp.int32(step["s"]))
+        energy = fitness.energy(jnp.array(step["fitness"], jnp.int8))
+        votes = {"w": jnp.array(step["votes"], jnp.int32)}
+        weights, state = compiled(weights, votes, state, energy, case["rank"], jnp.int32(step["s"]))
         assert {name: leaf["w"].tolist() for name, leaf in state._asdict().items()} == {
             name: step[name] for name in ("master", "mean", "square") if name in step
         }
