@@ -145,7 +145,7 @@ def main() -> int:
                     for process in processes:
                         try:
                             code = process.wait(60)
-                            if args.processes > 1 and code != LostProcess.exit_code:
+                            if args.processes > 1 and code not in (0, LostProcess.exit_code):  # 0: the run had ended
                                 wrong.append(f"{run}: exit code {code} after another process was killed")
                         except subprocess.TimeoutExpired:
                             wrong.append(f"{run}: a process goes on a minute after another was killed")
