@@ -193,6 +193,31 @@ def test_targets(engine: str, count: int, bridge: Any) -> None:
     np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_some_of_the_pairs(engine: str, bridge: Any) -> None:
+    """The last two of six, as a device of several has them: losses, states and votes."""
+    shape, noise, update, first = oracle.Shape(11, 8, 16, 1, "clip"), oracle.Noise(5, 1, 2, 1), 3, 4
+    rng = np.random.default_rng(6)
+    values = bridge.random_parameters(shape, rng)
+    tokens, targets = (rng.integers(0, shape.vocabulary, size) for size in ((6, 3), (6, 3, 2)))
+    states = rng.integers(-127, 127, (12, shape.layers, shape.hidden), endpoint=True)
+    losses, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
+    votes = oracle.votes(noise, update, [0, 0, 0, 0, 3, -2], values)
+    made = make_engine(engine, bridge.problem(shape, noise, 6))
+
+    def run(parameters: Any, tokens: Any, targets: Any, members: Any, update: Any, first: Any) -> Any:
+        evaluated = made.evaluate(parameters, tokens, targets, members, update, first)
+        return evaluated, made.accumulate(jnp.array([3, -2], jnp.int8), update, first)
+
+    members = jnp.asarray(states.reshape(6, 2, *states.shape[1:])[first:], jnp.int8)
+    arguments = (*uint16(tokens[first:], targets[first:]), members, jnp.uint32(update), jnp.uint32(first))
+    compiled = jax.jit(run, compiler_options=tiny.quick_options())
+    (found, states_after), counted = compiled(bridge.parameters(shape, values), *arguments)
+    assert found.ravel().tolist() == losses[2 * first :] and len(set(losses)) > 6
+    np.testing.assert_array_equal(np.asarray(states_after).reshape(-1, *after.shape[1:]), after[2 * first :])
+    bridge.assert_equal(shape, counted, votes)
+
+
 @pytest.fixture(scope="module", params=ENGINES)
 def infer(request: pytest.FixtureRequest, bridge: Any) -> Callable[..., Any]:
     """Compiled inference of a small model."""
