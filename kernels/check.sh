@@ -7,7 +7,7 @@ cd "$(dirname "$0")/cpu"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mprefer-vector-width=512"
-sanitized="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+sanitized="-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 compiler=${CXX:-c++}
 
 compile() { # BUILD COMPILER FLAGS SOURCE FLAGS: in the background

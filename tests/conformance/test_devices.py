@@ -24,10 +24,9 @@ def test_processes(count: int, tmp_path: Path) -> None:
     assert "this model" in first and not any("this model" in out or "bpb" in err for out, err in others)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "threshold"])
-def test_resumed_on_other_devices(optimizer: str, tmp_path: Path) -> None:
-    """Four updates on four devices, four by two processes of two devices, four on one."""
-    keys = ("--eggroll.optimizer", optimizer, "--train.checkpoint_seconds", 3600)
+def test_resumed_on_other_devices(tmp_path: Path) -> None:
+    """Four updates on four devices, four by two processes of two devices, four on one; Adam remembers the most."""
+    keys = ("--eggroll.optimizer", "adam", "--train.checkpoint_seconds", 3600)
     command = ("train", tiny.CONFIG, *keys, "--run-dir", tmp_path / "run", "--train.updates")
     finished(on_devices(4, *command, 4))
     finished(*together(2, *command, 8, "--resume", devices=2))
