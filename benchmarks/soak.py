@@ -4,9 +4,8 @@
 
 Where the run reaches its end before all kills are spent, another begins. Of several processes one is killed, once they
 have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute, say
-that one was lost, and show no traceback.
-At the end: the last checkpoint's bits (weights, optimizer, members' states) and every line of the metrics but its
-timings.
+that one was lost, and show no traceback. What is compared: the last checkpoint's bits (weights, optimizer, members'
+states) and every line of the metrics but its timings.
 """
 
 import argparse
@@ -166,7 +165,7 @@ def main() -> int:
         bar.close()
         _, found_traceback, rest = (directory / "log").read_text(errors="replace").partition("Traceback")
         if found_traceback:
-            wrong.append(rest[:10000])
+            wrong.append(f"a traceback:{rest[:10000]}")
     training = [update for update in at if update]
     result = {
         "processes": args.processes,
