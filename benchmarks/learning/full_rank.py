@@ -42,6 +42,7 @@ class FullRankWeights:
 
     def __init__(self, perturbed: Layered[Array]) -> None:
         self.outer, self.layers = perturbed
+        self.seen: dict[str, Array] = {}
 
     def layer(self, entry: dict[str, Array]) -> "FullRankWeights":
         """See `Weights`."""
