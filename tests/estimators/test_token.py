@@ -1,6 +1,6 @@
 """The estimator `token` against its oracle: layers, nonlinearities, separators, and any chunk; then its bounds."""
 
-from functools import partial
+from functools import cache, partial
 from math import isqrt
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from intlm.estimators import token
-from intlm.model.parameters import specifications
+from intlm.model.parameters import Architecture, specifications
 
 TEXTS, TOKENS = 3, 5
 SHAPES = [oracle.Shape(3, 8, 16, 1, "clip"), oracle.Shape(131, 8, 8, 2, "table"), oracle.Shape(5, 16, 8, 2, "clip")]
@@ -28,81 +28,67 @@ def draw(shape: oracle.Shape, targets: int) -> tuple[Any, ...]:
     return oracle.first_values(shape, 3), states, tokens, rng.integers(0, shape.vocabulary, (TEXTS, TOKENS, targets))
 
 
+@cache
+def compiled(architecture: Architecture, settings: token.Token, chunk: int) -> Any:
+    """`token.evaluate`, compiled once for each of these."""
+    run = partial(token.evaluate, architecture, settings, chunk=chunk)
+    return jax.jit(run, compiler_options=tiny.quick_options())
+
+
+def evaluate(
+    bridge: Any, shape: oracle.Shape, settings: token.Token, means: tuple[int, int], drawn: tuple[Any, ...], update: int,
+    chunk: int, own: slice = slice(0, TEXTS), heard: list[bool] | None = None,
+) -> token.Evaluation:  # fmt: skip
+    """`token.evaluate` of some of the texts that were drawn."""
+    values, states, tokens, targets = drawn
+    return compiled(bridge.architecture(shape), settings, chunk)(
+        bridge.parameters(shape, values), jnp.asarray(states[own], jnp.int8), jnp.asarray(means, jnp.int32),
+        jnp.asarray(tokens[own], jnp.uint16), jnp.asarray(targets[own], jnp.uint16), jnp.uint32(update),
+        jnp.uint32(own.start), heard=None if heard is None else jnp.asarray(heard),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("shape", "members", "sigma", "credit", "means", "chunks"),
+    ("shape", "members", "sigma", "credit", "means", "chunk"),
     [
-        (SHAPES[0], 3, 3, 4, (1, 1), (1, 2, 3)),
-        (SHAPES[1], 2, 0, 7, (40, 90), (2,)),
-        (SHAPES[2], 1, 6, 6, (9, 11), (3,)),
+        (SHAPES[0], 3, 3, 4, (1, 1), 3),
+        (SHAPES[1], 2, 0, 7, (40, 90), 2),
+        (SHAPES[2], 1, 6, 6, (9, 11), 1),
     ],
 )
 def test_an_update(
-    shape: oracle.Shape, members: int, sigma: int, credit: int, means: tuple[int, int], chunks: tuple[int, ...],
-    bridge: Any,
-) -> None:  # fmt: skip
-    values, states, tokens, targets = draw(shape, 2)
+    shape: oracle.Shape, members: int, sigma: int, credit: int, means: tuple[int, int], chunk: int, bridge: Any
+) -> None:
+    drawn = draw(shape, 2)
     update, seed = 2**32 - 1, 2**63 + 5
     expected = oracle_token.evaluate(
-        shape, oracle_token.Settings(seed, TEXTS, members, sigma, credit), update, values, states, means, tokens, targets
+        shape, oracle_token.Settings(seed, TEXTS, members, sigma, credit), update, *drawn[:2], means, *drawn[2:]
     )
     assert any(np.any(vote) for vote in expected.votes)
-    architecture, settings = bridge.architecture(shape), token.Token(seed, TEXTS, members, sigma, credit=credit)
-    for chunk in chunks:
-        run = jax.jit(
-            partial(token.evaluate, architecture, settings, chunk=chunk), compiler_options=tiny.quick_options()
-        )
-        found = run(
-            bridge.parameters(shape, values), jnp.asarray(states, jnp.int8), jnp.asarray(means, jnp.int32),
-            jnp.asarray(tokens, jnp.uint16), jnp.asarray(targets, jnp.uint16), jnp.uint32(update), jnp.uint32(0),
-        )  # fmt: skip
-        np.testing.assert_array_equal(found.losses, expected.losses)
-        np.testing.assert_array_equal(found.states, expected.states)
-        bridge.assert_equal(shape, found.told.votes, expected.votes)
-        np.testing.assert_array_equal(token.means(found.told.sizes, settings, TOKENS), expected.means)
-        for s, deviations, z in zip(
-            specifications(architecture), expected.deviations, expected.standardised, strict=True
-        ):
-            deviation = token.deviation(found.told.chance[s.name])
-            np.testing.assert_array_equal(deviation, deviations, err_msg=s.name)
-            standardised = token.standardised(found.told.votes[s.name], token.broadcast(s.name, deviation))
-            np.testing.assert_array_equal(standardised, z, err_msg=s.name)
+    settings = token.Token(seed, TEXTS, members, sigma, credit=credit)
+    found = evaluate(bridge, shape, settings, means, drawn, update, chunk)
+    np.testing.assert_array_equal(found.losses, expected.losses)
+    np.testing.assert_array_equal(found.states, expected.states)
+    bridge.assert_equal(shape, found.told.votes, expected.votes)
+    np.testing.assert_array_equal(token.means(found.told.sizes, settings, TOKENS), expected.means)
+    described = specifications(bridge.architecture(shape))
+    for s, deviations, z in zip(described, expected.deviations, expected.standardised, strict=True):
+        deviation = token.deviation(found.told.chance[s.name])
+        np.testing.assert_array_equal(deviation, deviations, err_msg=s.name)
+        standardised = token.standardised(found.told.votes[s.name], token.broadcast(s.name, deviation))
+        np.testing.assert_array_equal(standardised, z, err_msg=s.name)
 
 
 def test_parts_of_an_update_add_up(bridge: Any) -> None:
-    """Two devices' texts, each numbered in the whole update, say together what one device's say."""
-    shape = SHAPES[0]
-    values, states, tokens, targets = draw(shape, 1)
-    architecture, settings = bridge.architecture(shape), token.Token(1, TEXTS, 2, 3)
-
-    def evaluate(first: int, last: int) -> token.Evaluation:
-        own = slice(first, last)
-        return token.evaluate(
-            architecture, settings, bridge.parameters(shape, values), jnp.asarray(states[own], jnp.int8),
-            jnp.asarray([30, 40]), jnp.asarray(tokens[own], jnp.uint16), jnp.asarray(targets[own], jnp.uint16),
-            jnp.uint32(7), jnp.uint32(first), 2,
-        )  # fmt: skip
-
-    whole, parts = evaluate(0, 3), (evaluate(0, 1), evaluate(1, 3))
-    added = jax.tree.map(jnp.add, parts[0].told, parts[1].told)
-    jax.tree.map(np.testing.assert_array_equal, whole.told, added)
+    """Two devices' texts, each numbered in the whole update, say together what one device's say; and so do two halves
+    of the noisy members."""
+    shape, drawn, settings = SHAPES[0], draw(SHAPES[0], 1), token.Token(1, TEXTS, 4, 3)
+    read = partial(evaluate, bridge, shape, settings, (30, 40), drawn, 7, 2)
+    whole, parts = read(), (read(own=slice(0, 1)), read(own=slice(1, 3)))
+    jax.tree.map(np.testing.assert_array_equal, whole.told, jax.tree.map(jnp.add, parts[0].told, parts[1].told))
     np.testing.assert_array_equal(whole.states, np.concatenate([part.states for part in parts]))
-
-
-def test_halves_add_up(bridge: Any) -> None:
-    """What two halves of the noisy members vote is together what all vote: `heard` is exact."""
-    shape = SHAPES[0]
-    values, states, tokens, targets = draw(shape, 1)
-    settings = token.Token(1, TEXTS, 4, 3)
-
-    def votes(heard: list[bool]) -> Any:
-        return token.evaluate(
-            bridge.architecture(shape), settings, bridge.parameters(shape, values), jnp.asarray(states, jnp.int8),
-            jnp.asarray([30, 40]), jnp.asarray(tokens, jnp.uint16), jnp.asarray(targets, jnp.uint16), jnp.uint32(7),
-            jnp.uint32(0), 3, jnp.asarray(heard),
-        ).told.votes  # fmt: skip
-
-    halves = votes([True, True, False, False]), votes([False, False, True, True])
-    jax.tree.map(np.testing.assert_array_equal, votes([True] * 4), jax.tree.map(jnp.add, *halves))
+    halves = [read(heard=heard).told.votes for heard in ([True, True, False, False], [False, False, True, True])]
+    jax.tree.map(np.testing.assert_array_equal, whole.told.votes, jax.tree.map(jnp.add, *halves))
 
 
 def test_sums_of_digits() -> None:
