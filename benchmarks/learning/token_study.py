@@ -3,8 +3,8 @@
     python benchmarks/learning/token_study.py TEXT --out RESULTS.jsonl [--held-out BYTES] [KEY=VALUE ...]
 
 The keys are the fields of `Study`, and `noise.UNITS` (embedding, gate_input, candidate_input, up, down, head) for the
-noise of some units alone. Trains on all of TEXT but its last bytes, which are then measured as `intlm evaluate` does. The
-result is one line of JSON. Needs nothing but intlm; set OMP-like limits by XLA_FLAGS.
+noise of some units alone. Trains on all of TEXT but its last bytes, which are then measured as `intlm evaluate` does.
+The result is one line of JSON.
 """
 
 import argparse
@@ -56,9 +56,7 @@ class Study:
     measure: int = 4  # how often the held-out text is measured
 
 
-def stepped(
-    study: Study, described: list[Any], votes: Any, memory: Any, step: Array
-) -> tuple[Any, Any]:
+def stepped(study: Study, described: list[Any], votes: Any, memory: Any, step: Array) -> tuple[Any, Any]:
     """Adam of docs/numerics.md, its mean square of 2^square updates. votes: 256 = one standard deviation of chance."""
     after = []
     for s in described:
@@ -98,15 +96,15 @@ def main() -> None:
     tokenizer = AlphabetTokenizer.from_counts(np.bincount(np.frombuffer(text, np.uint8), minlength=256))
     corpus = np.concatenate([[0], tokenizer.encode(text)]).astype(np.uint16)
     a = Architecture(tokenizer.vocab_size, study.hidden, study.layers, study.wide, study.nonlinearity)
-    settings = token.Token(
-        study.seed, study.texts, study.members, study.sigma, tuple(sigmas), study.credit, study.sign
-    )
+    settings = token.Token(study.seed, study.texts, study.members, study.sigma, tuple(sigmas), study.credit, study.sign)
     described = specifications(a)
     starts = np.arange(study.texts) * len(corpus) // study.texts
     shift = token.vote_shift(study.texts, study.tokens)
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
-    def update(parameters: Any, memory: Any, states: Array, means: Array, batch: Array, number: Array, step: Array) -> Any:
+    def update(
+        parameters: Any, memory: Any, states: Array, means: Array, batch: Array, number: Array, step: Array
+    ) -> Any:
         targets = batch[:, 1:, None]
         found = token.evaluate(
             a, settings, parameters, states, means, batch[:, :-1], targets, number, jnp.uint32(0), study.chunk

@@ -135,7 +135,7 @@ def _ends(sizes: dict[str, int]) -> list[int]:
 
 
 class NoisyWeights:
-    """The shared weights as the members of some texts see them at one token: S is [texts, 1 + members], the clean first.
+    """The shared weights as some texts' members see them at one token: S is [texts, 1 + members], the clean one first.
 
     noise: see `noise`.
     """
@@ -211,10 +211,7 @@ def digits(values: Array, axes: tuple[int, ...]) -> Array:
     Up to 2^24 values can be added up, in any order.
     """
     return jnp.stack(
-        [
-            jnp.sum((values >> (_DIGIT * k)) & ((1 << _DIGIT) - 1), axis=axes, dtype=jnp.int32)
-            for k in range(_DIGITS)
-        ]
+        [jnp.sum((values >> (_DIGIT * k)) & ((1 << _DIGIT) - 1), axis=axes, dtype=jnp.int32) for k in range(_DIGITS)]
     )
 
 
@@ -314,10 +311,14 @@ def one_start(architecture: Architecture, settings: Token, parameters: Parameter
         name: jnp.zeros((_DIGITS, w.shape[0] if name == "embedding" else w.shape[1] if w.ndim == 2 else 1), jnp.int32)
         for name, w in parameters.items()
     }
-    return Votes({n: jnp.zeros(w.shape, jnp.int32) for n, w in parameters.items()}, chance, jnp.zeros((2, 4), jnp.int32))
+    return Votes(
+        {n: jnp.zeros(w.shape, jnp.int32) for n, w in parameters.items()}, chance, jnp.zeros((2, 4), jnp.int32)
+    )
 
 
-def scan_in_chunks(function: Callable[[Any, Tree], tuple[Any, Tree]], start: Any, xs: Any, size: int) -> tuple[Any, Any]:
+def scan_in_chunks(
+    function: Callable[[Any, Tree], tuple[Any, Tree]], start: Any, xs: Any, size: int
+) -> tuple[Any, Any]:
     """jax.lax.scan of function over the chunks of the first axis of xs, `size` entries each but the last."""
     count = jax.tree.leaves(xs)[0].shape[0]
     whole = count // size * size
@@ -357,7 +358,9 @@ def _chunk(
         wanted = jnp.broadcast_to(wanted[:, None], (*token.shape, wanted.shape[-1]))
         return states, (loss(logits, wanted), Layered(weights.seen, seen))
 
-    start = jnp.broadcast_to(jnp.moveaxis(states, 1, 0)[:, :, None], (states.shape[1], len(texts), everyone, states.shape[2]))
+    start = jnp.broadcast_to(
+        jnp.moveaxis(states, 1, 0)[:, :, None], (states.shape[1], len(texts), everyone, states.shape[2])
+    )
     after, (losses, seen) = jax.lax.scan(read, start, (reading, follow, places))  # losses [T, texts, 1 + members]
     d = losses[..., :1] - losses[..., 1:]
     far = credits(d, reading, settings.credit)

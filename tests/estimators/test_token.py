@@ -36,8 +36,8 @@ def compiled(architecture: Architecture, settings: token.Token, chunk: int) -> A
 
 
 def evaluate(
-    bridge: Any, shape: oracle.Shape, settings: token.Token, means: tuple[int, int], drawn: tuple[Any, ...], update: int,
-    chunk: int, own: slice = slice(0, TEXTS), heard: list[bool] | None = None,
+    bridge: Any, shape: oracle.Shape, settings: token.Token, means: tuple[int, int], drawn: tuple[Any, ...],
+    update: int, chunk: int, own: slice = slice(0, TEXTS), heard: list[bool] | None = None,
 ) -> token.Evaluation:  # fmt: skip
     """`token.evaluate` of some of the texts that were drawn."""
     values, states, tokens, targets = drawn
