@@ -18,14 +18,17 @@ from oracle import (
     Parameters,
     Plain,
     Shape,
+    exp2_share,
     int8,
     int32,
     key_of,
+    log_sum_exp2,
     no_state,
     parameter_names,
     rshift,
     sat8,
     step,
+    stream_bytes,
     threefry4x32,
     token_loss,
     uint32,
@@ -42,8 +45,9 @@ class Settings:
     seed: int
     texts: int  # N
     members: int  # n
-    sigma_shift: int
+    sigmas: tuple[int, ...]  # of the embedding, gate, candidate, up, down and the logits
     credit: int
+    slope: bool
 
     @property
     def largest(self) -> int:
@@ -66,23 +70,28 @@ class Told(NamedTuple):
 # ---------------------------------------------------------------------------------------------------- T2. noise
 
 
-def units(shape: Shape) -> list[tuple[int, int]]:
+def units(shape: Shape, settings: Settings) -> list[tuple[int, int]]:
     """The parameter's number and the count of each kind of units, in the order of their noise."""
     kinds = [(0, shape.hidden)]
     for layer in range(shape.layers):
         first = 1 + OF_A_LAYER * layer
         kinds += [(first + n, shape.hidden) for n in (GATE_INPUT, CANDIDATE_INPUT)]
         kinds += [(first + UP, shape.feed_forward), (first + DOWN, shape.hidden)]
-    return [*kinds, (1 + OF_A_LAYER * shape.layers, shape.vocabulary)]
+    return kinds if settings.slope else [*kinds, (1 + OF_A_LAYER * shape.layers, shape.vocabulary)]
+
+
+def member_number(settings: Settings, text: int, member: int) -> int:
+    """The second word of a counter: member 0 is the clean one."""
+    return uint32(text * (1 + settings.members) + within(member, 0, settings.members))
 
 
 def signs(shape: Shape, settings: Settings, update: int, text: int, member: int, token: int) -> dict[int, Array]:
     """s of each unit, by the number of the parameter whose product gives it."""
     found, j = {}, 0
-    for number, count in units(shape):
+    for number, count in units(shape, settings):
         own = []
         for _ in range(count):
-            counter = (update, uint32(text * settings.members + member), token, j // 128)
+            counter = (update, member_number(settings, text, 1 + member), token, j // 128)
             word = threefry4x32(key_of(settings.seed, TOKEN), counter)[j % 128 // 32]
             own.append(1 if word >> (j % 32) & 1 else -1)
             j += 1
@@ -90,9 +99,9 @@ def signs(shape: Shape, settings: Settings, update: int, text: int, member: int,
     return found
 
 
-def amplitude(settings: Settings, fan_in: int) -> int:
+def amplitude(sigma: int, fan_in: int) -> int:
     """a(k)."""
-    return within(isqrt(fan_in * 4 ** (8 - within(settings.sigma_shift, 0, 8))), 1, 2**16)
+    return within(isqrt(fan_in * 4 ** (8 - within(sigma, 0, 8))), 1, 2**16)
 
 
 class Noisy(Plain):
@@ -104,13 +113,16 @@ class Noisy(Plain):
 
     def embed(self, token: int) -> Array:
         """The noisy row."""
-        return sat8(super().embed(token) + self.signs[0] * max(1, 16 >> self.settings.sigma_shift))
+        return sat8(super().embed(token) + self.signs[0] * max(1, 16 >> self.settings.sigmas[0]))
 
     def product(self, n: int, x: Array) -> Array:
         """The accumulator, noisy where noise enters."""
         accumulator = super().product(n, x)
         if n in self.signs:
-            accumulator = int32(accumulator + self.signs[n] * amplitude(self.settings, x.size))
+            kinds = {GATE_INPUT: 1, CANDIDATE_INPUT: 2, UP: 3, DOWN: 4}
+            is_head = n == len(self.parameters) - 1
+            sigma = self.settings.sigmas[5 if is_head else kinds[(n - 1) % OF_A_LAYER]]
+            accumulator = int32(accumulator + self.signs[n] * amplitude(sigma, x.size))
         return accumulator
 
 
@@ -125,6 +137,18 @@ class Clean(Plain):
         """The accumulator."""
         self.read[n] = x.copy()  # a state is overwritten behind it
         return super().product(n, x)
+
+
+def slope(settings: Settings, update: int, text: int, token: int, logits: Array, targets: list[int]) -> Array:
+    """y of the logits at one token."""
+    key, stream = key_of(settings.seed, TOKEN), (update, member_number(settings, text, 0), token)
+    octets = stream_bytes(key, stream, logits.size)
+    lse, shift, found = log_sum_exp2(logits), len(targets).bit_length() - 1, []
+    for v in range(logits.size):
+        share = int(exp2_share(np.array([max(0, lse - int(logits[v]))]))[0])
+        wanted = int32(127 * 256 * targets.count(v)) >> shift
+        found.append(int8((wanted - rshift(int32(127 * share), 16) + octets[v]) >> 8))
+    return np.array(found, dtype=np.int64)
 
 
 # --------------------------------------------------------------------------------------- T3. credit, T4. fitness
@@ -211,12 +235,13 @@ def evaluate(
     for i in range(number):
         text = tokens[i].tolist()
         # The clean member, and what it read.
-        state, clean, inputs = int8(states[i]), [], []
+        state, clean, inputs, head = int8(states[i]), [], [], []
         for t in range(length):
             read = Clean(parameters)
             logits, state = step(read, shape, state, text[t])
             clean.append(token_loss(logits, targets[i, t].tolist()))
             inputs.append(read.read)
+            head.append(slope(settings, update, i, t, logits, targets[i, t].tolist()))
         losses.append(int32(sum(clean)))
         after.append(state)
         # The noisy ones.
@@ -237,8 +262,12 @@ def evaluate(
             f = far if is_far else own
             z = np.zeros(w.shape, dtype=np.int64)
             for t in range(length):
-                y = int8(sum((f[m][t] * drawn[m][t][source] for m in range(n)), start=np.zeros(1, dtype=np.int64)))
-                energy = within(sum(f[m][t] ** 2 for m in range(n)), 0, 127**2)
+                if settings.slope and p == len(parameters) - 1:
+                    y = head[t]
+                    energy = within(max(1, int((y * y).sum()) // y.size), 1, 127**2)
+                else:
+                    y = int8(sum((f[m][t] * drawn[m][t][source] for m in range(n)), start=np.zeros(1, dtype=np.int64)))
+                    energy = within(sum(f[m][t] ** 2 for m in range(n)), 0, 127**2)
                 if p == 0:
                     z[text[t]] += y
                     variances[p][text[t]] += energy

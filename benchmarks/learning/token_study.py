@@ -2,8 +2,8 @@
 
     python benchmarks/learning/token_study.py TEXT --out RESULTS.jsonl [--held-out BYTES] [KEY=VALUE ...]
 
-The keys are the fields of `Study`, and `noise.UNITS` (embedding, gate_input, candidate_input, up, down, head) for the
-noise of some units alone. Trains on all of TEXT but its last bytes, which are then measured as `intlm evaluate` does.
+The keys are the fields of `Study`, and those of `intlm.estimators.token.NOISY` for the size of some units' noise. Trains
+on all of TEXT but its last bytes, which are then measured as `intlm evaluate` does.
 The result is one line of JSON.
 """
 
@@ -45,9 +45,8 @@ class Study:
     members: int = 8
     tokens: int = 32
     updates: int = 1000
-    sigma: int = 3
     credit: int = 4
-    sign: bool = False
+    slope: bool = True
     step: int = 164
     mean: int = 3  # Adam's mean is of 2^3 updates
     square: int = 6  # and its mean square of 2^6
@@ -83,10 +82,11 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=200_000)
     parser.add_argument("keys", nargs="*")
     args = parser.parse_intermixed_args()
-    study, sigmas, given = Study(), [], dict(key.split("=", 1) for key in args.keys)
+    study, given = Study(), dict(key.split("=", 1) for key in args.keys)
+    sigmas = dict(zip(token.NOISY, token.Token._field_defaults["sigmas"], strict=True))
     for key, value in given.items():
-        if key.startswith("noise."):
-            sigmas.append((key.removeprefix("noise."), int(value)))
+        if key in sigmas:
+            sigmas[key] = int(value)
         else:
             kind = type(getattr(study, key))
             setattr(study, key, value == "True" if kind is bool else kind(value))
@@ -96,7 +96,7 @@ def main() -> None:
     tokenizer = AlphabetTokenizer.from_counts(np.bincount(np.frombuffer(text, np.uint8), minlength=256))
     corpus = np.concatenate([[0], tokenizer.encode(text)]).astype(np.uint16)
     a = Architecture(tokenizer.vocab_size, study.hidden, study.layers, study.wide, study.nonlinearity)
-    settings = token.Token(study.seed, study.texts, study.members, study.sigma, tuple(sigmas), study.credit, study.sign)
+    settings = token.Token(study.seed, study.texts, study.members, tuple(sigmas.values()), study.credit, study.slope)
     described = specifications(a)
     starts = np.arange(study.texts) * len(corpus) // study.texts
     shift = token.vote_shift(study.texts, study.tokens)

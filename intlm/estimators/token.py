@@ -9,16 +9,17 @@ the clean member read.
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from intlm.arithmetic.fixed_point import MAX8, ONE, Array, integer_sqrt, rounding_shift, saturate8
-from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
+from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
 from intlm.model import SEPARATOR
 from intlm.model.forward import matrix_product, observed_step
-from intlm.model.loss import loss
+from intlm.model.loss import exp2_terms, log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Layered, Parameters, stack_layers, unstack_layers
 
 MOST_TEXT_TOKENS = 1 << 24  # of an update: texts times the tokens of each
@@ -45,7 +46,8 @@ CELL = (
     Units("candidate_input", ("candidate_input", "candidate_state"), "candidate_bias"),
 )
 FEED_FORWARD = (Units("up", ("up",)), Units("down", ("down",)))
-HEAD = Units("head", ("head",))
+# Where noise enters, in the order of `Token.sigmas`.
+NOISY = ("embedding", "gate_input", "candidate_input", "up", "down", "head")
 
 
 class Token(NamedTuple):
@@ -54,10 +56,9 @@ class Token(NamedTuple):
     seed: int
     texts: int  # of an update
     members: int  # noisy ones of a text, 1 to 127
-    sigma_shift: int  # noise is ±2^-sigma_shift of 1.0, 0 to 8
-    sigma_shifts: tuple[tuple[str, int], ...] = ()  # of the units whose noise is of another size
+    sigmas: tuple[int, ...] = (4, 1, 2, 3, 4, 3)  # noise is ±2^-sigma of 1.0, 0 to 8, for each of NOISY
     credit: int = 4  # eighths of the next token's credit that a token has
-    sign: bool = False
+    slope: bool = True  # whether the head votes by the loss's own slope, and logits have no noise
 
     @property
     def largest(self) -> int:
@@ -66,12 +67,12 @@ class Token(NamedTuple):
 
     def amplitude(self, name: str, fan_in: int) -> int:
         """The noise of the units that a product gives, in its accumulator."""
-        return math.isqrt(fan_in * 4 ** (8 - dict(self.sigma_shifts).get(name, self.sigma_shift)))
+        return math.isqrt(fan_in * 4 ** (8 - self.sigmas[NOISY.index(name)]))
 
     @property
     def embedding_amplitude(self) -> int:
         """The noise of what the embedding gives, 1 at least."""
-        return max(1, ONE >> dict(self.sigma_shifts).get("embedding", self.sigma_shift))
+        return max(1, ONE >> self.sigmas[0])
 
 
 class Votes(NamedTuple):
@@ -107,31 +108,45 @@ def noise(architecture: Architecture, settings: Token, update: Array, texts: Arr
     """The signs of some texts' noisy members at one token, by the product that they enter, and of the embedding.
 
     update, token: uint32 scalars, the token's place in its text. texts: uint32 [texts].
-    Returns int8 (N +) [texts, members, units], 1 or -1; N is [layers].
+    Returns int8 (N +) [texts, members, units], 1 or -1; N is [layers]. The head has none with `slope`.
     """
     vocabulary, hidden, layers, *_ = architecture
     sizes = widths(architecture)
-    count = hidden + layers * sum(sizes.values()) + vocabulary
-    member = texts[:, None] * settings.members + jnp.arange(settings.members, dtype=jnp.uint32)
+    inside = hidden + layers * sum(sizes.values())
+    count = inside + (0 if settings.slope else vocabulary)
+    member = _member(settings, texts[:, None], 1 + jnp.arange(settings.members, dtype=jnp.uint32))
     blocks = jnp.arange(-(-count // _BLOCK), dtype=jnp.uint32)
     key = seed_key(settings.seed, Domain.TOKEN)
     words = jnp.stack(threefry4x32(key, (update, member[..., None], token, blocks)), axis=-1)
     bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     signs = (2 * bits.astype(jnp.int8) - 1).reshape(*member.shape, -1)
-    inner = signs[..., hidden : count - vocabulary].reshape(*member.shape, layers, -1)
-    parts = jnp.split(jnp.moveaxis(inner, -2, 0), list(_ends(sizes))[:-1], axis=-1)
-    return Layered(
-        {"embedding": signs[..., :hidden], "head": signs[..., count - vocabulary : count]},
-        dict(zip(sizes, parts, strict=True)),
-    )
+    inner = signs[..., hidden:inside].reshape(*member.shape, layers, -1)
+    parts = jnp.split(jnp.moveaxis(inner, -2, 0), list(accumulate(sizes.values()))[:-1], axis=-1)
+    outer = {"embedding": signs[..., :hidden]}
+    if not settings.slope:
+        outer["head"] = signs[..., inside:count]
+    return Layered(outer, dict(zip(sizes, parts, strict=True)))
 
 
-def _ends(sizes: dict[str, int]) -> list[int]:
-    ends, end = [], 0
-    for size in sizes.values():
-        end += size
-        ends.append(end)
-    return ends
+def _member(settings: Token, texts: Array, members: Array | int) -> Array:
+    """A member's number in the whole update, 0 being the clean one of a text: uint32."""
+    return texts * (1 + settings.members) + jnp.uint32(members)
+
+
+def slopes(settings: Token, update: Array, texts: Array, token: Array, logits: Array, targets: Array) -> Array:
+    """What the head is to do at a token: 127 times target minus probability, rounded to one of its two neighbours by
+    chance, so that small probabilities are not lost.
+
+    update, texts, token: see `noise`. logits: int32 [texts, vocabulary], the clean members'. targets: int32 [texts, K].
+    Returns int8 [texts, vocabulary].
+    """
+    count, vocabulary = logits.shape
+    key = seed_key(settings.seed, Domain.TOKEN)
+    octets = random_bytes(key, (update, _member(settings, texts, 0), token, 0), vocabulary).astype(jnp.int32)
+    share = exp2_terms(jnp.maximum(0, log_sum_exp2(logits)[:, None] - logits))  # 2^24 = 1
+    wanted = jnp.zeros(logits.shape, jnp.int32).at[jnp.arange(count)[:, None], targets].add(1)
+    wanted = (wanted * (MAX8 << 8)) >> (targets.shape[-1].bit_length() - 1)
+    return ((wanted - rounding_shift(share * MAX8, 16) + octets) >> 8).astype(jnp.int8)
 
 
 class NoisyWeights:
@@ -191,8 +206,6 @@ def credits(differences: Array, tokens: Array, eighths: int) -> Array:
 
 def fitness(credit: Array, mean: Array, settings: Token) -> Array:
     """Credit over CUT mean magnitudes, at most `largest`. mean: int32 scalar, 1 at least. Returns int32."""
-    if settings.sign:
-        return jnp.sign(credit) * settings.largest
     size = (jnp.abs(credit) * settings.largest + (CUT // 2) * mean) // (CUT * mean)
     return jnp.sign(credit) * jnp.minimum(size, settings.largest)
 
@@ -355,13 +368,15 @@ def _chunk(
         weights = NoisyWeights(shared, noise(architecture, settings, update, texts, place), settings)
         token = jnp.broadcast_to(token[:, None], (*token.shape, everyone))
         logits, states, seen = observed_step(weights, token, states, architecture)
+        own = slopes(settings, update, texts, place, logits[:, 0], wanted) if settings.slope else None
         wanted = jnp.broadcast_to(wanted[:, None], (*token.shape, wanted.shape[-1]))
-        return states, (loss(logits, wanted), Layered(weights.seen, seen))
+        return states, (loss(logits, wanted), Layered(weights.seen, seen), own)
 
     start = jnp.broadcast_to(
         jnp.moveaxis(states, 1, 0)[:, :, None], (states.shape[1], len(texts), everyone, states.shape[2])
     )
-    after, (losses, seen) = jax.lax.scan(read, start, (reading, follow, places))  # losses [T, texts, 1 + members]
+    # losses [T, texts, 1 + members]; head_votes [T, texts, vocabulary] or None
+    after, (losses, seen, head_votes) = jax.lax.scan(read, start, (reading, follow, places))
     d = losses[..., :1] - losses[..., 1:]
     far = credits(d, reading, settings.credit)
     sizes = jnp.stack([digits(jnp.sum(jnp.abs(credit), axis=-1), (0, 1)) for credit in (d, far)])
@@ -380,7 +395,7 @@ def _chunk(
         for units in FEED_FORWARD:
             last = vote(own, signs.layers[units.noise][-1])
             layers[units.noise] = layers[units.noise].at[-1].set(last)
-        outer = {"embedding": vote(far, signs.outer["embedding"]), "head": vote(own, signs.outer["head"])}
+        outer = {name: vote(far if name == "embedding" else own, sign) for name, sign in signs.outer.items()}
         return None, Layered(outer, layers)
 
     _, y = jax.lax.scan(node_votes, None, (places, *scores))  # int8 [T, (layers,) texts, units]
@@ -398,7 +413,11 @@ def _chunk(
             votes[units.bias] = jnp.sum(y.layers[units.noise], axis=(0, 2), dtype=jnp.int32)
             chance[units.bias] = jnp.moveaxis(digits(by_layer[..., None], (0, 2)), 0, 1)
     x = seen.outer["head"]
-    outer = {"head": matrix_votes(y.outer["head"], x, shift)}
+    if head_votes is None:
+        head_votes = y.outer["head"]
+    else:
+        own = jnp.maximum(1, jnp.sum(jnp.square(head_votes.astype(jnp.int32)), axis=-1) // head_votes.shape[-1])
+    outer = {"head": matrix_votes(head_votes, x, shift)}
     outer_chance = {"head": digits(_energy(own, x), (0, 1))}
     rows = jnp.zeros(shared.outer["embedding"].shape, jnp.int32)
     outer["embedding"] = rows.at[reading].add(y.outer["embedding"].astype(jnp.int32))

@@ -49,23 +49,24 @@ def evaluate(
 
 
 @pytest.mark.parametrize(
-    ("shape", "members", "sigma", "credit", "means", "chunk"),
+    ("shape", "members", "sigmas", "credit", "slope", "means", "chunk"),
     [
-        (SHAPES[0], 3, 3, 4, (1, 1), 3),
-        (SHAPES[1], 2, 0, 7, (40, 90), 2),
-        (SHAPES[2], 1, 6, 6, (9, 11), 1),
+        (SHAPES[0], 3, (4, 1, 2, 3, 4, 3), 4, True, (1, 1), 3),
+        (SHAPES[1], 2, (0, 8, 1, 2, 3, 0), 7, False, (40, 90), 2),
+        (SHAPES[2], 1, (6, 5, 4, 3, 2, 1), 6, True, (9, 11), 1),
     ],
 )
 def test_an_update(
-    shape: oracle.Shape, members: int, sigma: int, credit: int, means: tuple[int, int], chunk: int, bridge: Any
-) -> None:
+    shape: oracle.Shape, members: int, sigmas: tuple[int, ...], credit: int, slope: bool, means: tuple[int, int],
+    chunk: int, bridge: Any,
+) -> None:  # fmt: skip
     drawn = draw(shape, 2)
     update, seed = 2**32 - 1, 2**63 + 5
     expected = oracle_token.evaluate(
-        shape, oracle_token.Settings(seed, TEXTS, members, sigma, credit), update, *drawn[:2], means, *drawn[2:]
+        shape, oracle_token.Settings(seed, TEXTS, members, sigmas, credit, slope), update, *drawn[:2], means, *drawn[2:]
     )
     assert any(np.any(vote) for vote in expected.votes)
-    settings = token.Token(seed, TEXTS, members, sigma, credit=credit)
+    settings = token.Token(seed, TEXTS, members, sigmas, credit, slope)
     found = evaluate(bridge, shape, settings, means, drawn, update, chunk)
     np.testing.assert_array_equal(found.losses, expected.losses)
     np.testing.assert_array_equal(found.states, expected.states)
@@ -82,7 +83,7 @@ def test_an_update(
 def test_parts_of_an_update_add_up(bridge: Any) -> None:
     """Two devices' texts, each numbered in the whole update, say together what one device's say; and so do two halves
     of the noisy members."""
-    shape, drawn, settings = SHAPES[0], draw(SHAPES[0], 1), token.Token(1, TEXTS, 4, 3)
+    shape, drawn, settings = SHAPES[0], draw(SHAPES[0], 1), token.Token(1, TEXTS, 4, slope=False)
     read = partial(evaluate, bridge, shape, settings, (30, 40), drawn, 7, 2)
     whole, parts = read(), (read(own=slice(0, 1)), read(own=slice(1, 3)))
     jax.tree.map(np.testing.assert_array_equal, whole.told, jax.tree.map(jnp.add, parts[0].told, parts[1].told))
