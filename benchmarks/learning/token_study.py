@@ -2,7 +2,7 @@
 
     python benchmarks/learning/token_study.py TEXT --out RESULTS.jsonl [--held-out BYTES] [KEY=VALUE ...]
 
-The keys are the fields of `Study`, and those of `intlm.estimators.token.NOISY` for the size of some units' noise. Trains
+The keys are the fields of `Study`, and the names in `intlm.estimators.token.NOISY` for the size of units' noise. Trains
 on all of TEXT but its last bytes, which are then measured as `intlm evaluate` does.
 The result is one line of JSON.
 """

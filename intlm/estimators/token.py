@@ -398,7 +398,7 @@ def _chunk(
         outer = {name: vote(far if name == "embedding" else own, sign) for name, sign in signs.outer.items()}
         return None, Layered(outer, layers)
 
-    _, y = jax.lax.scan(node_votes, None, (places, *scores))  # int8 [T, (layers,) texts, units]
+    _, y = jax.lax.scan(node_votes, None, (places, scores[0], scores[1]))  # int8 [T, (layers,) texts, units]
     own, far = (jnp.sum(jnp.square(score), axis=-1) for score in scores)  # [T, texts]
     votes, chance = {}, {}
     for units in layer_units():
