@@ -312,20 +312,17 @@ def evaluate(
         return jax.tree.map(jnp.add, total, told), (losses, states)
 
     numbers = first + jnp.arange(tokens.shape[0], dtype=jnp.uint32)
-    shapes = jax.eval_shape(lambda xs: one_start(architecture, settings, xs), parameters)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    told, (losses, after) = scan_in_chunks(one, start, (states, tokens, targets, numbers), chunk)
+    told, (losses, after) = scan_in_chunks(one, no_votes(parameters), (states, tokens, targets, numbers), chunk)
     return Evaluation(losses, after, told)
 
 
-def one_start(architecture: Architecture, settings: Token, parameters: Parameters) -> Votes:
+def no_votes(parameters: Parameters) -> Votes:
     """The votes of no text."""
-    chance = {
-        name: jnp.zeros((_DIGITS, w.shape[0] if name == "embedding" else w.shape[1] if w.ndim == 2 else 1), jnp.int32)
-        for name, w in parameters.items()
-    }
+    widths = {name: w.shape[0] if name == "embedding" else (*w.shape, 1)[1] for name, w in parameters.items()}
     return Votes(
-        {n: jnp.zeros(w.shape, jnp.int32) for n, w in parameters.items()}, chance, jnp.zeros((2, 4), jnp.int32)
+        {name: jnp.zeros(w.shape, jnp.int32) for name, w in parameters.items()},
+        {name: jnp.zeros((_DIGITS, width), jnp.int32) for name, width in widths.items()},
+        jnp.zeros((2, _DIGITS), jnp.int32),
     )
 
 
