@@ -13,6 +13,7 @@ from oracle import (
     DOWN,
     GATE_INPUT,
     OF_A_LAYER,
+    TOKEN,
     UP,
     Array,
     Parameters,
@@ -34,8 +35,6 @@ from oracle import (
     uint32,
     within,
 )
-
-TOKEN = 3  # the domain
 
 
 @dataclass(frozen=True)
