@@ -125,15 +125,15 @@ def parts(hidden: int) -> dict[str, float]:
 
     from intlm.eggroll import momentum
     from intlm.eggroll.fitness import fitness_maximum
-    from intlm.eggroll.perturbation import Perturbation
+    from intlm.estimators.member import Perturbation
     from intlm.model.forward import zero_states
     from intlm.model.parameters import Architecture, initialise, specifications
-    from intlm.population import Problem, make_engine, native
+    from intlm.population import Population, make_engine, native
 
     pairs, tokens = max(16, 262144 // hidden), 4
     architecture = Architecture(256, hidden, 6, hidden, "clip")
-    problem = Problem(architecture, Perturbation(0, 1, 3, 1), pairs, 1, fitness_maximum(pairs, 1))
-    engine = make_engine("native", problem)
+    population = Population(architecture, Perturbation(0, 1, 3, 1), pairs, 1, fitness_maximum(pairs, 1))
+    engine = make_engine("native", population)
     parameters = initialise(architecture, 0)
     rng = np.random.default_rng(0)
     read = jnp.asarray(rng.integers(1, 256, (pairs, tokens)), jnp.uint16)

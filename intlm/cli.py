@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, unknown = top.parse_known_args(arguments)
     args.given = arguments
     if unknown:
-        flags = [f"--{key}" for key in configuration.KEYS if key in args]
+        flags = [f"--{key}" for key in configuration.keys() if key in args]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
     try:

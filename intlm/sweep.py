@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from intlm import config as configuration
-from intlm.config import KEYS, Config, DataConfig, shown
+from intlm.config import RENAMED, Config, DataConfig, flatten, shown
 from intlm.data.prepare import corpora
 from intlm.errors import ConfigError
 from intlm.model.parameters import specifications
@@ -42,7 +42,7 @@ from intlm.run import architecture_of, open_run
 from intlm.tracking import metrics, picture, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
-from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible, value
+from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible
 from intlm.version import NUMERICS_VERSION
 
 PARTS = ("base", "seeds", "keys", "variants", "grid")
@@ -137,13 +137,10 @@ def _table(path: Path, name: str, tables: Mapping[str, Any], prefix: str = "") -
 
 def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys, written with quotes or as tables in the table. Raises ConfigError for an unknown one."""
-    sections = {key.rpartition(".")[0] for key in KEYS} - {""}
-    found: dict[str, Any] = {}
-    for name, entry in table.items():
-        inner = {f"{name}.{key}": v for key, v in entry.items()} if isinstance(entry, dict) and name in sections else {}
-        found.update(inner or {name: entry})
+    found = configuration.dotted(table, f"{path}: {where}")
+    known = configuration.keys()
     for name in found:
-        if name not in KEYS:
+        if name not in known and name not in RENAMED:
             raise ConfigError(f"{path}: {where}: {name}: unknown key{configuration.nearest(name)}")
         if name == "seed":
             raise ConfigError(f"{path}: {where}: seed: expected in seeds = [...]")
@@ -167,7 +164,8 @@ def _values(path: Path, where: str, entry: Any) -> list[Any]:
 
 def _part(key: str, chosen: Any) -> str:
     """A key's value in the name of a variant."""
-    text = Path(str(chosen)).stem if KEYS[key].metadata["path"] else str(chosen)
+    known = configuration.keys()
+    text = Path(str(chosen)).stem if key in known and known[key].is_path else str(chosen)
     return f"{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', text)}"
 
 
@@ -176,7 +174,8 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
     if "seed" in overrides:
         raise ConfigError("command line: seed: a sweep has seeds of its own; --seeds N takes the first N")
     found = []
-    own = configuration.load(study.base, overrides).seed if study.seeds is None else 0
+    base = flatten(configuration.load(study.base))
+    own = base["seed"] if study.seeds is None else 0
     for seed in study.seeds or [own]:
         for variant, keys in study.variants.items():
             try:
@@ -190,13 +189,13 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             if jobs > 1:
                 threads = max(1, (config.threads or os.cpu_count() or 1) // jobs)
                 config = dataclasses.replace(config, threads=threads)
-            counted = {key: value(config, key) for key in overrides if key not in UNCOUNTED}
+            flat = flatten(config)
+            counted = {key: flat.get(key, given) for key, given in overrides.items() if key not in UNCOUNTED}
             text = Path(data.train)
             identity = {"study": study.path.stem, "variant": variant, "seed": seed, "keys": keys | counted}
             identity |= {"text": text.name, "numerics": NUMERICS_VERSION}
             directory = runs / f"{variant}-{text.stem}-{seed}"
-            settings = dict.fromkeys([*keys, *overrides, "seed", "threads"])
-            flags = [f"--{key}={value(config, key)}" for key in settings]
+            flags = [f"--{key}={setting}" for key, setting in flat.items() if base.get(key) != setting]
             command = [sys.executable, "-m", "intlm.cli", "train", str(study.base), "--run-dir", str(directory), *flags]
             found.append(Planned(identity, config, directory, command))
     return found

@@ -25,7 +25,7 @@ from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
 from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
-from intlm.run import load, open_corpus, open_run, problem_of, write_whole
+from intlm.run import load, open_corpus, open_run, population_of, write_whole
 from intlm.tracking import metrics
 from intlm.training import (
     FREE_ON_RESUME,
@@ -136,12 +136,12 @@ def test_saturated() -> None:
 def test_halves_are_those_of_the_whole_populations_votes() -> None:
     """Of an odd number of pairs the second half has one more; fitness is shaped by all of them."""
     config = tiny.load_config(eggroll__population=10, eggroll__group_size=1, eggroll__fitness="normalised")
-    problem = problem_of(config, 5)
-    engine = make_engine("auto", problem)
+    population = population_of(config, 5)
+    engine = make_engine("auto", population)
     losses, update = jnp.asarray(np.random.default_rng(0).integers(0, 900, (5, 2)), jnp.int32), jnp.uint32(7)
-    scores = jax.jit(fitness.shape, static_argnums=(0, 2))("normalised", losses, problem.perturbation.rank)
+    scores = jax.jit(fitness.shape, static_argnums=(0, 2))("normalised", losses, population.perturbation.rank)
     members = jnp.zeros((5, 2, 1, 8), jnp.int8).at[0, 1, 0, :3].set(jnp.array([127, -127, 126], jnp.int8))
-    health = jax.jit(make_health(problem, engine, "normalised", Sharding(problem)))(losses, members, update)
+    health = jax.jit(make_health(population, engine, "normalised", Sharding(population)))(losses, members, update)
     assert number(health.saturated) == 2
     for half, own in zip(health.halves, (slice(0, 2), slice(2, 5)), strict=True):
         expected = engine.accumulate(jnp.zeros(5, jnp.int8).at[own].set(scores[own]), update)

@@ -19,15 +19,15 @@ from intlm.arithmetic.fixed_point import Array, rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
 from intlm.data.streams import TokenStreams
-from intlm.eggroll.perturbation import VECTOR_SHIFT, Perturbation
+from intlm.estimators.member import VECTOR_SHIFT, Perturbation
 from intlm.evaluation import evaluate, split_documents
 from intlm.model.forward import step
 from intlm.model.loss import loss
 from intlm.model.parameters import Layered, Parameters, map_specifications, stack_layers, unstack_layers
-from intlm.population import Problem, make_engine
+from intlm.population import Population, make_engine
 from intlm.population.engine import FIRST
-from intlm.population.xla import map_in_chunks
-from intlm.run import LanguageModel, problem_of
+from intlm.population.chunks import map_in_chunks
+from intlm.run import LanguageModel, population_of
 from intlm.training import prepare_corpus
 from intlm.update import initial_state, make_optimizer, make_update_step
 
@@ -65,14 +65,14 @@ class FullRankEngine:
 
     name = "full rank"
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        shared = make_engine("auto", problem)  # without a perturbation there is nothing to replace
+    def __init__(self, population: Population) -> None:
+        self.population = population
+        shared = make_engine("auto", population)  # without a perturbation there is nothing to replace
         self.prepare, self.infer, self.generate = shared.prepare, shared.infer, shared.generate
 
     def noise(self, epoch: Array, pairs: Array) -> Layered[Array]:
         """By parameter, int8 [(layers,) pairs] + its shape, standard deviation 16."""
-        key = seed_key(self.problem.perturbation.seed, Domain.NOISE)
+        key = seed_key(self.population.perturbation.seed, Domain.NOISE)
         quantile = jnp.asarray(tables().quantile)
 
         def draw(specification, number):  # type: ignore[no-untyped-def]
@@ -82,14 +82,14 @@ class FullRankEngine:
             found = quantile[random_bytes(key, (epoch, pairs, number[..., None], 0), size)]
             return found.reshape(*found.shape[:-1], *specification.shape)
 
-        return map_specifications(draw, self.problem.architecture)
+        return map_specifications(draw, self.population.architecture)
 
     def evaluate(
         self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
-        problem = self.problem
-        setting: Perturbation = problem.perturbation
+        population = self.population
+        setting: Perturbation = population.perturbation
         shared = stack_layers(parameters)
 
         def perturb(w: Array, z: Array, axis: int, vector: bool) -> Array:
@@ -106,14 +106,14 @@ class FullRankEngine:
                     {k: perturb(shared.layers[k], z, 1, z.ndim == 3) for k, z in drawn.layers.items()},
                 )
             )
-            text = pairs // problem.group_size
+            text = pairs // population.group_size
             reading = jnp.broadcast_to(tokens[text].astype(jnp.int32).T[..., None], (tokens.shape[1], len(pairs), 2))
             follow = jnp.moveaxis(targets[text].astype(jnp.int32), 1, 0)[:, :, None]
             follow = jnp.broadcast_to(follow, (*reading.shape, targets.shape[-1]))
 
             def read(carry: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
                 states, total = carry
-                logits, states = step(weights, at[0], states, problem.architecture)
+                logits, states = step(weights, at[0], states, population.architecture)
                 return (states, total + loss(logits, at[1])), None
 
             start = (jnp.moveaxis(states, 2, 0), jnp.zeros(states.shape[:2], jnp.int32))
@@ -125,7 +125,7 @@ class FullRankEngine:
     def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`: Z = 16 Σ f z, so that its deviation under chance is that of low rank."""
         pairs = first + jnp.arange(fitness.shape[0], dtype=jnp.uint32)
-        drawn = self.noise(self.problem.perturbation.epoch(update), pairs)
+        drawn = self.noise(self.population.perturbation.epoch(update), pairs)
         scores = fitness.astype(jnp.int32)
 
         def vote(z: Array, axis: int) -> Array:
@@ -133,7 +133,7 @@ class FullRankEngine:
 
         outer = {k: vote(z, 0) for k, z in drawn.outer.items()}
         found = Layered(outer, {k: vote(z, 1) for k, z in drawn.layers.items()})
-        return unstack_layers(found, self.problem.architecture)
+        return unstack_layers(found, self.population.architecture)
 
 
 def main() -> None:
@@ -149,14 +149,14 @@ def main() -> None:
     overrides |= {"data.train": str(args.text.resolve()), "seed": str(args.seed), "eggroll.rank": "1"}
     config = configuration.load(args.config, overrides)
     corpus = prepare_corpus(config)
-    problem = problem_of(config, corpus.tokenizer.vocab_size)
-    engine, optimizer = FullRankEngine(problem), make_optimizer(config.eggroll)
+    population = population_of(config, corpus.tokenizer.vocab_size)
+    engine, optimizer = FullRankEngine(population), make_optimizer(config.eggroll)
     settings = config.train
     texts = config.pairs // config.eggroll.group_size
     streams = TokenStreams(corpus.split("train"), texts, settings.tokens_per_update, settings.targets)
-    update = jax.jit(make_update_step(problem, engine, config.eggroll.fitness, optimizer), donate_argnums=0)
-    state = initial_state(problem, config.seed, optimizer)
-    model = LanguageModel(problem.architecture, state.parameters, corpus.tokenizer, engine)
+    update = jax.jit(make_update_step(population, engine, config.eggroll.fitness, optimizer), donate_argnums=0)
+    state = initial_state(population, config.seed, optimizer)
+    model = LanguageModel(population.architecture, state.parameters, corpus.tokenizer, engine)
     curve, spent = [], 0.0
     for number in range(settings.updates):
         began = time.monotonic()

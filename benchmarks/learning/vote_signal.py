@@ -36,7 +36,7 @@ def main() -> None:
     checkpoints = Checkpoints(args.run / "checkpoints", read_only=True)
     update = args.checkpoint or checkpoints.updates()[-1]
     state = type(trainer.state)(*checkpoints.restore(update, trainer.state))
-    rank, described = trainer.problem.perturbation.rank, specifications(trainer.problem.architecture)
+    rank, described = trainer.population.perturbation.rank, specifications(trainer.population.architecture)
 
     @jax.jit
     def vote(members: jax.Array, tokens: jax.Array, targets: jax.Array, number: jax.Array):  # type: ignore[no-untyped-def]

@@ -19,12 +19,12 @@ from intlm.arithmetic.fixed_point import rank_multiplier, rounding_shift, satura
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
 from intlm.config import EggrollConfig
 from intlm.eggroll import fitness, threshold
-from intlm.eggroll.perturbation import Factors, Perturbation, parameter_noise, votes
+from intlm.estimators.member import Factors, Perturbation, parameter_noise, votes
 from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
 from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
 from intlm.model.sampling import sample
-from intlm.population import Problem, make_engine, native
+from intlm.population import Population, make_engine, native
 from intlm.update import TrainState, make_optimizer
 from intlm.version import NUMERICS_VERSION
 
@@ -160,10 +160,10 @@ def test_layer(case: Case) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", numbered("logits"))
 def test_logits(engine: str, case: Case, bridge: Any) -> None:
-    problem = bridge.problem(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
-    assert problem.architecture == architecture(case)
+    population = bridge.population(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
+    assert population.architecture == architecture(case)
     tokens, states = jnp.array([case["tokens"]], jnp.uint16), jnp.array([case["states"]], jnp.int8)
-    made = make_engine(engine, problem)
+    made = make_engine(engine, population)
     prepared = jax.jit(made.prepare)(parameters(case["parameters"]))
     found, after = jax.jit(made.infer)(prepared, tokens, states)
     assert found[0].tolist() == case["logits"] and after[0].tolist() == case["states_after"]
@@ -199,10 +199,10 @@ def test_votes(case: Case) -> None:
 def test_update(engine: str, case: Case, bridge: Any) -> None:
     setting = oracle.Noise(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
     pairs, kind = case["pairs"], case["fitness_kind"]
-    problem = bridge.problem(oracle.Shape(**case["model"]), setting, pairs, case["group_size"], kind, chunk_size=4)
-    run = bridge.update(engine, problem, kind)
+    population = bridge.population(oracle.Shape(**case["model"]), setting, pairs, case["group_size"], kind, chunk_size=4)
+    run = bridge.update(engine, population, kind)
     weights = parameters(case["parameters"])
-    state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), problem.architecture))
+    state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), population.architecture))
     for step in case["updates"]:
         number, quantile = step["update"], step["quantile"]
         assert threshold.quantile(case["alpha"], case["decay_updates"], number) == quantile
@@ -239,9 +239,9 @@ def draws(vocabulary: int) -> list[Callable[..., Any]]:
     """What draws a token: the reference, and the native engine where there is one."""
     if not native.available():
         return [sample]
-    problem = Problem(Architecture(vocabulary, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)
-    engine = make_engine("native", problem)
-    prepared = engine.prepare(initialise(problem.architecture, 0))
+    population = Population(Architecture(vocabulary, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)
+    engine = make_engine("native", population)
+    prepared = engine.prepare(initialise(population.architecture, 0))
 
     def draw(logits: Any, key: Any, position: Any, inverse: Any, top_k: int) -> Any:
         states = jnp.zeros((1, 8), jnp.int8)

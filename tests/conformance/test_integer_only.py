@@ -69,21 +69,21 @@ def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str
 )
 def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, name: str, targets: int, bridge: Any) -> None:
     shape = oracle.Shape(300, 8, 24, 2, nonlinearity)
-    problem = bridge.problem(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
+    population = bridge.population(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
     optimizer = make_optimizer(EggrollConfig(optimizer=name, momentum=3, weight_decay=7))
-    step = make_update_step(problem, make_engine(engine, problem), fitness, optimizer)
-    state = jax.eval_shape(lambda: initial_state(problem, 1, optimizer))
+    step = make_update_step(population, make_engine(engine, population), fitness, optimizer)
+    state = jax.eval_shape(lambda: initial_state(population, 1, optimizer))
     batch = (jnp.zeros((5, 4), jnp.uint16), jnp.zeros((5, 4, targets), jnp.uint16))
     assert not_integers(step, state, *batch, jnp.uint32(0), jnp.int32(0)) == set()
-    assert not_integers(lambda: initial_state(problem, 1, optimizer)) == set()
+    assert not_integers(lambda: initial_state(population, 1, optimizer)) == set()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("nonlinearity", ["clip", "table"])
 def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
-    problem = bridge.problem(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
-    parameters = jax.eval_shape(lambda: initialise(problem.architecture, 1))
-    made = make_engine(engine, problem)
+    population = bridge.population(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
+    parameters = jax.eval_shape(lambda: initialise(population.architecture, 1))
+    made = make_engine(engine, population)
 
     def infer(parameters: Any, tokens: jax.Array, states: jax.Array) -> Any:
         return made.infer(made.prepare(parameters), tokens, states)
