@@ -13,6 +13,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from intlm.model.parameters import specifications
 from intlm.population import gpu, make_engine
 from intlm.run import open_run, population_of
 from intlm.tracking.table import format_table
-from intlm.update import initial_state, make_optimizer
+from intlm.update import initial_state
 
 ROOT = Path(__file__).resolve().parent.parent
 DRY = bool(os.environ.get("DRY"))
@@ -77,17 +78,17 @@ def products(out: Path) -> None:
     found: dict[str, Any] = {}
     for name in ("xla", "gpu"):
         engine = make_engine(name, population)
-        texts, length = (population.pairs, config.train.tokens_per_update), jnp.uint16
+        texts, length = (population.units, config.train.tokens_per_update), jnp.uint16
         evaluate = (
             {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(population.architecture)},
             jax.ShapeDtypeStruct(texts, length),
             jax.ShapeDtypeStruct((*texts, 1), length),
-            jax.ShapeDtypeStruct((population.pairs, 2, config.model.num_layers, config.model.hidden_size), jnp.int8),
+            jax.ShapeDtypeStruct((population.units, 2, config.model.num_layers, config.model.hidden_size), jnp.int8),
             jax.ShapeDtypeStruct((), jnp.uint32),
         )
         calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
             "evaluate": (engine.evaluate, evaluate),
-            "accumulate": (engine.accumulate, (jax.ShapeDtypeStruct((population.pairs,), jnp.int8), evaluate[-1])),
+            "accumulate": (engine.accumulate, (jax.ShapeDtypeStruct((population.units,), jnp.int8), evaluate[-1])),
         }
         for call, (function, arguments) in calls.items():
             compiled = jax.jit(function).lower(*arguments).compile()
@@ -140,8 +141,7 @@ def resume(out: Path) -> None:
     for name in ("cpu", "gpu"):
         config, tokenizer = open_run(runs / name)
         population = population_of(config, tokenizer.vocab_size)
-        optimizer = make_optimizer(config.eggroll)
-        like = jax.eval_shape(lambda: initial_state(population, config.seed, optimizer))  # noqa: B023 (called at once)
+        like = jax.eval_shape(partial(initial_state, population, config.eggroll.optimizer))
         states.append(Checkpoints(runs / name / "checkpoints", read_only=True).restore(15, like))
     different = [
         jax.tree_util.keystr(path)

@@ -29,7 +29,7 @@ from intlm.checkpoint import Checkpoints
 from intlm.errors import LostProcess
 from intlm.run import open_run, population_of
 from intlm.tracking import metrics
-from intlm.update import initial_state, make_optimizer
+from intlm.update import initial_state
 
 CONFIG = """
 [model]
@@ -92,7 +92,7 @@ def end(run: Path) -> tuple[str, list[dict[str, object]]]:
     """What a run ended with: the digest of its state, and its metrics."""
     config, tokenizer = open_run(run)
     population = population_of(config, tokenizer.vocab_size)
-    like = jax.eval_shape(lambda: initial_state(population, config.seed, make_optimizer(config.eggroll)))
+    like = jax.eval_shape(lambda: initial_state(population, config.eggroll.optimizer))
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     last = checkpoints.updates()[-1]
     checkpoints.meta(last)

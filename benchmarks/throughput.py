@@ -97,7 +97,7 @@ def peer(
         python, "-u", str(script), "--dir_path", str(files), "--train_output_path", "train.npy", "--valid_output_path",
         "valid.npy", "--n_embd", str(model.hidden_size), "--n_layer", str(model.num_layers),
         "--parallel_generations_per_gpu", str(eggroll.population), "--tokens_per_update",
-        str(config.train.tokens_per_update), "--group_size", str(2 * eggroll.group_size), "--num_epochs", str(updates),
+        str(config.train.tokens_per_update), "--group_size", str(2 * eggroll.estimator.group_size), "--num_epochs", str(updates),
         "--validate_every", "0",
     ]  # fmt: skip
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "HF_HOME": str(scratch / "hub"), "WANDB_MODE": "disabled"}

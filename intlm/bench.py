@@ -371,7 +371,8 @@ class Workload:
         texts = np.repeat(self.batch.tokens, 2 * self.population.group_size, axis=0)
         texts = np.resize(texts, (self.reads, count, texts.shape[1]))
         tokens = [jnp.asarray(some, jnp.uint16) for some in texts]
-        states, prepared = zero_states((count,), self.population.architecture), self.prepare(self.trainer.state.parameters)
+        states = zero_states((count,), self.population.architecture)
+        prepared = self.prepare(self.trainer.state.parameters)
         jax.block_until_ready((tokens, states, prepared))
         return sum(_timed(partial(self.infer, prepared, some, states)) for some in tokens)
 

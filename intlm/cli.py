@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from intlm import config as configuration
+from intlm import plugins
 from intlm.errors import ConfigError, IntlmError
 from intlm.version import NUMERICS_VERSION, __version__
 
@@ -200,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, call: object, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
+        made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers parts")
         return made
 
     made = command("prepare", _prepare, "Turn a config's text into token shards.")
@@ -353,12 +355,19 @@ def _configure_jax() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 1 bits differ, 2 the user's mistake, 3 something is not
     installed, 4 a process of the run was lost, 130 interrupted."""
-    top = parser()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        for plugin in plugins.asked_for(arguments):
+            plugins.load(plugin)
+    except ConfigError as error:
+        print(f"intlm: {error}", file=sys.stderr)
+        return error.exit_code
+    top = parser()
     args, unknown = top.parse_known_args(arguments)
     args.given = arguments
     if unknown:
-        flags = [f"--{key}" for key in configuration.keys() if key in args]
+        known = configuration.keys()
+        flags = [f"--{name}" for name in known if name in args]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 import tomli_w
 
-from intlm import settings
+from intlm import plugins, settings
 from intlm.errors import ConfigError
 from intlm.estimators import ESTIMATORS, Estimator
 from intlm.objectives import OBJECTIVES, Objective
@@ -137,9 +137,7 @@ class Config:
 
     seed: int = key("seed of all random bits", 0, low=0, high=2**64 - 1)
     engine: str = key("what evaluates the population", "auto", choices=("auto", "native", "gpu", "xla"))
-    threads: int = key(
-        "threads of the native engine; 0: one a core; changes no bit of the result", 0, low=0, high=1024
-    )
+    threads: int = key("threads of the native engine; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
     objective: Objective = choice("what members do and are scored by", OBJECTIVES, "next_token")
     model: ModelConfig = ModelConfig()
     eggroll: EggrollConfig = dataclasses.field(default_factory=EggrollConfig)
@@ -149,13 +147,16 @@ class Config:
 
 # Keys of earlier versions -> what they are now; {key} stands for the value of another key.
 RENAMED = {
-    **{f"eggroll.{name}": f"eggroll.member.{name}" for name in ("rank", "sigma_shift", "noise_reuse", "group_size", "fitness")},
+    **{
+        f"eggroll.{name}": f"eggroll.member.{name}"
+        for name in ("rank", "sigma_shift", "noise_reuse", "group_size", "fitness")
+    },
     **{
         f"eggroll.{name}": f"eggroll.{{eggroll.optimizer}}.{name}"
         for name in ("alpha", "step", "momentum", "weight_decay", "warmup_updates", "decay_updates")
     },
     "train.targets": "next_token.targets",
-}  # fmt: skip
+}
 
 
 def keys() -> dict[str, Key]:
@@ -167,11 +168,12 @@ Given = dict[str, tuple[str, Any]]  # key -> where it was given and its value
 Layers = Sequence[tuple[Path, Mapping[str, Any]]]  # files, each with dotted keys and their values, as TOML has them
 
 
-def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
+def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = (), trained: bool = False) -> Config:
     """The configuration in the TOML file `path`, with `overrides` (dotted key -> text of the value) over it.
 
-    layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot
-    be read or is not TOML, and for the first key that is not valid.
+    layers: keys of other files, over those of `path` and under `overrides`. trained: it is that of a model which is to
+    be used, not trained: parts of plugins that only training needs may be missing. Raises ConfigError for a file that
+    cannot be read or is not TOML, and for the first key that is not valid.
     """
     try:
         text = Path(path).read_bytes().decode()
@@ -179,10 +181,12 @@ def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers 
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_toml(text, path, overrides, layers)
+    return from_toml(text, path, overrides, layers, trained)
 
 
-def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
+def from_toml(
+    text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = (), trained: bool = False
+) -> Config:
     """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
     try:
         tables = tomllib.loads(text)
@@ -191,6 +195,8 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
         raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', last)}") from None
 
     known = keys()
+    tables.pop("plugins", None)  # `intlm.plugins` has loaded them, where they are to be
+    needed = tables.pop("needs_plugins", [])
     given: Given = {}
     for source, named in (
         (str(path), dotted(tables, str(path))),
@@ -205,6 +211,19 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
         given.update((name, (source, value)) for name, value in named.items())
 
     values: dict[str, Any] = {}
+    for name, family in ((name, known[name].family) for name in [*given] if name in known):
+        source, value = given[name]
+        if family and isinstance(value, str) and value not in family.parts():
+            if trained and family.of_training:
+                values[name] = value
+                section = f"{name.rpartition('.')[0]}.{value}.".lstrip(".")
+                given = {n: v for n, v in given.items() if n != name and not n.startswith(section)}
+            elif isinstance(needed, list) and needed:
+                flags = " ".join(f"--plugin {file}" for file in needed)
+                raise ConfigError(
+                    f"{source}: {name} = {shown(value)}: no {family.kind} here has that name; the run was started "
+                    f"with {flags}: give it again, if you trust it"
+                )
     for name, (source, value) in given.items():
         if name not in known:
             raise ConfigError(f"{source}: {name}: unknown key{nearest(name)}")
@@ -289,6 +308,12 @@ def _renamed(named: Mapping[str, Any], source: str, optimizer: str, known: Mappi
 
 def dumps(config: Config) -> str:
     """`config` as TOML with every key written out. `from_toml` gives an equal Config back."""
+    needed = plugins.needed(config)
+    return tomli_w.dumps(({"needs_plugins": needed} if needed else {}) | tables(config))
+
+
+def tables(config: Config) -> dict[str, Any]:
+    """Every key in nested dictionaries, as TOML has them."""
     tables: dict[str, Any] = {}
     for name, value in flatten(config).items():
         *path, leaf = name.split(".")
@@ -296,7 +321,7 @@ def dumps(config: Config) -> str:
         for section in path:
             table = table.setdefault(section, {})
         table[leaf] = value
-    return tomli_w.dumps(tables)
+    return tables
 
 
 def check_limits(config: Config, vocab_size: int | None) -> None:

@@ -103,7 +103,7 @@ def status(directory: Path) -> Status:
     saved, log = directory / "config.toml", directory / "metrics.jsonl"
     if not saved.is_file() or (directory / WEIGHTS).exists():
         raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
-    config, parameters = configuration.load(saved), None
+    config, parameters = configuration.load(saved, trained=True), None
     if (directory / "tokenizer.json").exists():
         architecture = architecture_of(config, open_run(directory)[1].vocab_size)
         parameters = sum(int(np.prod(s.shape)) for s in specifications(architecture))

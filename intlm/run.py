@@ -134,7 +134,7 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
     path = directory / "config.toml"
     if not path.is_file():
         raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
-    config = configuration.load(path)
+    config = configuration.load(path, trained=True)
     path = directory / "tokenizer.json"
     try:
         return config, load_tokenizer(path)
@@ -167,7 +167,8 @@ def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
             raise RunError(f"{directory}: has no checkpoint yet")
         checkpoints.meta(updates[-1])
         parameters = checkpoints.parameters(updates[-1], population.architecture)
-    return LanguageModel(population.architecture, parameters, tokenizer, make_engine(engine or config.engine, population))
+    made = make_engine(engine or config.engine, population)
+    return LanguageModel(population.architecture, parameters, tokenizer, made)
 
 
 def exported_parameters(path: Path, architecture: Architecture) -> Parameters:

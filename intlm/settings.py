@@ -41,6 +41,13 @@ class Part:
         return iter(())
 
 
+@dataclasses.dataclass(frozen=True)
+class Missing(Part):
+    """Stands for a part of a plugin that is not there, in the configuration of a trained model."""
+
+    name: str  # type: ignore[misc]
+
+
 AnyPart = TypeVar("AnyPart", bound=Part)
 PartClass = TypeVar("PartClass", bound=type[Part])
 
@@ -49,10 +56,11 @@ class Family(Generic[AnyPart]):
     """The parts of one kind, by name.
 
     kind: what one is called, such as "optimizer". package: the folder whose files register the shipped ones.
+    of_training: whether only training needs its parts, so that a trained model can be used without them.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self._package = kind, package
+    def __init__(self, kind: str, package: str, of_training: bool = False) -> None:
+        self.kind, self.of_training, self._package = kind, of_training, package
         self._parts: dict[str, type[AnyPart]] = {}
         self._loaded = False
 
@@ -236,7 +244,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
             arguments[field.name] = build(field.type, values, f"{name}.")  # type: ignore[arg-type]
         elif family := field.metadata.get("family"):
             chosen = values.get(name, field.metadata["default"])
-            arguments[field.name] = build(family[chosen], values, f"{prefix}{chosen}.")
+            known = chosen in family.parts()
+            arguments[field.name] = build(family[chosen], values, f"{prefix}{chosen}.") if known else Missing(chosen)
         elif name in values:
             arguments[field.name] = values[name]
     return cls(**arguments)
@@ -251,7 +260,8 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
             found |= flatten(value, f"{name}.")
         elif "family" in field.metadata:
             found[name] = value.name
-            found |= flatten(value, f"{prefix}{value.name}.")
+            if not isinstance(value, Missing):
+                found |= flatten(value, f"{prefix}{value.name}.")
         else:
             found[name] = value
     return found
@@ -263,7 +273,7 @@ def parts_of(settings: Any) -> Iterator[Part]:
         value = getattr(settings, field.name)
         if isinstance(value, Part):
             yield value
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, Missing):
             yield from parts_of(value)
 
 

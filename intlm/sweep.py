@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from intlm import config as configuration
+from intlm import plugins
 from intlm.config import RENAMED, Config, DataConfig, flatten, shown
 from intlm.data.prepare import corpora
 from intlm.errors import ConfigError
@@ -45,7 +46,7 @@ from intlm.tracking.services import check_installed
 from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible
 from intlm.version import NUMERICS_VERSION
 
-PARTS = ("base", "seeds", "keys", "variants", "grid")
+PARTS = ("base", "seeds", "keys", "variants", "grid", "plugins")
 POLL_SECONDS = 0.2
 # What a run may set otherwise and its result be the same one.
 UNCOUNTED = FREE_ON_RESUME - {"train.updates", "train.evaluate_every"} | {"seed", "data.train"}
@@ -107,6 +108,9 @@ def load_study(path: Path) -> Study:
     base = tables.get("base")
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected the path of a configuration")
+    for named in (path, path.parent / base):
+        for plugin in plugins.named_by(named):
+            plugins.load(plugin)
     seeds = _values(path, "seeds", tables["seeds"]) if "seeds" in tables else None
     if seeds is not None and any(type(seed) is not int for seed in seeds):
         raise ConfigError(f"{path}: seeds = {shown(seeds)}: expected integers")
@@ -196,7 +200,8 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             identity |= {"text": text.name, "numerics": NUMERICS_VERSION}
             directory = runs / f"{variant}-{text.stem}-{seed}"
             flags = [f"--{key}={setting}" for key, setting in flat.items() if base.get(key) != setting]
-            command = [sys.executable, "-m", "intlm.cli", "train", str(study.base), "--run-dir", str(directory), *flags]
+            command = [sys.executable, "-m", "intlm.cli", "train", str(study.base)]
+            command += ["--run-dir", str(directory), *plugins.flags(), *flags]
             found.append(Planned(identity, config, directory, command))
     return found
 

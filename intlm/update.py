@@ -7,7 +7,6 @@ The two halves, `make_evaluation` and `make_step`, are a device's programs: of t
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,9 +63,7 @@ def make_evaluation(population: Population, engine: Engine, sharding: Sharding) 
     uint32. Returns `UpdateReport.seen` and the members' part of the next state.
     """
 
-    def evaluation(
-        parameters: Parameters, members: Any, batch: tuple[Array, ...], update: Array
-    ) -> tuple[Any, Any]:
+    def evaluation(parameters: Parameters, members: Any, batch: tuple[Array, ...], update: Array) -> tuple[Any, Any]:
         return population.estimator.evaluate(
             engine, parameters, batch, members, update, sharding.first(), sharding.there()
         )
@@ -124,9 +121,7 @@ def make_update_step(
     [texts, T, K]); the update's number, uint32; the optimizer's setting for it, int32.
     """
     sharding = sharding or Sharding(population)
-    return _joined(
-        make_evaluation(population, engine, sharding), make_step(population, engine, optimizer, sharding)
-    )
+    return _joined(make_evaluation(population, engine, sharding), make_step(population, engine, optimizer, sharding))
 
 
 def compile_update(
@@ -151,9 +146,7 @@ def compile_update(
     return _joined(evaluation, step, meet)
 
 
-def make_health(
-    population: Population, engine: Engine, sharding: Sharding
-) -> Callable[[Any, Any, Array], Health]:
+def make_health(population: Population, engine: Engine, sharding: Sharding) -> Callable[[Any, Any, Array], Health]:
     """What an update's `seen`, the members' state after it and its number say of the run."""
     estimator = population.estimator
 

@@ -78,7 +78,7 @@ def altered(draw: st.DrawFn, value: Any) -> Any:
     return draw(JSON)
 
 
-KEYS = st.sampled_from([*configuration.KEYS, "data", "model", "nothing", "model.nothing"])
+KEYS = st.sampled_from([*configuration.keys(), "data", "model", "nothing", "model.nothing"])
 VALUES = st.integers() | st.text(max_size=12) | st.booleans() | st.floats() | st.lists(st.integers(), max_size=2)
 
 

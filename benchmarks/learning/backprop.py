@@ -121,8 +121,9 @@ def main() -> None:
     corpus = prepare_corpus(config)
     population = population_of(config, corpus.tokenizer.vocab_size)
     a = population.architecture
-    texts, tokens = config.pairs // config.eggroll.group_size, config.train.tokens_per_update
-    streams = TokenStreams(corpus.split("train"), texts, tokens, config.train.targets)
+    estimator, tokens = config.eggroll.estimator, config.train.tokens_per_update
+    texts = estimator.units(config.eggroll.population) // estimator.units_of_a_text()
+    streams = TokenStreams(corpus.split("train"), texts, tokens, config.objective.targets)
     p = {name: w.astype(jnp.float32) / 16 for name, w in initialise(a, args.seed).items()}
     optimizer = optax.adamw(optax.linear_schedule(args.rate, 0.0, updates), b1=0.9, b2=0.99, weight_decay=0.0)
 

@@ -57,7 +57,7 @@ class Estimator(Part):
         raise NotImplementedError
 
     def losses(self, seen: Any) -> Array:
-        """The losses that `scored` counts, of what `evaluate` returned: int32 [any], 0 to 2^31 - 1 each, 256 = a bit."""
+        """The losses that `scored` counts, of what `evaluate` returned: int32 [any] of 0 or more, 256 = one bit."""
         raise NotImplementedError
 
     def totals(self, seen: Any) -> Any:
@@ -90,4 +90,4 @@ class Estimator(Part):
         raise NotImplementedError
 
 
-ESTIMATORS: Family[Estimator] = Family("estimator", "intlm.estimators")
+ESTIMATORS: Family[Estimator] = Family("estimator", "intlm.estimators", of_training=True)

@@ -20,7 +20,6 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
-from intlm.population.chunks import fold_in_chunks, map_in_chunks, numbered
 from intlm.estimators import ESTIMATORS, Estimator
 from intlm.fitness import FITNESS, Fitness
 from intlm.lazy import Array, jax, jnp
@@ -36,6 +35,7 @@ from intlm.model.parameters import (
     stack_layers,
     unstack_layers,
 )
+from intlm.population.chunks import fold_in_chunks, map_in_chunks, numbered
 from intlm.settings import INT32_MAX, choice, key
 
 if TYPE_CHECKING:

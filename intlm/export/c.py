@@ -68,8 +68,11 @@ def _header(a: Architecture) -> str:
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
     pointers = ", ".join("*" + name for name in _layer_names(a))
     lines += ["", "typedef struct {", f"  const int8_t {pointers};", "} intlm_layer_t;"]
-    lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
-              " * the head with rows of zeros up to a multiple of INTLM_ROWS. */"]
+    lines += [
+        "",
+        "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
+        " * the head with rows of zeros up to a multiple of INTLM_ROWS. */",
+    ]
     lines += [
         "extern const intlm_layer_t intlm_layers[INTLM_LAYERS];",
         "extern const int8_t intlm_embedding[], intlm_head[];",

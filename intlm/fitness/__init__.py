@@ -30,7 +30,7 @@ class Fitness(Part):
         raise NotImplementedError
 
 
-FITNESS: Family[Fitness] = Family("fitness shaping", "intlm.fitness")
+FITNESS: Family[Fitness] = Family("fitness shaping", "intlm.fitness", of_training=True)
 
 
 def largest_fitness(pairs: int, rank: int) -> int:

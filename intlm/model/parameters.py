@@ -102,9 +102,7 @@ def unstack_layers(stacked: Layered[Array], architecture: Architecture) -> dict[
     return flat
 
 
-def map_specifications(
-    function: Callable[[Specification, Array], Leaf], architecture: Architecture
-) -> Layered[Leaf]:
+def map_specifications(function: Callable[[Specification, Array], Leaf], architecture: Architecture) -> Layered[Leaf]:
     """function(specification, numbers) once for each name, numbers being uint32 scalar, or [layers] for a layer's."""
     found = specifications(architecture)
     numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(found)})

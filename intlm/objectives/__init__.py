@@ -36,4 +36,4 @@ class Objective(Part):
         raise NotImplementedError
 
 
-OBJECTIVES: Family[Objective] = Family("objective", "intlm.objectives")
+OBJECTIVES: Family[Objective] = Family("objective", "intlm.objectives", of_training=True)

@@ -35,4 +35,4 @@ class Optimizer(Part):
         return 0
 
 
-OPTIMIZERS: Family[Optimizer] = Family("optimizer", "intlm.optimizers")
+OPTIMIZERS: Family[Optimizer] = Family("optimizer", "intlm.optimizers", of_training=True)

@@ -2,18 +2,12 @@
 
 import sys
 from functools import cache
-from typing import TYPE_CHECKING
 
 from intlm.lazy import jax
-from intlm.population.engine import Population as Population
-
-if TYPE_CHECKING:
-    from intlm.population.engine import Engine as Engine
-
-ENGINES = ("auto", "native", "gpu", "xla")
+from intlm.population.engine import Engine, Population
 
 
-def make_engine(name: str, population: Population) -> "Engine":
+def make_engine(name: str, population: Population) -> Engine:
     """The engine called `name` in a configuration; "auto" is the fastest that serves this population here.
 
     Raises ConfigError where another is asked for that does not serve it.

@@ -27,7 +27,7 @@ class Population:
     """The members that an engine evaluates: of what model, on what, with what noise. Hashable."""
 
     architecture: Architecture
-    estimator: Any = field(default_factory=lambda: ESTIMATORS["member"]())  # `Estimator`; the engines know which of them they serve
+    estimator: Any = field(default_factory=lambda: ESTIMATORS["member"]())  # an `Estimator`; engines serve some
     members: int = 2
     seed: int = 0
     objective: Objective = field(default_factory=lambda: OBJECTIVES["next_token"]())

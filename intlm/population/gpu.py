@@ -24,6 +24,8 @@ from intlm.arithmetic.tables import tables
 from intlm.estimators.member import Factors, Member, PerturbedWeights, parameter_noise
 from intlm.model.forward import matrix_product, norm, recur
 from intlm.model.parameters import Kind, Layered, Parameters, Specification, map_specifications, stack_layers
+from intlm.objectives.next_token import NextToken
+from intlm.population.chunks import even_chunk, map_in_chunks, numbered
 from intlm.population.engine import FIRST, Population
 from intlm.population.kernels import Setting, padded, power_of_two
 from intlm.population.kernels import feed_forward as fused
@@ -31,8 +33,6 @@ from intlm.population.kernels import recurrence as cells
 from intlm.population.kernels.head import losses
 from intlm.population.kernels.product import product
 from intlm.population.kernels.votes import votes
-from intlm.objectives.next_token import NextToken
-from intlm.population.chunks import even_chunk, map_in_chunks, numbered
 from intlm.population.xla import XlaEngine, spare_bytes
 
 TOKENS = 32  # read at once: longer blocks share noise among more tokens, shorter leave memory for more members

@@ -16,7 +16,7 @@ from intlm.estimators.member import Member
 from intlm.lazy import Array
 from intlm.model.parameters import Parameters, specifications
 from intlm.objectives.next_token import NextToken
-from intlm.population.engine import FIRST, Prepared, Population
+from intlm.population.engine import FIRST, Population, Prepared
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
 _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
@@ -147,7 +147,7 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
-        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), population=self._attribute(states.shape[0]))
+        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), problem=self._attribute(states.shape[0]))
         epoch = self.population.perturbation.epoch(update)
         losses, states = call(self._flat(parameters), tokens, targets, states, epoch, first)
         return losses, states
@@ -156,14 +156,14 @@ class NativeEngine:
         """See `Engine.accumulate`."""
         call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
         epoch = self.population.perturbation.epoch(update)
-        flat = call(fitness, epoch, first, population=self._attribute(fitness.shape[0]))
+        flat = call(fitness, epoch, first, problem=self._attribute(fitness.shape[0]))
         parts = jax.lax.split(flat, self.sizes)
         return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""
         call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
-        return call(self._flat(parameters), population=self.attribute)
+        return call(self._flat(parameters), problem=self.attribute)
 
     def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
@@ -173,7 +173,7 @@ class NativeEngine:
             jax.ShapeDtypeStruct(states.shape, jnp.int8),
         )
         call = jax.ffi.ffi_call("intlm_infer", shapes)
-        logits, states = call(prepared, tokens.astype(jnp.uint16), states, population=self.attribute)
+        logits, states = call(prepared, tokens.astype(jnp.uint16), states, problem=self.attribute)
         return logits, states
 
     def generate(
@@ -188,6 +188,6 @@ class NativeEngine:
         )
         call = jax.ffi.ffi_call("intlm_generate", shapes)
         drawn, logits, states = call(
-            prepared, logits, states, key, position, inverse, population=self.attribute, top_k=np.int64(top_k)
+            prepared, logits, states, key, position, inverse, problem=self.attribute, top_k=np.int64(top_k)
         )
         return drawn, logits, states

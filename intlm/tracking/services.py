@@ -4,7 +4,6 @@ The run's directory keeps the identity under which the service knows the run, an
 resumed run is the same there, and what it computes again, the same numbers, is not told twice.
 """
 
-import dataclasses
 import importlib
 import importlib.util
 import json
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from intlm.config import Config
+from intlm.config import Config, tables
 from intlm.errors import MissingPackage, RunError
 
 PROJECT = "intlm"  # unless the service's own environment variable names another
@@ -56,7 +55,7 @@ class Service:
         own = {"id": identity, "name": title, "dir": directory} if name == "wandb" else {"name": f"{title}-{identity}"}
         project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
         try:
-            self._run = module.init(project=project, config=dataclasses.asdict(config), resume="allow", **own)
+            self._run = module.init(project=project, config=tables(config), resume="allow", **own)
         except Exception as error:  # each has many kinds of its own
             raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
         self._note()

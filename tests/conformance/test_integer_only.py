@@ -12,11 +12,15 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
-from intlm.config import EggrollConfig
 from intlm.model.parameters import initialise
 from intlm.model.sampling import sample
+from intlm.optimizers import Optimizer
+from intlm.optimizers.adam import Adam
+from intlm.optimizers.momentum import Momentum
+from intlm.optimizers.sgd import Sgd
+from intlm.optimizers.threshold import Threshold
 from intlm.population import make_engine
-from intlm.update import initial_state, make_optimizer, make_update_step
+from intlm.update import initial_state, make_update_step
 
 INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
 
@@ -60,22 +64,24 @@ def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("nonlinearity", "fitness", "rank", "name", "targets"),
+    ("nonlinearity", "fitness", "rank", "optimizer", "targets"),
     [
-        ("clip", "sign", 1, "threshold", 1),
-        ("table", "normalised", 3, "adam", 4),
-        ("clip", "normalised", 1, "momentum", 2),
+        ("clip", "sign", 1, Threshold(), 1),
+        ("table", "normalised", 3, Adam(momentum=3, weight_decay=7), 4),
+        ("clip", "normalised", 1, Momentum(weight_decay=7), 2),
+        ("clip", "normalised", 1, Sgd(weight_decay=7), 2),
     ],
 )
-def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, name: str, targets: int, bridge: Any) -> None:
+def test_update(
+    engine: str, nonlinearity: str, fitness: str, rank: int, optimizer: Optimizer, targets: int, bridge: Any
+) -> None:
     shape = oracle.Shape(300, 8, 24, 2, nonlinearity)
     population = bridge.population(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
-    optimizer = make_optimizer(EggrollConfig(optimizer=name, momentum=3, weight_decay=7))
-    step = make_update_step(population, make_engine(engine, population), fitness, optimizer)
-    state = jax.eval_shape(lambda: initial_state(population, 1, optimizer))
+    step = make_update_step(population, make_engine(engine, population), optimizer)
+    state = jax.eval_shape(lambda: initial_state(population, optimizer))
     batch = (jnp.zeros((5, 4), jnp.uint16), jnp.zeros((5, 4, targets), jnp.uint16))
-    assert not_integers(step, state, *batch, jnp.uint32(0), jnp.int32(0)) == set()
-    assert not_integers(lambda: initial_state(population, 1, optimizer)) == set()
+    assert not_integers(step, state, batch, jnp.uint32(0), jnp.int32(0)) == set()
+    assert not_integers(lambda: initial_state(population, optimizer)) == set()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intlm.data.tokenizers import ByteTokenizer
-from intlm.estimators.member import Perturbation
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine
 from intlm.run import LanguageModel
@@ -36,7 +35,7 @@ def model_of(architecture: Architecture, widest: int, seed: int = 0) -> Language
         return rng.choice([-widest, widest], shape) if widest else normal
 
     parameters = {s.name: jnp.asarray(draw(s.shape), jnp.int8) for s in specifications(architecture)}
-    engine = make_engine("xla", Population(architecture, Perturbation(0, 1, 4, 1), 1, 1, 1, 0))
+    engine = make_engine("xla", Population(architecture))
     return LanguageModel(architecture, parameters, ByteTokenizer(), engine)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from intlm.eggroll.fitness import fitness_maximum
-from intlm.estimators.member import Perturbation
+from intlm.estimators.member import Member
+from intlm.fitness import FITNESS
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population import native
 from intlm.population.engine import Population
@@ -53,7 +54,7 @@ def parameters_of(architecture: Architecture, rng: np.random.Generator, kind: st
     return made
 
 
-PROBLEMS = st.builds(
+POPULATIONS = st.builds(
     Population,
     st.builds(
         Architecture,
@@ -64,23 +65,26 @@ PROBLEMS = st.builds(
         st.sampled_from(["clip", "table"]),
     ),
     st.builds(
-        Perturbation, st.integers(0, 2**64 - 1), st.integers(1, 5), st.integers(0, 12), st.sampled_from([0, 1, 3])
+        Member,
+        rank=st.integers(1, 5),
+        sigma_shift=st.integers(0, 12),
+        noise_reuse=st.sampled_from([0, 1, 3]),
+        fitness=st.just(FITNESS["normalised"]()),
     ),
-    st.integers(1, 31),
-    st.just(1),
-    st.just(127),
-    st.just(0),
-    st.integers(1, 3),
+    st.integers(1, 31).map(lambda pairs: 2 * pairs),
+    st.integers(0, 2**64 - 1),
+    threads=st.integers(1, 3),
 )
 
 
 @hypothesis_settings(max_examples=4)  # compiling the reference is most of what an example costs
-@given(PROBLEMS, st.sampled_from(["any", "ends", "normal"]), st.sampled_from([1, 2, 8]), st.integers(0, 2**31))
+@given(POPULATIONS, st.sampled_from(["any", "ends", "normal"]), st.sampled_from([1, 2, 8]), st.integers(0, 2**31))
 def test_every_shape(population: Population, kind: str, count: int, seed: int) -> None:
     """Random shapes, odd remainders of tiles and lanes, extreme weights and states; all calls."""
     rng = np.random.default_rng(seed)
-    architecture, pairs = population.architecture, population.pairs
-    population = population._replace(group_size=int(rng.choice([g for g in range(1, pairs + 1) if pairs % g == 0])))
+    architecture, pairs = population.architecture, population.units
+    group_size = int(rng.choice([g for g in range(1, pairs + 1) if pairs % g == 0]))
+    population = replace(population, estimator=replace(population.estimator, group_size=group_size))
     parameters = parameters_of(architecture, rng, kind)
     size = (pairs // population.group_size, 4)
     tokens, targets = (
@@ -88,7 +92,7 @@ def test_every_shape(population: Population, kind: str, count: int, seed: int) -
     )
     shape = (pairs, 2, architecture.num_layers, architecture.hidden_size)
     states = jnp.asarray(rng.integers(-127, 128, shape), jnp.int8)
-    most = fitness_maximum(pairs, population.perturbation.rank)
+    most = population.largest_fitness
     fitness = jnp.asarray(rng.integers(-most, most + 1, pairs), jnp.int8)
     update = jnp.uint32(rng.integers(0, 2**32))
     reference, engine = XlaEngine(population), native.NativeEngine(population)
@@ -118,7 +122,7 @@ def test_every_shape(population: Population, kind: str, count: int, seed: int) -
 
 def test_hostile_shapes_are_refused() -> None:
     """At the boundary, before a kernel reads anything."""
-    population = Population(Architecture(16, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 2, 1, 1)
+    population = Population(Architecture(16, 8, 1, 8, "clip"), members=4)
     engine = native.NativeEngine(population)
     parameters = parameters_of(population.architecture, np.random.default_rng(0), "any")
     states = jnp.zeros((2, 2, 1, 8), jnp.int8)

@@ -29,9 +29,9 @@ def test_of_one_device_nothing_is_changed() -> None:
     population = population_of(tiny.load_config(), 7)
     sharding = Sharding(population)
     x = jnp.arange(12).reshape(4, 3)
-    assert sharding.counted(x) is x and sharding.total(x) is x and sharding.put_pairs(x) is x
+    assert sharding.there() is None and sharding.total(x) is x and sharding.put_units(x) is x
     assert sharding.own({"a": x})["a"] is x and sharding.scatter({"a": x}, x) == ({"a": x}, x)
-    assert sharding.process_texts == range(population.pairs // population.group_size) and int(sharding.first()) == 0
+    assert sharding.process_texts == range(population.units // population.group_size) and int(sharding.first()) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
