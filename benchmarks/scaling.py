@@ -100,7 +100,8 @@ def count_bytes() -> None:
         each = (carried[1] - carried[0]) / 50 / 2
         allowed = 4 * weights + config.eggroll.population / 4
         print(f"{label}: {each:,.0f} bytes each and update, {each / weights:.2f} a parameter ({weights:,} parameters, "
-              f"{config.eggroll.population // 2:,} pairs); {each / allowed:.2f} of 4 a parameter and 1 a pair of its own")  # fmt: skip
+              f"{config.eggroll.population // 2:,} pairs); {each / allowed:.2f} of 4 a parameter "
+              "and 1 a pair of its own")  # fmt: skip
 
 
 def timed(call: Callable[[], Any]) -> float:

@@ -210,20 +210,7 @@ def from_toml(
             del given[name]
         given.update((name, (source, value)) for name, value in named.items())
 
-    values: dict[str, Any] = {}
-    for name, family in ((name, known[name].family) for name in [*given] if name in known):
-        source, value = given[name]
-        if family and isinstance(value, str) and value not in family.parts():
-            if trained and family.of_training:
-                values[name] = value
-                section = f"{name.rpartition('.')[0]}.{value}.".lstrip(".")
-                given = {n: v for n, v in given.items() if n != name and not n.startswith(section)}
-            elif isinstance(needed, list) and needed:
-                flags = " ".join(f"--plugin {file}" for file in needed)
-                raise ConfigError(
-                    f"{source}: {name} = {shown(value)}: no {family.kind} here has that name; the run was started "
-                    f"with {flags}: give it again, if you trust it"
-                )
+    values = _missing(given, known, needed, trained)
     for name, (source, value) in given.items():
         if name not in known:
             raise ConfigError(f"{source}: {name}: unknown key{nearest(name)}")
@@ -250,6 +237,30 @@ def from_toml(
         sources = dict.fromkeys(given[name][0] for name in names if name in given)
         raise ConfigError(f"{', '.join(sources) or path}: {message}")
     return config
+
+
+def _missing(given: Given, known: Mapping[str, Key], needed: Any, trained: bool) -> dict[str, Any]:
+    """The choices of parts that are not here, taken out of `given` with their settings, where they may be missing.
+
+    needed: the plugins that a run's configuration names. Raises ConfigError where such a part is needed.
+    """
+    missing: dict[str, Any] = {}
+    for name in [name for name in given if name in known]:
+        family, (source, value) = known[name].family, given.get(name, ("", None))
+        if not family or not isinstance(value, str) or value in family.parts():
+            continue
+        if trained and family.of_training:
+            missing[name] = value
+            settings_of_it = f"{known[name].section}.{value}.".lstrip(".")
+            for other in [other for other in given if other == name or other.startswith(settings_of_it)]:
+                del given[other]
+        elif isinstance(needed, list) and needed:
+            flags = " ".join(f"--plugin {file}" for file in needed)
+            raise ConfigError(
+                f"{source}: {name} = {shown(value)}: no {family.kind} here has that name; the run was started with "
+                f"{flags}: give it again, if you trust it"
+            )
+    return missing
 
 
 def dotted(tables: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
@@ -358,7 +369,7 @@ def _about(found: Key) -> str:
         return f'Settings of {family} = "{part}". {(cls.__doc__ or "").splitlines()[0]}'
     by_section = {field.name: field.type for field in dataclasses.fields(Config)}
     if found.section:
-        return by_section[found.section].__doc__ or ""  # type: ignore[union-attr]
+        return by_section[found.section].__doc__ or ""
     return "A flag overrides the file; a default is for a key in neither."
 
 

@@ -1,7 +1,7 @@
 """Plugins: Python files of the user's own that register parts (`intlm.settings`).
 
-A plugin runs only where its user asks for it: by `--plugin FILE`, or by `plugins` in a configuration or a sweep that the
-user wrote. That a run, an export or another downloaded file names one is not enough.
+A plugin runs only where its user asks for it: by `--plugin FILE`, or by `plugins` in a configuration or a sweep that
+the user wrote. That a run, an export or another downloaded file names one is not enough.
 """
 
 import importlib.util

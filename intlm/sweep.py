@@ -193,13 +193,13 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             if jobs > 1:
                 threads = max(1, (config.threads or os.cpu_count() or 1) // jobs)
                 config = dataclasses.replace(config, threads=threads)
-            flat = flatten(config)
+            flat, always = flatten(config), {"seed", "threads", *overrides}
             counted = {key: flat.get(key, given) for key, given in overrides.items() if key not in UNCOUNTED}
             text = Path(data.train)
             identity = {"study": study.path.stem, "variant": variant, "seed": seed, "keys": keys | counted}
             identity |= {"text": text.name, "numerics": NUMERICS_VERSION}
             directory = runs / f"{variant}-{text.stem}-{seed}"
-            flags = [f"--{key}={setting}" for key, setting in flat.items() if base.get(key) != setting]
+            flags = [f"--{key}={setting}" for key, setting in flat.items() if key in always or base.get(key) != setting]
             command = [sys.executable, "-m", "intlm.cli", "train", str(study.base)]
             command += ["--run-dir", str(directory), *plugins.flags(), *flags]
             found.append(Planned(identity, config, directory, command))

@@ -41,9 +41,7 @@ class Health(NamedTuple):
     saturated: Array  # how many of the members' state values are at an end of their range (sharding.limbs)
 
 
-# How each is divided among devices.
-
-_REPORT: Any = UpdateReport(DIVIDED, SAME, SAME)
+_REPORT: Any = (DIVIDED, SAME, SAME)  # how it is divided among devices
 
 Evaluation = Callable[[Parameters, Any, tuple[Array, ...], Array], tuple[Any, Any]]
 Step = Callable[[Parameters, Any, Any, Array, Array], tuple[Parameters, Any, UpdateReport]]
@@ -141,7 +139,7 @@ def compile_update(
     )  # fmt: skip
     step = sharding.compile(
         make_step(population, engine, optimizer, sharding), (SAME, DIVIDED, DIVIDED, SAME, SAME),
-        (SAME, DIVIDED, _REPORT), donate_argnums=(0, 1),
+        (SAME, DIVIDED, UpdateReport(*_REPORT)), donate_argnums=(0, 1),
     )  # fmt: skip
     return _joined(evaluation, step, meet)
 

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from intlm import config as configuration
+from intlm.config import flatten
 from intlm.data.streams import TokenStreams
 from intlm.evaluation import evaluate, split_documents
 from intlm.model.parameters import Architecture, initialise
@@ -123,7 +124,7 @@ def main() -> None:
     a = population.architecture
     estimator, tokens = config.eggroll.estimator, config.train.tokens_per_update
     texts = estimator.units(config.eggroll.population) // estimator.units_of_a_text()
-    streams = TokenStreams(corpus.split("train"), texts, tokens, config.objective.targets)
+    streams = TokenStreams(corpus.split("train"), texts, tokens, flatten(config)["next_token.targets"])
     p = {name: w.astype(jnp.float32) / 16 for name, w in initialise(a, args.seed).items()}
     optimizer = optax.adamw(optax.linear_schedule(args.rate, 0.0, updates), b1=0.9, b2=0.99, weight_decay=0.0)
 

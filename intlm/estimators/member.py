@@ -7,6 +7,7 @@ is used, and made again for the votes (docs/numerics.md, sections 7 to 9).
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intlm.arithmetic import LARGEST_NOISE
@@ -102,7 +103,8 @@ class Member(Estimator):
         first: Array, there: Array | None = None,
     ) -> tuple[Array, Array]:  # fmt: skip
         """The members' losses: int32 [pairs, 2], and their states."""
-        losses, kept = engine.evaluate(parameters, *batch, kept, update, first)
+        tokens, targets = batch
+        losses, kept = engine.evaluate(parameters, tokens, targets, kept, update, first)
         return losses if there is None else jnp.where(there[:, None], losses, 0), kept
 
     def losses(self, seen: Array) -> Array:
@@ -179,21 +181,25 @@ class Member(Estimator):
     def gather(self, population: "Population", chunk: int, fitness: Array, update: Array, first: Array) -> Parameters:
         """`Engine.accumulate`, `chunk` pairs at a time."""
         epoch = self.perturbation(population.seed).epoch(update)
-        largest = population.largest_fitness
+        gather = partial(self.gather_named, population, chunk, fitness, epoch, first)
+        return unstack_layers(map_specifications(gather, population.architecture), population.architecture)
 
-        def gather_named(specification: Specification, numbers: Array) -> Array:
-            def gather_one(number: Array) -> Array:
-                def add(total: Array, some: tuple[Array, Array]) -> Array:
-                    pairs, fitness = some
-                    drawn = self.noise(specification, number, population.seed, epoch, first + pairs)
-                    return total + self.gathered(specification, drawn, fitness, largest)
+    def gather_named(
+        self, population: "Population", chunk: int, fitness: Array, epoch: Array, first: Array,
+        specification: Specification, numbers: Array,
+    ) -> Array:  # fmt: skip
+        """The votes for the parameters of one name: int32 N + their shape. numbers: uint32 N, [] or [layers]."""
 
-                zero = jnp.zeros(specification.shape, jnp.int32)
-                return fold_in_chunks(add, zero, (numbered(fitness), fitness), chunk)
+        def gather(number: Array) -> Array:
+            def add(total: Array, some: tuple[Array, Array]) -> Array:
+                pairs, fitness = some
+                drawn = self.noise(specification, number, population.seed, epoch, first + pairs)
+                return total + self.gathered(specification, drawn, fitness, population.largest_fitness)
 
-            return jax.lax.map(gather_one, numbers) if numbers.ndim else gather_one(numbers)
+            zero = jnp.zeros(specification.shape, jnp.int32)
+            return fold_in_chunks(add, zero, (numbered(fitness), fitness), chunk)
 
-        return unstack_layers(map_specifications(gather_named, population.architecture), population.architecture)
+        return jax.lax.map(gather, numbers) if numbers.ndim else gather(numbers)
 
 
 class Perturbation(NamedTuple):

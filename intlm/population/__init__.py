@@ -20,7 +20,8 @@ def make_engine(name: str, population: Population) -> Engine:
     if name == "gpu" or (name == "auto" and jax.default_backend() == "gpu"):
         from intlm.population import gpu  # only here: Pallas takes a while to import
 
-        if not (reason := gpu.GpuEngine.serves(population)):
+        reason = gpu.GpuEngine.serves(population) or (gpu.missing() if name == "auto" else "")
+        if not reason:
             engine = gpu.GpuEngine(population)
             for operation in engine.unserved():
                 _say_once(f"intlm: the gpu engine leaves to XLA: {operation}")

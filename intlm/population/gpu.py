@@ -23,7 +23,15 @@ from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import tables
 from intlm.estimators.member import Factors, Member, PerturbedWeights, parameter_noise
 from intlm.model.forward import matrix_product, norm, recur
-from intlm.model.parameters import Kind, Layered, Parameters, Specification, map_specifications, stack_layers
+from intlm.model.parameters import (
+    Kind,
+    Layered,
+    Parameters,
+    Specification,
+    map_specifications,
+    stack_layers,
+    unstack_layers,
+)
 from intlm.objectives.next_token import NextToken
 from intlm.population.chunks import even_chunk, map_in_chunks, numbered
 from intlm.population.engine import FIRST, Population
@@ -320,13 +328,19 @@ class GpuEngine(XlaEngine):
         _, after = jax.lax.scan(read_one, states[..., :size], (tokens.T, inputs))
         return fill(jnp.moveaxis(after, 0, 2).reshape(tokens.shape[0], -1, size))
 
-    def _gather(
-        self, fitness: Array, epoch: Array, first: Array, specification: Specification, numbers: Array
-    ) -> Array:
-        """See `XlaEngine`; vectors are left to it."""
-        if len(specification.shape) == 1:
-            return super()._gather(fitness, epoch, first, specification, numbers)
-        fan_out, fan_in = specification.shape
-        where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
-        found = votes(self.setting, (fan_out, fan_in), self.population.largest_fitness, where, fitness)
-        return found.reshape(*numbers.shape, *specification.shape)
+    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
+        """See `Engine.accumulate`; vectors are left to XLA."""
+        population = self.population
+        epoch = population.perturbation.epoch(update)
+
+        def gather(specification: Specification, numbers: Array) -> Array:
+            if len(specification.shape) == 1:
+                return population.estimator.gather_named(
+                    population, self.chunk_pairs, fitness, epoch, first, specification, numbers
+                )
+            where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
+            fan_out, fan_in = specification.shape
+            found = votes(self.setting, (fan_out, fan_in), population.largest_fitness, where, fitness)
+            return found.reshape(*numbers.shape, *specification.shape)
+
+        return unstack_layers(map_specifications(gather, population.architecture), population.architecture)
