@@ -251,8 +251,8 @@ def _missing(given: Given, known: Mapping[str, Key], needed: Any, trained: bool)
             continue
         if trained and family.of_training:
             missing[name] = value
-            settings_of_it = f"{known[name].section}.{value}.".lstrip(".")
-            for other in [other for other in given if other == name or other.startswith(settings_of_it)]:
+            section = f"{known[name].section}.{value}".lstrip(".")
+            for other in [other for other in given if other in (name, section) or other.startswith(f"{section}.")]:
                 del given[other]
         elif isinstance(needed, list) and needed:
             flags = " ".join(f"--plugin {file}" for file in needed)
