@@ -179,12 +179,13 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from(low: int) -> Callable[[str], int]:
-    """The type of a flag: a whole number, `low` or more."""
+def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]:
+    """The type of a flag: a whole number from `low` to `high`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low}")
+        # Python refuses to read a number of thousands of digits.
+        if not text.isdecimal() or len(text) > 100 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{configuration.shown(text)}: expected a whole number from {low} to {high}")
         return int(text)
 
     return number
@@ -303,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--seed",
-        type=_from(0),
+        type=_from(0, (1 << 64) - 1),
         default=0,
         dest="sample_seed",
         metavar="N",

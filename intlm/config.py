@@ -25,6 +25,7 @@ from intlm.arithmetic import LARGEST_NOISE
 from intlm.errors import ConfigError
 
 INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
 MAX_PAIRS = 2**19
 MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
@@ -402,8 +403,9 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
             raise refuse("expected an integer")
         if limits["low"] is not None and number < limits["low"]:
             raise refuse(f"must be at least {limits['low']}")
-        if limits["high"] is not None and number > limits["high"]:
-            raise refuse(f"must be at most {limits['high']}")
+        high = INT64_MAX if limits["high"] is None else limits["high"]
+        if number > high:
+            raise refuse(f"must be at most {high}")
         if number % limits["multiple"]:
             wanted = "even" if limits["multiple"] == 2 else f"a multiple of {limits['multiple']}"
             raise refuse(f"must be {wanted} ({limits['why']})")
@@ -420,7 +422,10 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
         return os.path.abspath(directory / os.path.expanduser(value))
     if limits["shares"] and value:
         entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
-        if not all(len(entry) == 2 and entry[0].isdecimal() and int(entry[0]) > 0 for entry in entries):
+        # [:11]: Python refuses to read a number of thousands of digits.
+        if not all(
+            len(entry) == 2 and entry[0].isdecimal() and 0 < int(entry[0][:11]) <= INT32_MAX for entry in entries
+        ):
             raise refuse(f"expected {_expected(key)}")
         paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
         return ", ".join(f"{share} {path}" for share, path in paths)
@@ -435,7 +440,7 @@ def _expected(key: dataclasses.Field[Any]) -> str:
     if limits["path"]:
         return "path"
     if limits["shares"]:
-        return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
+        return f"SHARE PATH, SHARE PATH, ..., each share an integer from 1 to {INT32_MAX}"
     if key.type is str:
         return "string"
     open_ended = limits["high"] in (None, INT32_MAX)
@@ -458,5 +463,8 @@ def nearest(name: str) -> str:
 
 def shown(value: Any) -> str:
     """`value` as TOML would write it, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    if isinstance(value, int) and abs(value) >= 1 << 256:
+        text = hex(value)  # Python refuses to write thousands of digits in base 10
+    else:
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
