@@ -185,7 +185,9 @@ def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]
     def number(text: str) -> int:
         # Python refuses to read a number of thousands of digits.
         if not text.isdecimal() or len(text) > 100 or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{configuration.shown(text)}: expected a whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(
+                f"{configuration.shown(text)}: expected a whole number from {low} to {high}"
+            )
         return int(text)
 
     return number

@@ -149,11 +149,13 @@ def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
     Raises DataError where it has no heading of a page.
     """
     for file in files(path):
-        pages = list(wikitext.pages(file.read_text("utf-8", "replace")))
+        # Whatever bytes a file has come back from its pages: no line end is changed, no wrong byte replaced.
+        pages = list(wikitext.pages(file.read_bytes().decode("utf-8", "surrogateescape")))
         if not any(map(wikitext.is_title, (page.partition("\n")[0] for page in pages))):
             raise DataError(f"{file}: not WikiText: expected lines such as ' = Title = ', a page after each")
         for page in pages:
-            yield Document(tokenizer.encode(wikitext.detokenised(page).encode()), page.encode())
+            text, counted = (some.encode("utf-8", "surrogateescape") for some in (wikitext.detokenised(page), page))
+            yield Document(tokenizer.encode(text), counted)
 
 
 @dataclass

@@ -338,6 +338,16 @@ def test_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bits_per_byte"] * found["bytes"] == pytest.approx(plain.bits, rel=1e-12)
 
 
+def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Carriage returns and bytes that are not UTF-8 among it."""
+    pages = b" = A = \r\n ab\rba \xff\r\n", b" = B = \r\n\x85 \xe2\x82 ba\r\n"
+    (tmp_path / "wiki").write_bytes(b"\n".join(pages))
+    found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
+    assert found["bytes"] == sum(map(len, pages))
+    model = load(tiny.trained().directory)
+    assert found["tokens"] == evaluate(model, [model.tokenizer.encode(page) for page in pages]).tokens
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

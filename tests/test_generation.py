@@ -208,7 +208,23 @@ def test_temperatures(temperature: str | float, inverse: int) -> None:
     assert inverse_temperature(temperature) == inverse
 
 
-@pytest.mark.parametrize("temperature", ["hot", "-1", "", "nan", "inf", "1/0", "0.007", "600", float("nan"), "1e999999999", "1e-999999999", "1/" + "9" * 9999])
+@pytest.mark.parametrize(
+    "temperature",
+    [
+        "hot",
+        "-1",
+        "",
+        "nan",
+        "inf",
+        "1/0",
+        "0.007",
+        "600",
+        float("nan"),
+        "1e999999999",
+        "1e-999999999",
+        "1/" + "9" * 9999,
+    ],
+)
 def test_temperatures_that_are_none(model: LanguageModel, temperature: str | float) -> None:
     with pytest.raises(ConfigError, match=r"temperature = .*: expected a number from 1/128 to 256, or 0"):
         generate(model, b"", 1, temperature)
@@ -240,7 +256,13 @@ def test_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr()
         assert said.out == ""  # not even the prompt
         assert said.err.startswith(f"intlm: {expected}") and said.err.count("\n") == 1
-    for arguments in (["--tokens", "-1"], ["--top-k", "x"], ["--seed", "-1"], ["--seed", str(2**64)], ["--prompt", "a", "--prompt-file", "b"]):
+    for arguments in (
+        ["--tokens", "-1"],
+        ["--top-k", "x"],
+        ["--seed", "-1"],
+        ["--seed", str(2**64)],
+        ["--prompt", "a", "--prompt-file", "b"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(["generate", run, *arguments])
         assert stopped.value.code == 2
