@@ -11,7 +11,9 @@ import pytest
 import tiny
 
 from intlm.cli import main
+from intlm.data.sources import Source
 from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.errors import DataError
 from intlm.evaluation import (
     BIN_STARTS,
     FRACTION_BITS,
@@ -23,9 +25,9 @@ from intlm.evaluation import (
     count_words,
     evaluate,
     exact_losses,
-    file_documents,
     measure,
     split_documents,
+    text_documents,
     total,
 )
 from intlm.model import SEPARATOR
@@ -238,12 +240,13 @@ def test_documents_of_a_file(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
 
     def read(separator: str) -> list[bytes]:
-        return [tokenizer.decode(tokens) for tokens in file_documents(path, separator, tokenizer)]
+        return [tokenizer.decode(tokens) for tokens in text_documents(Source(str(path), separator), tokenizer)]
 
     assert read("##") == [b"one", b"two", b"three"]
     assert read("") == [path.read_bytes()]
-    path.write_bytes(b"")
-    assert read("##") == read("") == []
+    path.write_bytes(b"####")
+    with pytest.raises(DataError, match=r"a\.txt: no text in it"):
+        read("##")
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, float]:
@@ -351,7 +354,7 @@ def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--text", "{0}/empty.txt"], ["{0}/empty.txt", "holds no text"]),
+        (["--text", "{0}/empty.txt"], ["{0}/empty.txt", "no text in it"]),
         (["--text", "{0}/absent.txt"], ["{0}/absent.txt", "no such"]),
         (["--text", "{0}/folder"], ["{0}/folder"]),
         (["--wikitext"], ["--wikitext", "--text FILE"]),

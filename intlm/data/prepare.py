@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from intlm import config as configuration
 from intlm.config import DataConfig
-from intlm.data import sources
+from intlm.data import files, sources
 from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
@@ -106,7 +106,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     train, valid = sources_of(data)
     directory = Path(data.prepared)
     for source in filter(None, (train, valid)):
-        if not source.is_remote and directory.resolve().is_relative_to(source.path.resolve()):
+        if not source.layout.folders.isdisjoint([directory.resolve(), *directory.resolve().parents]):
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
@@ -186,7 +186,7 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
     if given:
         tokenizer: Any = identity(given)
     elif data.tokenizer_file:
-        tokenizer = hashlib.sha256(sources.read(Path(data.tokenizer_file))).hexdigest()
+        tokenizer = hashlib.sha256(files.read(Path(data.tokenizer_file))).hexdigest()
     elif data.tokenizer in PIECES:
         tokenizer = [data.tokenizer, data.vocab_size, data.sample_bytes]
     else:
@@ -204,9 +204,9 @@ def _fingerprint(source: Source) -> dict[str, str]:
         return {"name": source.place}
     digest = hashlib.sha256()
     if source.is_recipe:
-        digest.update(sources.read(source.path))
+        digest.update(files.read(source.path))
     else:
-        for path in sources.files(source.path):
+        for path in source.layout.files:
             stat = path.stat()
             digest.update(f"{path.relative_to(source.path)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return {"name": str(source.path.resolve()), "sha256": digest.hexdigest()}
@@ -258,7 +258,7 @@ class _Texts:
 
     def read(self, purpose: str, mark: Mark | None = None) -> tuple[Reader, Iterator[Iterator[bytes]]]:
         """A reader, and its documents as they are watched on the terminal."""
-        source, total, texts = self._source, None, None
+        source, texts = self._source, None
         if source.is_recipe and self._spool:
             if self._sizes is None:
                 self._sizes = array("q")
@@ -266,8 +266,8 @@ class _Texts:
                 self._sizes.extend(map(self._spool.write, bar))
             self._spool.seek(0)
             total, texts = sum(self._sizes), (_take(self._spool, size) for size in self._sizes)
-        elif not source.is_recipe and not source.is_data_set:
-            total = sum(path.stat().st_size for path in sources.files(source.path))
+        else:
+            total = None if source.is_recipe else source.size
         reader = Reader(source, mark, texts)
         return reader, _watch(reader, purpose, total)
 
@@ -303,7 +303,7 @@ class _Texts:
 def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
     """The next `size` bytes of `file`, in chunks."""
     while size:
-        chunk = file.read(min(size, sources.CHUNK))
+        chunk = file.read(min(size, files.CHUNK))
         size -= len(chunk)
         yield chunk
 
