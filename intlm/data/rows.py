@@ -4,8 +4,10 @@ A row is a dict of columns. `state_dict` says after which row the reading is, an
 data sets of `datasets` do.
 """
 
+import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +48,30 @@ class Rows:
 
 def json_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
     """The objects of JSON Lines from the one with the number `skip` on. What is not UTF-8 is replaced by U+FFFD."""
-    for number, line in enumerate(_lines(path), start=1):
-        if not line or line.isspace():
-            continue
-        if skip:
-            skip -= 1
-            continue
-        with files.reading(Path(f"{path}, line {number}")):
-            text = line.decode("utf-8", "replace")
-            row = json.loads(text.removeprefix("\ufeff") if number == 1 else text)
-            if not isinstance(row, dict):
-                more = " (jq -c '.[]' makes it of an array)" if isinstance(row, list) else ""
-                raise DataError(f"{path}, line {number}: {type(row).__name__}, expected an object a line{more}")
-        yield row
+    return (_parsed(*line) for line in islice(_lines(str(path), files.chunks(path)), skip, None))
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _parsed(place: str, line: bytes) -> dict[str, Any]:
+    """The object of a line of JSON. Strings stay strings: nothing is read into what looks like a time or a number."""
+    with files.reading(Path(place)):
+        row = json.loads(line.decode("utf-8", "replace"))
+    if not isinstance(row, dict):
+        more = " (jq -c '.[]' makes it of an array)" if isinstance(row, list) else ""
+        raise DataError(f"{place}: {type(row).__name__}, expected an object a line{more}")
+    return row
+
+
+def _lines(path: str, chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
+    """The lines that are not blank, each with its place, a byte order mark left out."""
+    for number, line in enumerate(_divided(path, chunks), start=1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if text and not text.isspace():
+            yield f"{path}, line {number}", text
+
+
+def _divided(path: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
     line, number = bytearray(), 1
-    for chunk in files.chunks(path):
+    for chunk in chunks:
         first, *more = chunk.split(b"\n")
         line += first
         for text in more:
@@ -94,12 +102,56 @@ def parquet_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
                     skip = max(skip - len(batch), 0)
 
 
+def _batches(lines: Iterable[tuple[str, bytes]]) -> Iterator[list[dict[str, Any]]]:
+    """The lines as rows, about a megabyte of them at once."""
+    some, size = [], 0
+    for place, line in lines:
+        some.append({"place": place, "line": line})
+        size += len(line)
+        if size >= files.CHUNK:
+            yield some
+            some, size = [], 0
+    yield some
+
+
+class HubLines:
+    """The rows of JSON Lines of the hub. `datasets` gives the lines; by itself it would guess the types of columns, and
+    which there are, anew in every block of a file."""
+
+    def __init__(self, builder: Any, split: str) -> None:
+        import datasets
+        import pyarrow
+
+        config = datasets.DownloadConfig(token=builder.token, storage_options=builder.storage_options)
+
+        def tables(files_iterables: Iterable[Iterable[str]], **_: object) -> Iterator[tuple[Any, Any]]:
+            for shard, paths in enumerate(files_iterables):
+                for path in paths:
+                    with datasets.utils.file_utils.xopen(path, "rb", download_config=config) as file:
+                        lines = _lines(path, iter(lambda file=file: file.read(files.CHUNK), b""))
+                        for number, some in enumerate(_batches(lines)):
+                            yield datasets.builder.Key(shard, number), pyarrow.Table.from_pylist(some, schema)
+
+        schema = pyarrow.schema({"place": pyarrow.string(), "line": pyarrow.large_binary()})
+        builder.info.features = datasets.Features.from_arrow_schema(schema)
+        builder._generate_tables = tables
+        self._lines = builder.as_streaming_dataset(split=split)
+        self.state_dict, self.load_state_dict = self._lines.state_dict, self._lines.load_state_dict
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (_parsed(row["place"], row["line"]) for row in self._lines)
+
+
 def hub_rows(name: str, revision: str, subset: str, split: str) -> Any:
-    """The rows of a split of a data set of the hub, a `datasets.IterableDataset`."""
+    """The rows of a split of a data set of the hub, with `state_dict` and `load_state_dict` as `Rows` has them."""
     import datasets  # slow to import
     import pyarrow
+    from datasets.packaged_modules.json.json import Json
 
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    return datasets.load_dataset(name, subset or None, revision=revision or None, split=split, streaming=True)
+    builder = datasets.load_dataset_builder(name, subset or None, revision=revision or None)
+    if isinstance(builder, Json):
+        return HubLines(builder, split)
+    return builder.as_streaming_dataset(split=split)

@@ -21,6 +21,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from intlm.data.layouts import Layout, layout
 from intlm.data.rows import Rows, hub_rows
 from intlm.errors import DataError, reason
 
+PATIENCE = 100_000  # rows in which a column that is asked for must be seen: JSON may leave a null out
 MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
 HUB = "hub:"
 COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
@@ -118,6 +120,8 @@ class Reader:
         self._texts = self._read() if texts is None else texts
         self.mark = mark or Mark(None, dict.fromkeys(COUNTED, 0))
         self.counts = dict(self.mark.counts)
+        self._unseen: dict[str, str] = {}  # columns that no row has had so far, with the key that asks for them
+        self._others: list[str] = []  # the columns of the row then
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
         source, found = self._source, 0
@@ -132,8 +136,10 @@ class Reader:
                     found += 1
                     yield self._counted(piece for piece in document if piece is not None)
                     if source.max_bytes and self.counts["bytes"] >= source.max_bytes:
+                        self._expect_all()
                         return
             self.counts["empty"] += found == before
+        self._expect_all()
         if not found and not self.counts["documents"]:
             raise DataError(f"{source.place}: no text in it, expected at least one byte")
 
@@ -171,34 +177,64 @@ class Reader:
         """The text of each row."""
         source, size = self._source, 0
         columns = source.column_names
-        is_wanted = row_filter(source.filter)
+        conditions = row_filter(source.filter)
+        unseen = {name: "data.filter" for name, _, _ in conditions} | dict.fromkeys(columns, "data.columns")
+        read = 0
         try:
             rows = _remote(source) if source.is_remote else Rows(paths)
             if self.mark.state:
-                rows.load_state_dict(self.mark.state)
+                rows.load_state_dict(self.mark.state["rows"])
+                read, unseen = self.mark.state["read"], dict(self.mark.state["unseen"])
+            self._unseen = unseen
             for row in rows:
-                if not is_wanted(row):
+                read += 1
+                if unseen:
+                    for name in unseen.keys() & row.keys():
+                        del unseen[name]
+                    self._others = list(row)
+                    if read >= PATIENCE:
+                        self._expect_all()
+                try:
+                    text = _text_of(row, columns) if is_wanted(row, conditions) else None
+                except DataError as error:
+                    raise DataError(f"{source.place}, row {read:,}: {error}") from None
+                if text is None:
                     self.counts["filtered"] += 1
                     continue
-                text = b"\n\n".join(_bytes_of(row, name) for name in columns)
                 yield _chunks(text)
                 size += len(text)
                 if size >= MARK:  # all documents of the row have been read
-                    self.mark, size = Mark(rows.state_dict(), dict(self.counts)), 0
+                    state = {"rows": rows.state_dict(), "read": read, "unseen": dict(unseen)}
+                    self.mark, size = Mark(state, dict(self.counts)), 0
         except DataError:
             raise
         except Exception as error:  # datasets raises many kinds
             raise DataError(f"{source.place}: the data set cannot be read: {reason(error)}") from error
 
+    def _expect_all(self) -> None:
+        """DataError where some column that is asked for was in no row."""
+        for name, key in self._unseen.items():
+            raise DataError(f"{self._source.place}: {key}: no column {name!r}, only {', '.join(self._others)}")
 
-def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
-    """What `text` says of a row: conditions `COLUMN OP VALUE` joined by `and`; no text: always true.
 
-    OP is one of == != < <= > >=, VALUE is JSON. A null is unequal to all else, and neither less nor more. DataError for
-    another text; the function raises it for a row without the column.
+class Condition(NamedTuple):
+    """What a filter asks of a column."""
+
+    column: str
+    sign: str
+    value: float | str | bool | None
+
+
+_ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": operator.ne, **_ORDER}
+
+
+def row_filter(text: str) -> list[Condition]:
+    """The conditions of `text`: `COLUMN OP VALUE`, joined by `and`; no text: none.
+
+    OP is one of == != < <= > >=, VALUE a number, a string, true, false or null as JSON writes them. DataError for
+    another text.
     """
-    order = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-    compare = {"==": operator.eq, "!=": operator.ne, **order}
     conditions = []
     rest = text.strip()
     while rest:
@@ -207,24 +243,46 @@ def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
             assert found
             value, end = json.JSONDecoder().raw_decode(rest, found.end())
             after = re.fullmatch(r"(?s)\s+and\s+(\S.*)|", rest[end:])
-            assert after
-        except (AssertionError, ValueError):
+            assert after and not isinstance(value, list | dict)
+        except (AssertionError, ValueError, RecursionError):
             raise DataError(
-                f"data.filter = {text!r}: cannot be read from {rest!r} on: expected COLUMN OP VALUE, joined by and, OP "
-                f"one of {' '.join(compare)}, VALUE a number, true, false or a string in double quotes"
+                f"data.filter = {text[:60]!r}: cannot be read from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
+                f'by and, OP one of {" ".join(_COMPARE)}, VALUE a number, a "string", true, false or null'
             ) from None
-        conditions.append((found[1], found[2], value))
+        conditions.append(Condition(found[1], found[2], value))
         rest = after[1] or ""
+    return conditions
 
-    def is_wanted(row: dict[str, Any]) -> bool:
-        for name, sign, value in conditions:
-            if name not in row:
-                raise DataError(f"data.filter: no column {name!r}, only {', '.join(row)}")
-            if (sign in order and (row[name] is None or value is None)) or not compare[sign](row[name], value):
+
+def is_wanted(row: dict[str, Any], conditions: list[Condition]) -> bool:
+    """Whether a row meets all of the conditions.
+
+    A column that a row has not is null there. A null is unequal to all else, and neither less nor more. DataError where
+    a value is of another type than what it is compared with; all numbers are of one.
+    """
+    for name, sign, expected in conditions:
+        value = row.get(name)
+        if value is None or expected is None:
+            if sign in _ORDER or not _COMPARE[sign](value, expected):
                 return False
-        return True
+            continue
+        if (kind := _kind(value)) != (wanted := _kind(expected)):
+            condition = f"{name} {sign} {json.dumps(expected)}"
+            raise DataError(f"data.filter: {condition}: compares {kind}, {str(value)[:60]!r}, with {wanted}")
+        if isinstance(value, Decimal):
+            expected = Decimal(str(expected))
+        if not _COMPARE[sign](value, expected):
+            return False
+    return True
 
-    return is_wanted
+
+def _kind(value: Any) -> str:
+    """The type of a value, in words."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float | Decimal):
+        return "a number"
+    return {"str": "a string", "datetime": "a time", "dict": "an object"}.get(kind := type(value).__name__, f"a {kind}")
 
 
 def _remote(source: Source) -> Any:
@@ -232,15 +290,18 @@ def _remote(source: Source) -> Any:
     return hub_rows(name, revision, source.subset, source.split)
 
 
-def _bytes_of(row: dict[str, Any], name: str) -> bytes:
-    if name not in row:
-        raise DataError(f"data.columns: no column {name!r}, only {', '.join(row)}")
-    text = row[name]
-    if text is None:
-        return b""
-    if not isinstance(text, str | bytes):
-        raise DataError(f"data.columns: column {name!r} holds {type(text).__name__}, expected text")
-    return text.encode() if isinstance(text, str) else text
+def _text_of(row: dict[str, Any], columns: Iterable[str]) -> bytes:
+    """The texts of some columns, a blank line between them; null is none. DataError where one holds something else."""
+    texts = []
+    for name in columns:
+        text = b"" if row.get(name) is None else row[name]
+        if not isinstance(text, str | bytes):
+            raise DataError(f"data.columns: column {name!r} holds {type(text).__name__}, expected text")
+        try:
+            texts.append(text.encode() if isinstance(text, str) else text)
+        except UnicodeEncodeError:
+            raise DataError(f"data.columns: column {name!r} holds half a surrogate pair, expected text") from None
+    return b"\n\n".join(texts)
 
 
 def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
