@@ -13,7 +13,6 @@ killed goes on from there.
 
 import fcntl
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from intlm import config as configuration
 from intlm.config import DataConfig
 from intlm.data import files, sources
-from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
+from intlm.data.shards import PROGRESS, Changed, Corpus, CorpusWriter, read_index, read_progress, scratch
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
@@ -67,6 +67,7 @@ class Position(NamedTuple):
     split: int  # which of the sources
     mark: Mark | None  # where to begin again in it; None: at its beginning
     parts: int  # what to skip from there
+    crc: int  # of them, by which it is seen that the text is still the same
     found: dict[str, dict[str, int]]  # what the sources before have, by split
 
 
@@ -116,36 +117,65 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    saved = time.monotonic()
     with _exclusive(scratch(directory)) as made, tempfile.TemporaryFile(dir=directory.parent) as spool:
-        progress, position = _progress(made, request), Position(0, None, 0, {})
-        once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
-        texts = _Texts(train, None if once else spool)
+        try:
+            progress = read_progress(made)
+            if progress and progress["request"] == request:
+                return _make(data, train, valid, given, request, progress, spool)
+        except Changed as error:
+            print(f"intlm: {error}: preparing from the beginning", file=sys.stderr)
+        for path in made.iterdir():
+            if path.name != ".lock":
+                path.unlink()
+        return _make(data, train, valid, given, request, None, spool)
+
+
+def _make(
+    data: DataConfig,
+    train: Source,
+    valid: Source | None,
+    given: Tokenizer | None,
+    request: dict[str, Any],
+    progress: dict[str, Any] | None,
+    spool: IO[bytes],
+) -> Corpus:
+    """Make the corpus of a request, from what an earlier process noted on. Changed: that is not to be trusted."""
+    directory, made, saved = Path(data.prepared), scratch(Path(data.prepared)), time.monotonic()
+    once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
+    texts = _Texts(train, None if once else spool)
+    if progress:
+        tokenizer = tokenizer_from_json(progress["tokenizer"])
+        split, mark, parts, crc, found = progress["position"]
+        position = Position(split, mark and Mark(*mark), parts, crc, found)
+        if _sha256(made / _CUTS) != progress["cuts"]:
+            raise Changed(f"{made / _CUTS}: not as an interrupted preparation left it")
+        texts.cuts = np.load(made / _CUTS)
+    else:
+        position = Position(0, None, 0, 0, {})
+        texts.hold_out(data.valid_bytes)
+        np.save(made / _CUTS, texts.cuts)
+        tokenizer = given or _tokenizer(data, texts)
+    splits = [texts, _Texts(valid, None, "valid")] if valid else [texts]
+    known = {"request": request, "tokenizer": tokenizer.to_json(), "cuts": _sha256(made / _CUTS)}
+    with CorpusWriter(directory, tokenizer) as writer:
         if progress:
-            tokenizer = tokenizer_from_json(progress["tokenizer"])
-            texts.cuts = np.load(made / _CUTS)
-            split, mark, parts, found = progress["position"]
-            position = Position(split, mark and Mark(*mark), parts, found)
-        else:
-            texts.hold_out(data.valid_bytes)
-            np.save(made / _CUTS, texts.cuts)
-            tokenizer = tokenizer or _tokenizer(data, texts)
-        splits = [texts, _Texts(valid, None, "valid")] if valid else [texts]
-        known = {"request": request, "tokenizer": tokenizer.to_json()}
-        with CorpusWriter(directory, tokenizer) as writer:
-            if progress:
-                writer.resume(progress["splits"])
-            blocks = _blocks(splits, position)
-            for runs, position in _encoded(blocks, tokenizer, data.processes):
-                for run in runs:
-                    writer.append(*run)
-                if time.monotonic() - saved >= SAVE_SECONDS:
-                    writer.save(known | {"position": position})
-                    saved = time.monotonic()
-            if _request(data, train, valid, given) != request:
-                raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
-            writer.finish(request, position.found)
+            writer.resume(progress["splits"])
+        blocks = _blocks(splits, position)
+        for runs, position in _encoded(blocks, tokenizer, data.processes):
+            for run in runs:
+                writer.append(*run)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                writer.save(known | {"position": position})
+                saved = time.monotonic()
+        if _request(data, train, valid, given) != request:
+            raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
+        writer.finish(request, position.found)
     return Corpus.open(directory)
+
+
+def _sha256(path: Path) -> str:
+    """The sha256 of a file, in hex; nothing where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
@@ -228,23 +258,12 @@ def _exclusive(made: Path) -> Iterator[Path]:
                 shutil.rmtree(made)
 
 
-def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier process noted of the same request. What is there of another one is deleted."""
-    path = made / PROGRESS
-    progress = json.loads(path.read_bytes()) if path.exists() else {}
-    if progress.get("request") == request:
-        return progress
-    for path in made.iterdir():
-        if path.name != ".lock":
-            path.unlink()
-    return None
-
-
 class _Texts:
     """The text of a source, read as often as it is asked for, a recipe's kept in `spool`; without it, read once."""
 
     def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
         self.split = split
+        self.place = source.place
         self.cuts = np.zeros(0, np.int64)  # how many bytes of each document are for this split; beyond them: all
         self._source = source
         self._spool = spool
@@ -372,28 +391,36 @@ def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
 
 
 def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Part], Position]]:
-    """The text from a position on, about BLOCK bytes at once, each with the position after it."""
+    """The text from a position on, about BLOCK bytes at once, each with the position after it.
+
+    Raises Changed where the text before the position is not what it was.
+    """
     skip = position.parts
     for number in range(position.split, len(splits)):
         texts = splits[number]
         reader, documents = texts.read(f"preparing {texts.split}", position.mark)
-        begun, done = reader.mark, 0  # parts since that mark
+        begun, done, crc = reader.mark, 0, 0  # the parts since that mark
         block: list[Part] = []
         size = 0
         for document in documents:
             if reader.mark is not begun:
-                begun, done = reader.mark, 0
+                begun, done, crc = reader.mark, 0, 0
             for part in texts.parts(document, reader.counts["documents"]):
                 done += 1
+                crc = zlib.crc32(part.text, zlib.crc32(f"{part.split} {part.is_new}".encode(), crc))
                 if skip:
                     skip -= 1
+                    if not skip and crc != position.crc:
+                        raise Changed(f"{texts.place}: no longer the text that an interrupted preparation read")
                     continue
                 block.append(part)
                 size += len(part.text)
                 if size >= BLOCK:
-                    yield block, Position(number, begun, done, position.found)
+                    yield block, Position(number, begun, done, crc, position.found)
                     block, size = [], 0
-        position = Position(number + 1, None, 0, position.found | {texts.split: reader.counts})
+        if skip:
+            raise Changed(f"{texts.place}: ends before where an interrupted preparation was")
+        position = Position(number + 1, None, 0, 0, position.found | {texts.split: reader.counts})
         yield block, position
 
 

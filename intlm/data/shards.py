@@ -35,6 +35,10 @@ CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
 
 
+class Changed(DataError):
+    """What an interrupted preparation left, or the text that it had read, is no longer what it was."""
+
+
 class Split:
     """One split of a corpus: a sequence of tokens on disk, read where it is wanted.
 
@@ -210,20 +214,36 @@ class CorpusWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `save` returned. Whatever was written after it is dropped."""
-        self._splits = splits
+        """Go on from what `save` noted. Whatever was written after it is dropped. Changed: a shard is not as noted."""
         for split, counts in splits.items():
-            shard = counts["shards"][-1]
-            file = (self._scratch / shard["file"]).open("r+b")
-            file.truncate(shard["tokens"] * self._tokenizer.dtype.itemsize)
-            self._files[split], self._hashes[split] = file, hashlib.file_digest(file, "sha256")
+            for number, shard in enumerate(counts["shards"]):
+                path, left = (
+                    self._scratch / _shard_name(split, number),
+                    shard["tokens"] * self._tokenizer.dtype.itemsize,
+                )
+                try:
+                    file = self._files[split] = path.open("r+b")
+                    digest = self._hashes[split] = hashlib.sha256()
+                    while left and (block := file.read(min(left, CHUNK))):
+                        digest.update(block)
+                        left -= len(block)
+                except OSError as error:
+                    raise Changed(f"{path}: cannot be read: {error.strerror}") from None
+                if digest.hexdigest() != shard["sha256"]:
+                    raise Changed(f"{path}: not as an interrupted preparation left it")
+                if number + 1 < len(counts["shards"]):
+                    file.close()
+            file.truncate()
             file.seek(0, os.SEEK_END)
+        self._splits = splits
 
     def save(self, progress: dict[str, Any]) -> None:
         """See that all that was written is on the disk, and note there `progress` (JSON) and what `resume` needs."""
-        for file in self._files.values():
+        for split, file in self._files.items():
             _sync(file)
-        _write_json(self._scratch / PROGRESS, progress | {"splits": self._splits})
+            self._splits[split]["shards"][-1]["sha256"] = self._hashes[split].hexdigest()
+        noted = progress | {"splits": self._splits}
+        _write_json(self._scratch / PROGRESS, noted | {"checksum": _digest(noted)})
 
     def write(self, split: str, text: bytes, new_document: bool) -> None:
         """Add `text` to `split`, as the beginning of a document or as more of its last one."""
@@ -242,7 +262,7 @@ class CorpusWriter:
         while len(tokens):
             if not shards or shards[-1]["tokens"] == self._shard_tokens:
                 self._close_shard(split)
-                shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
+                shards.append({"file": _shard_name(split, len(shards)), "tokens": 0})
                 self._files[split] = (self._scratch / shards[-1]["file"]).open("wb")
                 self._hashes[split] = hashlib.sha256()
             run, tokens = np.split(tokens, [self._shard_tokens - shards[-1]["tokens"]])
@@ -294,6 +314,20 @@ def scratch(directory: Path) -> Path:
     return directory.parent / f".{directory.name}.partial"
 
 
+def read_progress(directory: Path) -> dict[str, Any] | None:
+    """What `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is not as it was written."""
+    path = directory / PROGRESS
+    if not path.exists():
+        return None
+    try:
+        progress = json.loads(path.read_bytes())
+        if progress.pop("checksum", None) == _digest(progress):
+            return dict(progress)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise Changed(f"{path}: not as an interrupted preparation left it")
+
+
 def read_index(directory: Path) -> dict[str, Any]:
     """The index of a prepared directory, known to be as it was written. DataError otherwise."""
     path = directory / "index.json"
@@ -310,6 +344,10 @@ def read_index(directory: Path) -> dict[str, Any]:
     if index.pop("checksum", None) != _digest(index):
         raise DataError(f"{path}: damaged: its contents do not match its checksum")
     return index
+
+
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05}.bin"
 
 
 def _digest(value: Any) -> str:
