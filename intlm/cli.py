@@ -183,11 +183,9 @@ def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]
     """The type of a flag: a whole number from `low` to `high`."""
 
     def number(text: str) -> int:
-        # Python refuses to read a number of thousands of digits.
-        if not text.isdecimal() or len(text) > 100 or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"{configuration.shown(text)}: expected a whole number from {low} to {high}"
-            )
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+            shown = configuration.shown(text)
+            raise argparse.ArgumentTypeError(f"{shown}: expected a whole number from {low} to {high}")
         return int(text)
 
     return number
@@ -306,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--seed",
-        type=_from(0, (1 << 64) - 1),
+        type=_from(0, 2**64 - 1),
         default=0,
         dest="sample_seed",
         metavar="N",

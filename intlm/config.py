@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -422,10 +423,7 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
         return os.path.abspath(directory / os.path.expanduser(value))
     if limits["shares"] and value:
         entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
-        # [:11]: Python refuses to read a number of thousands of digits.
-        if not all(
-            len(entry) == 2 and entry[0].isdecimal() and 0 < int(entry[0][:11]) <= INT32_MAX for entry in entries
-        ):
+        if not all(len(entry) == 2 and re.fullmatch("0*[1-9][0-9]{0,8}", entry[0]) for entry in entries):
             raise refuse(f"expected {_expected(key)}")
         paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
         return ", ".join(f"{share} {path}" for share, path in paths)
@@ -440,7 +438,7 @@ def _expected(key: dataclasses.Field[Any]) -> str:
     if limits["path"]:
         return "path"
     if limits["shares"]:
-        return f"SHARE PATH, SHARE PATH, ..., each share an integer from 1 to {INT32_MAX}"
+        return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
     if key.type is str:
         return "string"
     open_ended = limits["high"] in (None, INT32_MAX)

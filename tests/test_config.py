@@ -130,9 +130,9 @@ def test_keys_are_read_from_their_sections() -> None:
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_split = 'z'", 'data.valid_split = "z": must be empty where '
          "data.valid names the held-out text"),
         ("[data]\ntrain = 'x'\nmixture = '3 a.toml, b.toml'", 'data.mixture = "3 a.toml, b.toml": expected SHARE PATH, '
-         "SHARE PATH, ..., each share an integer from 1 to 2147483647"),
+         "SHARE PATH, ..., each share a positive integer"),
         ("[data]\ntrain = 'x'\nmixture = '0 a.toml'", 'data.mixture = "0 a.toml": expected SHARE PATH, '
-         "SHARE PATH, ..., each share an integer from 1 to 2147483647"),
+         "SHARE PATH, ..., each share a positive integer"),
         ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
          "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
         ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, a .py recipe, "

@@ -105,6 +105,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             damaged corpus.
     """
     train, valid = sources_of(data)
+    _check(data, train, valid)
     directory = Path(data.prepared)
     for source in filter(None, (train, valid)):
         if not source.layout.folders.isdisjoint([directory.resolve(), *directory.resolve().parents]):
@@ -180,8 +181,10 @@ def _sha256(path: Path) -> str:
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
     """The tokenizer that `prepare` would take."""
+    train, valid = sources_of(data)
+    _check(data, train, valid)
     with tempfile.TemporaryFile() as spool:
-        texts = _Texts(sources_of(data)[0], spool)
+        texts = _Texts(train, spool)
         texts.hold_out(data.valid_bytes)
         return _tokenizer(data, texts)
 
@@ -190,24 +193,57 @@ def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
     """What is read to train on, and what is held out where that is a source of its own."""
     separator = data.document_separator
     train = Source(data.train, separator, data.max_bytes, data.subset, data.split, data.columns, data.filter)
-    if data.valid_split and not train.is_data_set:
-        raise DataError(f"data.valid_split = {data.valid_split!r}: {data.train} is a text, which has no splits")
     if data.valid or data.valid_split:
         return train, train._replace(place=data.valid or data.train, max_bytes=0, split=data.valid_split or data.split)
     return train, None
 
 
+def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
+    """Raise DataError where `data` asks of the training text what it has not, or holds out what is trained on."""
+    if not (train.is_remote or (train.path.is_dir() and train.is_data_set)):
+        lacking = {"valid_split": "splits", "split": "splits", "subset": "subsets"}
+        if not train.is_data_set:
+            lacking |= {"columns": "columns", "filter": "columns"}
+        what = "a recipe" if train.is_recipe else "a single file" if train.is_data_set else "a text"
+        for key, missing in lacking.items():
+            value, default = getattr(data, key), configuration.KEYS[f"data.{key}"].default
+            if value != default:
+                raise DataError(f"data.{key} = {value!r}: {data.train} is {what}, which has no {missing}")
+    if valid:
+        _check_apart(train, valid)
+
+
+def _check_apart(train: Source, valid: Source) -> None:
+    """Raise DataError where text that is trained on is held out too."""
+    if train.is_remote and train.place == valid.place and train.subset == valid.subset:
+        splits, held_out = (set(source.split.split("+")) for source in (train, valid))
+        if splits & held_out or "all" in splits | held_out:
+            raise DataError(
+                f"{valid.place}: held out is split {valid.split!r}, trained on {train.split!r}: expected others"
+            )
+    read = {(stat.st_dev, stat.st_ino) for stat in map(Path.stat, train.layout.files)}
+    for path in valid.layout.files:
+        stat = path.stat()
+        if (stat.st_dev, stat.st_ino) in read:
+            raise DataError(f"{path}: held out and trained on: expected other text to hold out")
+
+
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
     """The corpus of a configuration with its share, then those of its mixture, in the same tokens, beside it."""
-    first = prepare(data)
+    first, held_out = prepare(data), sources_of(data)[1]
     found = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
         other = configuration.load(Path(path)).data
         if other.mixture:
             raise ConfigError(f"{path}: data.mixture = {other.mixture!r}: must be empty in a corpus of a mixture")
+        if held_out:
+            _check_apart(sources_of(other)[0], held_out)
         place = first.directory.with_name(f"{first.directory.name}-{number}-{Path(path).stem}")
         other = replace(other, prepared=str(place), processes=data.processes)
-        found.append((share, prepare(other, first.tokenizer)))
+        corpus = prepare(other, first.tokenizer)
+        if "valid" in first.splits and corpus.split("train").equals(first.split("valid")):
+            raise DataError(f"{other.train}: trained on, and held out of {data.train}: expected other text")
+        found.append((share, corpus))
     return found
 
 

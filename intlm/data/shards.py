@@ -84,6 +84,12 @@ class Split:
             done += len(run)
         return result
 
+    def equals(self, other: "Split") -> bool:
+        """Whether both are the same tokens."""
+        if self.tokens != other.tokens:
+            return False
+        return all(np.array_equal(self.read(at, CHUNK), other.read(at, CHUNK)) for at in range(0, self.tokens, CHUNK))
+
     def document_spans(self) -> Iterator[tuple[int, int]]:
         """Each document's (start, end) in tokens, its separator left out. DataError if not as counted."""
         found, start = 0, 0
@@ -273,10 +279,13 @@ class CorpusWriter:
     def finish(self, request: dict[str, Any], found: dict[str, dict[str, int]] | None = None) -> None:
         """Write the index, with `request` and `found` (see `Corpus`) in it, and give the directory its name.
 
-        Every split must have been written to; a corpus has a "train" split at least.
+        Every split must have been written to; a corpus has a "train" split at least. DataError where two are the same.
         """
         for split in self._splits:
             self._close_shard(split)
+        sums = [[shard["sha256"] for shard in split["shards"]] for split in self._splits.values()]
+        if sums[0] in sums[1:]:
+            raise DataError(f"{self._directory}: the held-out text is the training text: expected other text")
         index = {
             "format": FORMAT,
             "version": VERSION,

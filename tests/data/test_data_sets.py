@@ -28,6 +28,69 @@ def write_lines(path: Path, some: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
+HELD_OUT = "the held-out text is the training text"
+
+
+@pytest.mark.parametrize(
+    ("train", "flags", "said"),
+    [
+        ("rows.jsonl", {"valid_split": "validation"}, "rows.jsonl is a single file, which has no splits"),
+        ("rows.jsonl", {"split": "train[:10%]"}, "data.split = 'train[:10%]': "),
+        ("rows.jsonl", {"subset": "en"}, "rows.jsonl is a single file, which has no subsets"),
+        ("rows.jsonl", {"valid": "rows.jsonl"}, "rows.jsonl: held out and trained on"),
+        ("rows.jsonl", {"valid": "link.jsonl"}, "link.jsonl: held out and trained on"),
+        ("rows.jsonl", {"valid": "rows.parquet"}, HELD_OUT),
+        ("text.txt", {"split": "validation"}, "text.txt is a text, which has no splits"),
+        ("text.txt", {"filter": "n == 1"}, "text.txt is a text, which has no columns"),
+        ("text.txt", {"columns": "body"}, "text.txt is a text, which has no columns"),
+        ("text.txt", {"valid": "copy.txt"}, HELD_OUT),
+        ("text.txt", {"valid": "copy.txt", "mixture": "1 mixed.toml"}, HELD_OUT),
+        ("text.txt", {"valid": "other.txt", "mixture": "1 mixed.toml"}, "other.txt: held out and trained on"),
+        ("text.txt", {"valid": "other copy.txt", "mixture": "1 mixed.toml"}, "trained on, and held out of"),
+        ("recipe.py", {"valid": "recipe.py"}, "recipe.py: held out and trained on"),
+        ("recipe.py", {"split": "validation"}, "recipe.py is a recipe, which has no splits"),
+        ("folder", {"valid": "folder/b.txt"}, "b.txt: held out and trained on"),
+        ("folder", {"valid_split": "validation"}, "folder is a text, which has no splits"),
+        ("set", {"valid_split": "train"}, "held out and trained on"),
+        ("set", {"valid": "set"}, "held out and trained on"),
+        ("set", {"valid_split": "validation"}, HELD_OUT),
+        ("hub:a/b", {"valid_split": "train"}, "hub:a/b: held out is split 'train', trained on 'train'"),
+        (
+            "hub:a/b",
+            {"split": "train+test", "valid_split": "test"},
+            "held out is split 'test', trained on 'train+test'",
+        ),
+    ],
+)
+def test_training_text_is_not_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], train: str, flags: dict[str, str], said: str
+) -> None:
+    """Nor is a split taken of what has none."""
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "link.jsonl").hardlink_to(tmp_path / "rows.jsonl")
+    pq.write_table(pa.table({"text": [row["text"] for row in ROWS]}), tmp_path / "rows.parquet")
+    (tmp_path / "folder").mkdir()
+    for name in ("text.txt", "copy.txt", "folder/a.txt"):
+        (tmp_path / name).write_text("some text")
+    for name in ("other.txt", "other copy.txt", "folder/b.txt"):
+        (tmp_path / name).write_text("other text")
+    (tmp_path / "recipe.py").write_text("def documents():\n    yield b'text'\n")
+    (tmp_path / "set").mkdir()
+    write_lines(tmp_path / "set" / "train.jsonl", ROWS)
+    write_lines(tmp_path / "set" / "validation.jsonl", ROWS)
+    (tmp_path / "mixed.toml").write_text("[data]\ntrain = 'other.txt'\n")
+    place = train if train.startswith("hub:") else str(tmp_path / train)
+    keys = {"train": place, "prepared": str(tmp_path / "corpus")}
+    for key, value in flags.items():
+        keys[key] = str(tmp_path / value) if key == "valid" else value
+    (tmp_path / "config.toml").write_text(
+        "[data]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+    )
+    assert main(["prepare", str(tmp_path / "config.toml")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("intlm: ") and error.count("\n") == 1
+
+
 def prepare(path: Path, *flags: str) -> int:
     config = path.parent / "config.toml"
     config.write_text(f"[data]\ntrain = '{path.name}'\nprepared = 'corpus'\n")
