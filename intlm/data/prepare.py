@@ -40,7 +40,7 @@ from tqdm import tqdm
 from intlm import config as configuration
 from intlm.config import DataConfig
 from intlm.data import files, sources
-from intlm.data.shards import PROGRESS, Changed, Corpus, CorpusWriter, read_index, read_progress, scratch
+from intlm.data.shards import PROGRESS, Changed, Corpus, CorpusWriter, drop_replaced, read_index, read_progress, scratch
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
@@ -113,6 +113,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
         if read_index(directory)["request"] == request:
+            drop_replaced(directory)
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")

@@ -300,10 +300,10 @@ class CorpusWriter:
         shards = {shard["file"] for split in self._splits.values() for shard in split["shards"]}
         if self._directory.is_dir():
             # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
-            old = self._scratch.with_name(f".{self._directory.name}.replaced-{os.getpid()}")
-            self._directory.rename(old)
+            drop_replaced(self._directory)
+            self._directory.rename(_replaced(self._directory))
             self._scratch.rename(self._directory)
-            shutil.rmtree(old)
+            drop_replaced(self._directory)
         else:
             self._scratch.rename(self._directory)
         for path in self._directory.iterdir():  # what served to go on
@@ -321,6 +321,15 @@ class CorpusWriter:
 def scratch(directory: Path) -> Path:
     """Where a corpus is written until it is whole."""
     return directory.parent / f".{directory.name}.partial"
+
+
+def drop_replaced(directory: Path) -> None:
+    """Delete the corpus that was in the place of another one, which a kill may have left."""
+    shutil.rmtree(_replaced(directory), ignore_errors=True)
+
+
+def _replaced(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.replaced"
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:
