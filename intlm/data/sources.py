@@ -29,6 +29,7 @@ from intlm.data.layouts import Layout, layout
 from intlm.data.rows import Rows, hub_rows
 from intlm.errors import DataError, reason
 
+VERSION = 2  # of what is read of a place: 1 took paths for patterns and compressed text for text
 MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
 HUB = "hub:"
 COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
@@ -172,6 +173,7 @@ class Reader:
         source, size = self._source, 0
         columns = source.column_names
         is_wanted = row_filter(source.filter)
+        rows: Any = None
         try:
             rows = _remote(source) if source.is_remote else Rows(paths)
             if self.mark.state:
@@ -188,7 +190,8 @@ class Reader:
         except DataError:
             raise
         except Exception as error:  # datasets raises many kinds
-            raise DataError(f"{source.place}: the data set cannot be read: {reason(error)}") from error
+            place = rows.place if isinstance(rows, Rows) else source.place
+            raise DataError(f"{place}: cannot be read: {reason(error)}") from error
 
 
 def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
