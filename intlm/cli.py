@@ -91,7 +91,7 @@ def _generate(args: argparse.Namespace) -> int:
     from intlm.generation import generate
     from intlm.run import load
 
-    prompt = args.prompt_file.read_bytes() if args.prompt_file else os.fsencode(args.prompt)
+    prompt = _bytes_of(args.prompt_file) if args.prompt_file else os.fsencode(args.prompt)
     written = generate(load(args.run), prompt, args.tokens, args.temperature, args.top_k, args.sample_seed)
     # UTF-8 whatever the terminal's locale, a character when its last byte is there.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -101,6 +101,13 @@ def _generate(args: argparse.Namespace) -> int:
         print(decoder.decode(some), end="", flush=True)
     print(decoder.decode(b"", final=True))
     return 0
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file's text, or what comes through a pipe."""
+    from intlm.data import files
+
+    return path.read_bytes() if path.is_fifo() else files.read(path)
 
 
 def _export(args: argparse.Namespace) -> int:

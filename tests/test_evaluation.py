@@ -1,12 +1,17 @@
 """intlm.evaluation: which tokens are counted and after what; nothing but model and text decides the number."""
 
+import bz2
+import gzip
 import json
+import lzma
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 
@@ -374,3 +379,35 @@ def test_what_cannot_be_evaluated(
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert all(word.format(tmp_path) in said.err for word in expected), said.err
+
+
+def test_one_text_has_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As text, compressed, as rows of either kind, and as prepared: the documents are measured, not the containers."""
+    texts = ["abba baab bab", "bbb a ab"]
+    (tmp_path / "folder").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "folder" / f"{number}.txt").write_text(text)
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(rows.encode()))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows[0].parquet")
+    expected = evaluated(capsys, "--text", tmp_path / "folder")
+    assert (expected["bytes"], expected["words"]) == (sum(map(len, texts)), 6)
+    for name in ("rows.jsonl", "rows.json.gz", "rows[0].parquet"):
+        assert evaluated(capsys, "--text", tmp_path / name) == expected
+    (tmp_path / "text.txt.xz").write_bytes(lzma.compress(texts[0].encode()))
+    (tmp_path / "hub:text").write_text(texts[0])
+    assert evaluated(capsys, "--text", tmp_path / "text.txt.xz") == evaluated(capsys, "--text", tmp_path / "hub:text")
+    run = str(tiny.trained().directory)
+    (tmp_path / "text.zip").write_bytes(b"PK\x03\x04")
+    for command in (["evaluate"], ["simulate", "--on", "host"], ["simulate", "--on", "host", "--tokens", "5"]):
+        for name, what in (("text.zip", "holds a zip archive"), ("absent", "no such")):
+            assert main([command[0], run, *command[1:], "--text", str(tmp_path / name)]) == 2
+            assert f"{name}: {what}" in capsys.readouterr().err
+
+
+def test_compressed_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wiki").write_bytes(b" = Title = \n\n a @-@ b \n")
+    (tmp_path / "wiki.bz2").write_bytes(bz2.compress((tmp_path / "wiki").read_bytes()))
+    found = [evaluated(capsys, "--wikitext", "--text", tmp_path / name) for name in ("wiki", "wiki.bz2")]
+    assert found[0] == found[1]

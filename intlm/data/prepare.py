@@ -171,13 +171,30 @@ def _make(
                 saved = time.monotonic()
         if _request(data, train, valid, given) != request:
             raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
-        writer.finish(request, position.found)
+        read = {"train": train} | ({"valid": valid} if valid else {})
+        writer.finish(request, position.found, {split: _files(source) for split, source in read.items()})
+    for split, source in read.items():
+        if source.separator and not position.found[split]["separators"]:
+            hint = ": in a shell write $'\\n\\n' for line ends" if "\\" in source.separator else ""
+            what = f"data.document_separator = {source.separator!r}: does not occur in {source.place}"
+            print(f"intlm: {what}, whose texts are a document each{hint}", file=sys.stderr)
     return Corpus.open(directory)
 
 
 def _sha256(path: Path) -> str:
     """The sha256 of a file, in hex; nothing where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _files(source: Source) -> dict[str, Any]:
+    """Which files a source is of, by their names in it, and which were left out."""
+    found = source.layout
+
+    def names(paths: list[Path]) -> list[str]:
+        return [path.name if path == source.path else path.relative_to(source.path).as_posix() for path in paths]
+
+    left_out = {why: names(paths) for why, paths in found.left_out.items()}
+    return {"has_rows": found.has_rows, "read": names(found.files), "left_out": left_out}
 
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
@@ -262,7 +279,7 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
         name: source._asdict() | {"place": _fingerprint(source)} if source else None
         for name, source in (("train", train), ("valid", valid))
     }
-    return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer}
+    return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer, "reader": sources.VERSION}
 
 
 def _fingerprint(source: Source) -> dict[str, str]:

@@ -15,8 +15,9 @@ from intlm.data import files
 from intlm.errors import DataError
 
 LONGEST = 1 << 30  # bytes of a line of JSON
-BATCH = 1 << 24  # bytes of Parquet held at once, where its rows are no longer
-_BATCH_ROWS = 1024
+BATCH_ROWS = 64  # of Parquet, held at once, fewer where they are
+BATCH = 1 << 24  # bytes long on average, or where each could be as long as all of its group and that makes
+MOST = 1 << 32  # bytes
 
 
 class Rows:
@@ -25,6 +26,11 @@ class Rows:
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
         self._state = {"file": 0, "row": 0}
+
+    @property
+    def place(self) -> str:
+        """The row that was read last, for people."""
+        return f"{self._paths[self._state['file']]}, row {self._state['row']}"
 
     def state_dict(self) -> dict[str, int]:
         """Where the reading is: which file, and how many of its rows have been read."""
@@ -90,14 +96,15 @@ def parquet_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
         from pyarrow import parquet
 
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # which gives back what a long row took
-        with path.open("rb") as file, parquet.ParquetFile(file) as table:
+        with path.open("rb") as file, parquet.ParquetFile(file, buffer_size=files.CHUNK) as table:
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
                 if skip >= group.num_rows:
                     skip -= group.num_rows
                     continue
-                fitting = BATCH * group.num_rows // max(group.total_byte_size, 1)
-                for batch in table.iter_batches(min(max(fitting, 1), _BATCH_ROWS), [number]):
+                size = max(group.total_byte_size, 1)
+                fitting = min(BATCH_ROWS, BATCH * group.num_rows // size, MOST // size)
+                for batch in table.iter_batches(max(fitting, 1), [number]):
                     yield from batch.slice(skip).to_pylist()
                     skip = max(skip - len(batch), 0)
 

@@ -126,6 +126,8 @@ class Corpus:
         splits: the splits by name: "train", and "valid" where text is held out.
         request: what `prepare` was asked for.
         found: what it counted in the text (`sources.COUNTED`): of "train", and of "valid" where it has its own source.
+        files: by the same names, the files that were read ("read", as rows where "has_rows" says so), and by the reason
+            those that were not ("left_out").
         identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
     """
 
@@ -137,6 +139,7 @@ class Corpus:
             raise ValueError(error) from error
         self.request: dict[str, Any] = index["request"]
         self.found: dict[str, dict[str, int]] = index.get("found", {})
+        self.files: dict[str, dict[str, Any]] = index.get("files", {})
         if index["tokenizer_identity"] != identity(self.tokenizer):
             raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
         if index["dtype"] != self.tokenizer.dtype.name:
@@ -276,8 +279,13 @@ class CorpusWriter:
             self._files[split].write(run.data)
             self._hashes[split].update(run.data)
 
-    def finish(self, request: dict[str, Any], found: dict[str, dict[str, int]] | None = None) -> None:
-        """Write the index, with `request` and `found` (see `Corpus`) in it, and give the directory its name.
+    def finish(
+        self,
+        request: dict[str, Any],
+        found: dict[str, dict[str, int]] | None = None,
+        files: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """Write the index, with `request`, `found` and `files` (see `Corpus`), and give the directory its name.
 
         Every split must have been written to; a corpus has a "train" split at least. DataError where two are the same.
         """
@@ -294,6 +302,7 @@ class CorpusWriter:
             "tokenizer_identity": identity(self._tokenizer),
             "request": request,
             "found": found or {},
+            "files": files or {},
             "splits": self._splits,
         }
         _write_json(self._scratch / "index.json", index | {"checksum": _digest(index)})

@@ -31,6 +31,7 @@ from intlm.data.rows import Rows, hub_rows
 from intlm.errors import DataError, reason
 
 PATIENCE = 100_000  # rows in which a column that is asked for must be seen: JSON may leave a null out
+VERSION = 2  # of what is read of a place: 1 took paths for patterns and compressed text for text
 MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
 HUB = "hub:"
 COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
@@ -180,6 +181,7 @@ class Reader:
         conditions = row_filter(source.filter)
         unseen = {name: "data.filter" for name, _, _ in conditions} | dict.fromkeys(columns, "data.columns")
         read = 0
+        rows: Any = None
         try:
             rows = _remote(source) if source.is_remote else Rows(paths)
             if self.mark.state:
@@ -197,7 +199,8 @@ class Reader:
                 try:
                     text = _text_of(row, columns) if is_wanted(row, conditions) else None
                 except DataError as error:
-                    raise DataError(f"{source.place}, row {read:,}: {error}") from None
+                    place = rows.place if isinstance(rows, Rows) else f"{source.place}, row {read}"
+                    raise DataError(f"{place}: {error}") from None
                 if text is None:
                     self.counts["filtered"] += 1
                     continue
@@ -209,7 +212,8 @@ class Reader:
         except DataError:
             raise
         except Exception as error:  # datasets raises many kinds
-            raise DataError(f"{source.place}: the data set cannot be read: {reason(error)}") from error
+            place = rows.place if isinstance(rows, Rows) else source.place
+            raise DataError(f"{place}: cannot be read: {reason(error)}") from error
 
     def _expect_all(self) -> None:
         """DataError where some column that is asked for was in no row."""

@@ -288,7 +288,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         ({"filter": "score > 99"}, "set: no text in it"),
         (
             {"filter": 'score > "a"'},
-            r"""set, row 1: data\.filter: score > "a": compares a number, '0\.0', with a string""",
+            r"""row 1: data\.filter: score > "a": compares a number, '0\.0', with a string""",
         ),
         ({"filter": "title == 1"}, "compares a string, 'title 0', with a number"),
         ({"filter": "title == [1]"}, "data.filter = .* expected COLUMN OP VALUE"),
