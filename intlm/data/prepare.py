@@ -105,8 +105,9 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """
     train, valid = sources_of(data)
     directory = Path(data.prepared)
+    around = {files.identity(path) for path in (directory.resolve(), *directory.resolve().parents) if path.exists()}
     for source in filter(None, (train, valid)):
-        if not source.layout.folders.isdisjoint([directory.resolve(), *directory.resolve().parents]):
+        if not source.layout.folders.isdisjoint(around):
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():

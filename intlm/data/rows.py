@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intlm.data import files
-from intlm.errors import DataError
+from intlm.errors import DataError, reason
 
 LONGEST = 1 << 30  # bytes of a line of JSON
 BATCH_ROWS = 64  # of Parquet, held at once, fewer where they are
@@ -58,12 +58,16 @@ def json_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
         if skip:
             skip -= 1
             continue
-        with files.reading(Path(f"{path}, line {number}")):
-            text = line.decode("utf-8", "replace")
+        text = line.decode("utf-8", "replace")
+        try:
             row = json.loads(text.removeprefix("\ufeff") if number == 1 else text)
             if not isinstance(row, dict):
-                more = " (jq -c '.[]' makes it of an array)" if isinstance(row, list) else ""
-                raise DataError(f"{path}, line {number}: {type(row).__name__}, expected an object a line{more}")
+                raise ValueError(f"it is a {type(row).__name__}")
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: not a JSON object: {reason(error)}: expected one a line (of an array "
+                "`jq -c '.[]'` makes them)"
+            ) from None
         yield row
 
 
