@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -41,6 +42,7 @@ _REFUSED = {
     "Avro": rb"Obj\x01",
     "compressed data once more": b"|".join(_COMPRESSED.values()),
 }
+_ANY_REFUSED = re.compile(b"|".join(_REFUSED.values()), re.DOTALL)
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
@@ -54,7 +56,7 @@ class Found(NamedTuple):
 
     files: list[Path]  # in the order of their paths
     left_out: dict[str, list[Path]]  # by the reason
-    folders: set[Path]  # the folders that were gone through, resolved
+    folders: set[tuple[int, int]]  # those that were gone through, by `identity`
 
 
 @contextmanager
@@ -102,12 +104,17 @@ def _look(path: Path, found: Found, waiting: list[Path]) -> str:
     if stat.S_ISREG(mode):
         found.files.append(path)
     elif stat.S_ISDIR(mode):
-        folder = path.resolve()
-        if folder in found.folders:
+        if identity(path) in found.folders:
             return "a link to a folder that is read already"
-        found.folders.add(folder)
-        waiting += sorted(path.iterdir(), reverse=True)
+        found.folders.add(identity(path))
+        waiting += sorted(path.iterdir(), key=attrgetter("name"), reverse=True)
     return _KINDS.get(stat.S_IFMT(mode), "")
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a folder from all others, by whatever name: device and inode."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def told(found: Found) -> str:
@@ -158,12 +165,13 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 def check(path: Path, head: bytes) -> None:
     """Refuse what is no text by its first bytes. DataError names what it is."""
-    for kind, magic in _REFUSED.items():
-        if re.match(magic, head[:_HEAD], re.DOTALL):
-            raise DataError(
-                f"{path}: holds {kind}: expected text (UTF-8), JSON Lines (.jsonl), or these compressed by gzip, "
-                "bzip2, xz or zstd; or Parquet (.parquet)"
-            )
+    if not _ANY_REFUSED.match(head, 0, _HEAD):
+        return
+    kind = next(kind for kind, magic in _REFUSED.items() if re.match(magic, head[:_HEAD], re.DOTALL))
+    raise DataError(
+        f"{path}: holds {kind}: expected text (UTF-8), JSON Lines (.jsonl), or these compressed by gzip, bzip2, xz or "
+        "zstd; or Parquet (.parquet)"
+    )
 
 
 def _decompressed(file: IO[bytes], method: str | None) -> Iterator[bytes]:

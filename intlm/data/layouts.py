@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     files: list[Path]  # in their order
     has_rows: bool
     left_out: dict[str, list[Path]]  # by the reason
-    folders: set[Path]  # all that were looked into, resolved
+    folders: set[tuple[int, int]]  # all that were looked into, by `files.identity`
 
 
 def layout(place: Path, columns: Sequence[str], subset: str = "", split: str = "train") -> Layout:
@@ -53,9 +53,11 @@ def layout(place: Path, columns: Sequence[str], subset: str = "", split: str = "
     with_rows = set(rows)
     if others := [path for path in found.files if path not in with_rows]:
         left_out["no rows, in a data set"] = others
-    splits = _splits(place, rows, subset)
+    with files.reading(place / "README.md"):
+        splits = _splits(place, rows, subset)
     if split not in splits:
-        raise DataError(f"{place}: no split {split!r}, only {', '.join(map(repr, splits))}")
+        only = f"only {', '.join(map(repr, splits))}" if splits else "for README.md names none of its files"
+        raise DataError(f"{place}: no split {split!r}, {only}")
     taken = set(splits[split])
     for name, paths in splits.items():
         if others := [path for path in paths if path not in taken]:
@@ -130,9 +132,8 @@ def _config(readme: Path, subset: str) -> dict[str, Any]:
     if readme.is_file():
         from huggingface_hub import metadata_load  # slow to import
 
-        with files.reading(readme):
-            configs = (metadata_load(readme) or {}).get("configs") or []
-            named = {str(config.get("config_name", "default")): config for config in configs}
+        configs = (metadata_load(readme) or {}).get("configs") or []
+        named = {str(config.get("config_name", "default")): config for config in configs}
     if not configs:
         if subset:
             raise DataError(f"{readme.parent}: no subset {subset!r}: expected a README.md with configs that names it")

@@ -40,7 +40,16 @@ from tqdm import tqdm
 from intlm import config as configuration
 from intlm.config import DataConfig
 from intlm.data import files, sources
-from intlm.data.shards import PROGRESS, Changed, Corpus, CorpusWriter, drop_replaced, read_index, read_progress, scratch
+from intlm.data.shards import (
+    PROGRESS,
+    Changed,
+    Corpus,
+    CorpusWriter,
+    discard_replaced,
+    read_index,
+    read_progress,
+    scratch,
+)
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
@@ -107,13 +116,14 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     train, valid = sources_of(data)
     _check(data, train, valid)
     directory = Path(data.prepared)
+    around = {files.identity(path) for path in (directory.resolve(), *directory.resolve().parents) if path.exists()}
     for source in filter(None, (train, valid)):
-        if not source.layout.folders.isdisjoint([directory.resolve(), *directory.resolve().parents]):
+        if not source.layout.folders.isdisjoint(around):
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
+        discard_replaced(directory)
         if read_index(directory)["request"] == request:
-            drop_replaced(directory)
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from intlm.data import files
-from intlm.errors import DataError
+from intlm.errors import DataError, reason
 
 LONGEST = 1 << 30  # bytes of a line of JSON
 BATCH_ROWS = 64  # of Parquet, held at once, fewer where they are
@@ -59,11 +59,14 @@ def json_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
 
 def _parsed(place: str, line: bytes) -> dict[str, Any]:
     """The object of a line of JSON. Strings stay strings: nothing is read into what looks like a time or a number."""
-    with files.reading(Path(place)):
+    try:
         row = json.loads(line.decode("utf-8", "replace"))
-    if not isinstance(row, dict):
-        more = " (jq -c '.[]' makes it of an array)" if isinstance(row, list) else ""
-        raise DataError(f"{place}: {type(row).__name__}, expected an object a line{more}")
+        if not isinstance(row, dict):
+            raise ValueError(f"it is a {type(row).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place}: not a JSON object: {reason(error)}: expected one a line (of an array `jq -c '.[]'` makes them)"
+        ) from None
     return row
 
 

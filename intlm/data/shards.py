@@ -309,12 +309,10 @@ class CorpusWriter:
         shards = {shard["file"] for split in self._splits.values() for shard in split["shards"]}
         if self._directory.is_dir():
             # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
-            drop_replaced(self._directory)
+            discard_replaced(self._directory)
             self._directory.rename(_replaced(self._directory))
-            self._scratch.rename(self._directory)
-            drop_replaced(self._directory)
-        else:
-            self._scratch.rename(self._directory)
+        self._scratch.rename(self._directory)
+        discard_replaced(self._directory)
         for path in self._directory.iterdir():  # what served to go on
             if path.name not in shards | {"index.json"}:
                 path.unlink()
@@ -332,8 +330,8 @@ def scratch(directory: Path) -> Path:
     return directory.parent / f".{directory.name}.partial"
 
 
-def drop_replaced(directory: Path) -> None:
-    """Delete the corpus that was in the place of another one, which a kill may have left."""
+def discard_replaced(directory: Path) -> None:
+    """Delete what a corpus that is there replaced, as a process that was killed may not have done."""
     shutil.rmtree(_replaced(directory), ignore_errors=True)
 
 

@@ -153,10 +153,11 @@ def test_the_configs_of_a_readme(tmp_path: Path, prepared: Callable[..., Prepare
     assert prepared(place, "--data.subset", "de", "--data.split", "held").texts == ["de/test"]
     assert prepared(place, "--data.subset", "all").texts == ["de/a", "en/a", "en/b"]
     assert "no subset 'fr', only 'en', 'de', 'all'" in prepared(place, "--data.subset", "fr").refusal
-    (place / "README.md").write_text("---\nconfigs: [\n---\n")
-    assert "README.md: cannot be read: " in prepared(place).refusal
-    (place / "README.md").write_text("---\nconfigs: [a, 1]\n---\n")
-    assert "README.md: cannot be read: " in prepared(place).refusal
+    for damaged in ("configs: [", "configs: [a, 1]", "configs: 7", "configs: [{config_name: a, data_files: 5}]", "- a"):
+        (place / "README.md").write_text(f"---\n{damaged}\n---\n")
+        assert "README.md: cannot be read: " in prepared(place).refusal
+    (place / "README.md").write_text("---\nconfigs: [{config_name: a, data_files: absent*}]\n---\n")
+    assert "no split 'train', for README.md names none of its files" in prepared(place).refusal
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -215,12 +216,12 @@ def test_containers_are_refused(tmp_path: Path, prepared: Callable[..., Prepared
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"a": 1,\n "text": "x"}', "a.json, line 1: cannot be read: Expecting property name"),
-        ("a.json", b'[{"text": "x"}]', "a.json, line 1: list, expected an object a line (jq -c '.[]'"),
-        ("a.jsonl", b'{"text": "x"}\n"x"\n', "a.jsonl, line 2: str, expected an object"),
+        ("a.json", b'{"a": 1,\n "text": "x"}', "a.json, line 1: not a JSON object: Expecting property name"),
+        ("a.json", b'[{"text": "x"}]', "a.json, line 1: not a JSON object: it is a list: expected one"),
+        ("a.jsonl", b'{"text": "x"}\n"x"\n', "a.jsonl, line 2: not a JSON object: it is a str"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl, row 1: cannot be read: 'utf-8' codec can't encode"),
-        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl, line 1: cannot be read: maximum recursion depth"),
-        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: cannot be read: Exceeds the limit"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl, line 1: not a JSON object: maximum recursion depth"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: not a JSON object: Exceeds the limit"),
         ("a.jsonl", b"\xff\xfe" + '{"text": "x"}\n'.encode("utf-16-le"), "a.jsonl: holds UTF-16 text"),
         ("a.parquet", b"PAR1 and nothing more", "a.parquet: cannot be read: "),
         ("a.parquet", b"", "a.parquet: cannot be read: "),
