@@ -7,7 +7,8 @@ data sets of `datasets` do.
 import codecs
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,14 @@ class HubLines:
             for shard, paths in enumerate(files_iterables):
                 for path in paths:
                     with datasets.utils.file_utils.xopen(path, "rb", download_config=config) as file:
-                        lines = _lines(path, iter(lambda file=file: file.read(files.CHUNK), b""))
+                        head = file.read(files.CHUNK)
+                        if head.lstrip().startswith(b"["):  # an array: it is read whole
+                            items = json.loads((head + file.read()).decode("utf-8", "replace"))
+                            lines = (
+                                (f"{path}, item {i}", json.dumps(x).encode()) for i, x in enumerate(items, start=1)
+                            )
+                        else:
+                            lines = _lines(path, chain([head], iter(partial(file.read, files.CHUNK), b"")))
                         for number, some in enumerate(_batches(lines)):
                             yield datasets.builder.Key(shard, number), pyarrow.Table.from_pylist(some, schema)
 

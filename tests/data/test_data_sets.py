@@ -198,8 +198,10 @@ def test_lines_of_the_hub_are_read_as_those_of_a_file(tmp_path: Path, monkeypatc
     first = write_lines(tmp_path / "train-0.jsonl", [*ROWS, {"extra": [1]}, {"n": 5}] * 9)
     first.write_bytes(b"\xef\xbb\xbf" + first.read_bytes().replace(b"\n", b"\r\n"))
     write_lines(tmp_path / "train-1.jsonl", ROWS)
+    (tmp_path / "train-2.jsonl").write_text(json.dumps(ROWS, indent=1))  # an array, as on the hub some are
     expected = [row for path in (first, tmp_path / "train-1.jsonl") for row in rows.json_rows(path)]
     assert expected == [*ROWS, {"extra": [1]}, {"n": 5}] * 9 + ROWS
+    expected += ROWS
     found, states = [], []
     reading = rows.hub_rows(str(tmp_path), "", "", "train")
     for row in reading:
