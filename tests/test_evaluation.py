@@ -348,7 +348,7 @@ def test_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Carriage returns and bytes that are not UTF-8 among it."""
-    pages = b" = A = \r\n ab\rba \xff\r\n", b" = B = \r\n\x85 \xe2\x82 ba\r\n"
+    pages = b" = A = \r\nab\rba \xff\r\n", b" = B = \r\n\x85 \xe2\x82 ba\r\n"
     (tmp_path / "wiki").write_bytes(b"\n".join(pages))
     found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
     assert found["bytes"] == sum(map(len, pages))
