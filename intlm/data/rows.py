@@ -140,13 +140,12 @@ class HubLines:
                 for path in paths:
                     with datasets.utils.file_utils.xopen(path, "rb", download_config=config) as file:
                         head = file.read(files.CHUNK)
+                        lines = _lines(path, chain([head], iter(partial(file.read, files.CHUNK), b"")))
                         if head.lstrip().startswith(b"["):  # an array: it is read whole
                             items = json.loads((head + file.read()).decode("utf-8", "replace"))
                             lines = (
                                 (f"{path}, item {i}", json.dumps(x).encode()) for i, x in enumerate(items, start=1)
                             )
-                        else:
-                            lines = _lines(path, chain([head], iter(partial(file.read, files.CHUNK), b"")))
                         for number, some in enumerate(_batches(lines)):
                             yield datasets.builder.Key(shard, number), pyarrow.Table.from_pylist(some, schema)
 

@@ -273,9 +273,7 @@ def is_wanted(row: dict[str, Any], conditions: list[Condition]) -> bool:
         if (kind := _kind(value)) != (wanted := _kind(expected)):
             condition = f"{name} {sign} {json.dumps(expected)}"
             raise DataError(f"data.filter: {condition}: compares {kind}, {str(value)[:60]!r}, with {wanted}")
-        if isinstance(value, Decimal):
-            expected = Decimal(str(expected))
-        if not _COMPARE[sign](value, expected):
+        if not _COMPARE[sign](value, Decimal(str(expected)) if isinstance(value, Decimal) else expected):
             return False
     return True
 
