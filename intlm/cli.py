@@ -270,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
-    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument(
         "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
     )
@@ -327,7 +327,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
     machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime", "model")
     made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
-    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help="of the text (default: 1000)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.add_argument("--hardware", type=Path, metavar="FILE", help="model: hardware described in TOML, required")

@@ -245,12 +245,15 @@ def test_it_streams(model: LanguageModel) -> None:
     assert written(model, tokens=30) == first[:30]
 
 
-def test_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = str(tiny.trained().directory)
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
     for arguments, expected in [
         (["--prompt", "some", "--temperature", "hot"], "--temperature = hot: "),
         (["--prompt", "some", "--temperature", "1e999999999"], "--temperature = 1e999999999: "),
         (["--prompt-file", "/no/such/file"], "/no/such/file: "),
+        (["--prompt-file", str(tmp_path / "a.zip")], f"{tmp_path}/a.zip: holds a zip archive"),
+        (["--prompt-file", "/dev/zero"], "/dev/zero: a device"),
     ]:
         assert main(["generate", run, *arguments]) == 2
         said = capsys.readouterr()

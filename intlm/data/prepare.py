@@ -342,6 +342,7 @@ class _Texts:
     def read(self, purpose: str, mark: Mark | None = None) -> tuple[Reader, Iterator[Iterator[bytes]]]:
         """A reader, and its documents as they are watched on the terminal."""
         source, texts = self._source, None
+        total: int | None
         if source.is_recipe and self._spool:
             if self._sizes is None:
                 self._sizes = array("q")

@@ -100,7 +100,10 @@ def parquet_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
         from pyarrow import parquet
 
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # which gives back what a long row took
-        with path.open("rb") as file, parquet.ParquetFile(file, buffer_size=files.CHUNK) as table:
+        with (
+            path.open("rb") as file,
+            parquet.ParquetFile(file, buffer_size=files.CHUNK, page_checksum_verification=True) as table,
+        ):
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
                 if skip >= group.num_rows:

@@ -242,6 +242,9 @@ def test_damaged_parquet(tmp_path: Path, prepared: Callable[..., Prepared]) -> N
     for end in range(4, len(whole), len(whole) // 20):
         path.write_bytes(whole[:end])
         assert "a.parquet: " in prepared(path).refusal
+    pq.write_table(pa.table({"text": ["some text"]}), path, write_page_checksum=True, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"some text", b"some test", 1))
+    assert "a.parquet: cannot be read: " in prepared(path).refusal
     rng = np.random.default_rng(0)
     for at in rng.integers(0, len(whole), 60):
         damaged = bytearray(whole)
@@ -305,3 +308,15 @@ def test_a_separator_that_never_occurs(tmp_path: Path, prepared: Callable[..., P
 def test_a_recipe_that_says_nothing_of_its_failure(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "a.py").write_text("def documents():\n    assert False\n    yield b''\n")
     assert prepared(tmp_path / "a.py").refusal.endswith("the recipe failed: AssertionError\n")
+
+
+def test_a_tokenizer_of_compressed_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text"))
+    (tmp_path / "a.jsonl").write_bytes(rows("some text"))
+    made = []
+    for name in ("a.txt", "a.txt.gz", "a.jsonl"):
+        flags = ("--out", tmp_path / "made.json", "--data.train", tmp_path / name)
+        assert main(["tokenizer", "train", str(tiny.CONFIG), *map(str, flags)]) == 0
+        made.append((tmp_path / "made.json").read_bytes())
+    assert made[0] == made[1] == made[2]
