@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, R
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 _PORT = 55127  # of process 0, where nothing names one
-_WORKER = "INTLM_WORKER"  # set in a process that another started to do the work
+_PARENT = "INTLM_PARENT"  # in a process that another started to do the work: the id of that other
 _INTERRUPTED = 130
 _ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, _INTERRUPTED)  # exit codes of a run that was not lost
 _PATIENCE = 5  # failures in a row without a new checkpoint after which nothing is started again
@@ -135,14 +135,20 @@ def losses_named() -> Iterator[None]:
         raise LostProcess(str(error)) from None
 
 
+def start_worker(arguments: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+    """Run `intlm` with these arguments in a process that ends with this one. options: of subprocess.Popen."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("__main__.py").absolute()), *arguments]
+    return subprocess.Popen(command, env={**os.environ, _PARENT: str(os.getpid())}, **options)
+
+
 def is_worker() -> bool:
     """Whether another process started this one to do the work."""
-    return _WORKER in os.environ
+    return _PARENT in os.environ
 
 
 def end_with_parent() -> None:
-    """Stop, as by SIGTERM, where the process that started this worker is gone."""
-    parent = os.getppid()
+    """Stop, as by SIGTERM, where the process that started this worker is gone, or was gone before this one looked."""
+    parent = int(os.environ[_PARENT])
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -166,8 +172,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
     """
     failures, reached = 0, _last_checkpoint(directory)
     while True:
-        command = [sys.executable, "-m", "intlm.cli", *arguments]
-        child = subprocess.Popen(command, env={**os.environ, _WORKER: "1"})
+        child = start_worker(arguments)
         with _passed_on(child) as asked:
             code = child.wait()
         if code in _ENDS:
@@ -210,18 +215,28 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 
 
 @contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Take what asks a command to stop: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Ctrl-C reaches the child by itself; SIGTERM is handed on. Gives the signals that came."""
+    """Ctrl-C reaches the child by itself; other signals are handed on. Gives the signals that came."""
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(hand_on):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -343,20 +344,23 @@ def alive(directory: Path) -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once.
+
+    The end of the terminal (SIGHUP) is a request too, however often it is told, unless `nohup` has it ignored.
+    """
     requested: list[int] = []
+    terminals = [file for file in (1, 2) if os.isatty(file)]
 
     def request(number: int, frame: FrameType | None) -> None:
-        if requested:
+        if requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         requested.append(number)
+        for file in terminals:
+            if not os.isatty(file):  # it is gone: what is still to be said is not to fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with distributed.handling(request):
         yield lambda: bool(requested)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_directory(config: Config, directory: Path, resume: bool) -> None:

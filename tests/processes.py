@@ -16,7 +16,7 @@ def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | 
     flags = [f"--xla_force_host_platform_device_count={count}"]
     flags += [f"--{name}={int(value)}" for name, value in tiny.quick_options().items()]
     given = {**os.environ, **(environment or {}), "XLA_FLAGS": " ".join(flags)}
-    command = [sys.executable, "-m", "intlm.cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=given, cwd=tiny.HOME, stdout=pipe, stderr=pipe, encoding="utf-8")
 

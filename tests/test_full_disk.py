@@ -22,7 +22,7 @@ cp -r {mounted}/run {kept}
 
 def on_small_disk(size: int, mounted: Path, kept: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """`intlm` into `mounted`/run, on a file system of so many KiB; what is there at its end is copied to `kept`."""
-    train = " ".join([sys.executable, "-m", "intlm.cli", *map(str, arguments), "--run-dir", str(mounted / "run")])
+    train = " ".join([sys.executable, "-P", "-m", "intlm.cli", *map(str, arguments), "--run-dir", str(mounted / "run")])
     script = FULL.format(size=size, mounted=mounted, kept=kept, train=train)
     return subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script],

@@ -227,7 +227,7 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = runs / "base-text-3"
     log = run / "metrics.jsonl"
-    command = [sys.executable, "-m", "intlm.cli", "sweep", str(path), "--runs", str(runs)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "sweep", str(path), "--runs", str(runs)]
 
     def begun(past: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tiny.HOME)
@@ -278,8 +278,8 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     run = tiny.copied(tmp_path / "runs" / "base-text-3")
     with exclusive(run):
         process = subprocess.Popen(
-            [sys.executable, "-m", "intlm.cli", "sweep", str(path), "--runs", str(tmp_path / "runs")], cwd=tiny.HOME,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-P", "-m", "intlm.cli", "sweep", str(path), "--runs", str(tmp_path / "runs")],
+            cwd=tiny.HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr and "0/1 runs" in process.stderr.readline()
         time.sleep(0.5)
