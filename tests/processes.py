@@ -33,8 +33,13 @@ def together(
 
 def worker_of(process: "subprocess.Popen[str]") -> int:
     """The process that it started to do the work."""
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(child)
+    (child,) = children_of(process)
+    return child
+
+
+def children_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that it started and that are there."""
+    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def wait_for_lines(run: Path, count: int) -> None:

@@ -1,13 +1,17 @@
 """Several processes of one run: how they find each other, and what happens when one of them is lost."""
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
-from processes import finished, is_free, on_devices, together, wait_for_lines, worker_of
+from processes import children_of, finished, is_free, on_devices, together, wait_for_lines, worker_of
 
+from intlm.checkpoint import Checkpoints
 from intlm.distributed import Place, place
 from intlm.errors import ConfigError, LostProcess
 
@@ -95,6 +99,37 @@ def test_supervised(tmp_path: Path) -> None:
     finished(on_devices(1, *LONG, "--run-dir", run, "--resume"))
     finished(on_devices(1, *LONG, "--run-dir", tmp_path / "whole"))
     tiny.assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_supervisor_killed_before_its_trainer_looks(tmp_path: Path) -> None:
+    """The trainer, which has been told by whom it was started, does not begin."""
+    alone = on_devices(1, *LONG, "--run-dir", tmp_path / "run", "--supervise")
+    while not children_of(alone):
+        assert alone.poll() is None
+    alone.kill()
+    alone.communicate(timeout=60)  # also waits for the trainer, which has the same outputs
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_terminal_that_closes(tmp_path: Path) -> None:
+    """Its runs are saved and stop, what they say going nowhere; under nohup they go on."""
+    ends = []
+    for name, before, after in (("run", [], ["--supervise"]), ("nohup", ["nohup"], [])):
+        master, slave = pty.openpty()
+        words = [*map(str, LONG), "--run-dir", str(tmp_path / name), "--train.checkpoint_seconds", "3600", *after]
+        script = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        script += "os.execvp(sys.argv[1], sys.argv[1:])"
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", script, *before, sys.executable, "-P", "-m", "intlm.cli", *words],
+            stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path,
+        )  # fmt: skip
+        os.close(slave)
+        wait_for_lines(tmp_path / name, 3)
+        os.close(master)
+        ends.append(process.wait(timeout=60))
+    assert ends == [130, 0]
+    updates = [Checkpoints(tmp_path / name / "checkpoints", read_only=True).updates()[-1] for name in ("run", "nohup")]
+    assert 3 <= updates[0] == tiny.lines_of(tmp_path / "run")[-1]["update"] < updates[1] == 60
 
 
 def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:

@@ -223,6 +223,30 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     assert not list((run / "checkpoints").glob("*tmp*"))
 
 
+@pytest.mark.parametrize("at", [20, "config"])
+def test_killed_before_it_is_a_run(at: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With weights to begin with, inside their checkpoint and after it: it is started again, with the same weights or
+    without. What was no run is not resumed."""
+    run, short = tmp_path / "run", ("--train.updates", "2", "--train.sample_every", "0")
+    words = ("train", str(tiny.CONFIG), "--run-dir", str(run), "--from", str(tiny.trained().directory), *short)
+    where = ("change", 1, "SIGKILL", run / ".config.toml") if at == "config" else ("change", at, "SIGKILL", run)
+    assert tiny.intlm(*where, *words, python=("-c", DRIVER)).returncode == -signal.SIGKILL
+    assert (run / "checkpoints").exists() and not (run / "config.toml").exists()
+    if at == "config":
+        assert (run / "checkpoints" / "0").exists()
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    if at == "config":
+        assert main(list(words)) == 0
+        assert Checkpoints(run / "checkpoints", read_only=True).updates() == [0, 1, 2]
+        began = dict(tiny.state_of(run, 0))
+        weights = [(name, value) for name, value in tiny.state_of(tiny.trained().directory) if name.startswith("[0]")]
+        assert weights and all((began[name] == value).all() for name, value in weights)
+    else:
+        assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), *short]) == 0
+        assert Checkpoints(run / "checkpoints", read_only=True).updates() == [1, 2]
+
+
 def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
     """Ctrl-C saves and says how to resume, with what was given as flags; then lines past it are dropped again."""
     run = tmp_path / "a run"
