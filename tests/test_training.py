@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from processes import finished, on_devices, wait_for_lines
 
 from intlm import config as configuration
 from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
@@ -375,6 +376,21 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_text() == "old"
     write_whole(path, "new")
     assert path.read_text() == "new"
+
+
+def test_a_run_is_read_while_it_saves(tmp_path: Path) -> None:
+    """After every update, as often as it can: a reader never finds a checkpoint half there or gone."""
+    run, often = tmp_path / "run", ("--train.updates", 300, "--train.evaluate_every", 0, "--train.sample_every", 0)
+    trainer = on_devices(1, "train", tiny.CONFIG, "--run-dir", run, *often)
+    wait_for_lines(run, 5)
+    read = 0
+    while trainer.poll() is None:
+        load(run)
+        read += 1
+        if read == 10:
+            assert main(["generate", str(run), "--tokens", "1"]) == 0
+    finished(trainer)
+    assert read > 100 and set(os.listdir(run / "checkpoints")) == {"298", "299", "300"}
 
 
 REFUSED = [
