@@ -9,6 +9,7 @@ position in the data and in the noise is a function of the update alone. Beside 
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,11 +102,12 @@ class Checkpoints:
             temporary.write_text(sums)
             os.replace(temporary, step / CHECKSUMS)
             self._clear()
-        except (OSError, ValueError) as error:  # orbax's storage has errors of its own for a full disk
-            full = isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" in str(error)
-            if isinstance(error, ValueError) and not full:
-                raise
-            reason = "No space left on device" if full else str(error)
+        except (OSError, ValueError) as error:  # orbax's storage has errors of its own, for a full disk for one
+            reason, of_system = str(error), re.search(r"os_error_code='(\d+)'", str(error))
+            if isinstance(error, ValueError):
+                if "RESOURCE_EXHAUSTED" not in reason and not of_system:
+                    raise
+                reason = os.strerror(int(of_system[1])) if of_system else "No space left on device"
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
     def meta(self, update: int) -> dict[str, Any]:

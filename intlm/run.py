@@ -227,8 +227,8 @@ def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file at once, so that it is never seen half written. What a kill leaves is used by the next time."""
+    temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
             temporary.write_text(text)

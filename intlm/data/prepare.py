@@ -40,7 +40,7 @@ from tqdm import tqdm
 from intlm import config as configuration
 from intlm.config import DataConfig
 from intlm.data import sources
-from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
+from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, discard_replaced, read_index, scratch
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
@@ -110,6 +110,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
+        discard_replaced(directory)
         if read_index(directory)["request"] == request:
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):

@@ -271,12 +271,10 @@ class CorpusWriter:
         shards = {shard["file"] for split in self._splits.values() for shard in split["shards"]}
         if self._directory.is_dir():
             # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
-            old = self._scratch.with_name(f".{self._directory.name}.replaced-{os.getpid()}")
-            self._directory.rename(old)
-            self._scratch.rename(self._directory)
-            shutil.rmtree(old)
-        else:
-            self._scratch.rename(self._directory)
+            discard_replaced(self._directory)
+            self._directory.rename(_replaced(self._directory))
+        self._scratch.rename(self._directory)
+        discard_replaced(self._directory)
         for path in self._directory.iterdir():  # what served to go on
             if path.name not in shards | {"index.json"}:
                 path.unlink()
@@ -292,6 +290,15 @@ class CorpusWriter:
 def scratch(directory: Path) -> Path:
     """Where a corpus is written until it is whole."""
     return directory.parent / f".{directory.name}.partial"
+
+
+def discard_replaced(directory: Path) -> None:
+    """Delete what a corpus that is there replaced, as a process that was killed may not have done."""
+    shutil.rmtree(_replaced(directory), ignore_errors=True)
+
+
+def _replaced(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.replaced"
 
 
 def read_index(directory: Path) -> dict[str, Any]:
