@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax._src import clusters  # for where SLURM and others say that process 0 is
 
+from intlm import door
 from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
@@ -72,17 +74,28 @@ def _first_pod(name: str, index: str) -> str:
     return own.removesuffix(f"-{index}") + "-0" + dot + domain
 
 
-def join(place: Place) -> None:
-    """Become one of a run's processes, before anything else is asked of JAX.
+def join(place: Place, directory: Path) -> None:
+    """Become one of the processes of the run in a directory, before anything else is asked of JAX.
 
     Raises RunError where the others are not there within five minutes.
     """
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: it saves
     try:
-        jax.distributed.initialize(
-            *place, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10
+        coordinator, processes, process, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            *place, None, None, 300
         )
-    except (RuntimeError, ValueError) as error:
+        if coordinator is None:
+            raise ValueError("nothing says where process 0 is")
+        if process == 0:
+            coordinator = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator)
+        host, _, port = coordinator.rpartition(":")
+        enter = door.opened if process == 0 else door.entered
+        with enter((host.strip("[]"), int(port)), door.token(directory)) as coordinator:
+            jax.distributed.initialize(
+                coordinator, processes, process, devices, initialization_timeout=300,
+                heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10, coordinator_bind_address=coordinator,
+            )  # fmt: skip
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}") from None
 

@@ -3,13 +3,16 @@
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import tiny
-from processes import children_of, finished, is_free, on_devices, together, wait_for_lines, worker_of
+from processes import children_of, finished, free_port, is_free, on_devices, together, wait_for_lines, worker_of
 
 from intlm.checkpoint import Checkpoints
 from intlm.distributed import Place, place
@@ -63,6 +66,38 @@ def test_a_step_of_slurm(tmp_path: Path) -> None:
         tasks.append(on_devices(1, "train", tiny.CONFIG, "--run-dir", tmp_path / "run", environment=environment))
     finished(*tasks)
     tiny.assert_same_run(tmp_path / "run", tiny.trained().directory)
+
+
+def test_strangers(tmp_path: Path) -> None:
+    """Process 0 listens where it was told and nowhere else; a process of another run, or one that sends what it likes,
+    joins nothing and disturbs nothing; once all are there nothing listens any more."""
+    command = ("train", tiny.CONFIG, "--train.updates", 40, "--run-dir")
+    port = free_port()
+    place = ("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process")
+    first = on_devices(1, *command, tmp_path / "run", *place, 0)
+    while is_free(port):
+        assert first.poll() is None
+        time.sleep(0.05)
+    with socket.socket() as elsewhere:
+        assert elsewhere.connect_ex(("127.0.0.2", port)) != 0  # also this machine's
+    stranger = on_devices(1, *command, tmp_path / "other", *place, 1)
+    with socket.create_connection(("127.0.0.1", port)) as some, suppress(ConnectionResetError):
+        some.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(99))  # as gRPC begins
+        while some.recv(1 << 10):
+            pass  # it ends
+    while not (tmp_path / "other" / ".token").exists():
+        assert stranger.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)  # it tries
+    assert first.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists()
+    second = on_devices(1, *command, tmp_path / "run", *place, 1)
+    wait_for_lines(tmp_path / "run", 1)
+    assert is_free(port)
+    finished(first, second)
+    os.kill(worker_of(stranger), signal.SIGKILL)
+    finished(stranger, code=LostProcess.exit_code)
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / ".token").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_lost_process(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A disk that is full, or few files that may be open: what was saved stays, the message says what is missing, and the run
+"""A disk that is full, or few files that may be open: what was saved stays, the message says what is missing, and a run
 goes on once it is there."""
 
 import shutil
