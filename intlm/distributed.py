@@ -81,8 +81,9 @@ def join(place: Place, directory: Path) -> None:
     """
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: it saves
     try:
+        given = place._replace(coordinator=place.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"))
         coordinator, processes, process, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            *place, None, None, 300
+            *given, None, None, 300
         )
         if coordinator is None:
             raise ValueError("nothing says where process 0 is")
@@ -97,7 +98,10 @@ def join(place: Place, directory: Path) -> None:
             )  # fmt: skip
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}") from None
+        failed = RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}")
+        if not isinstance(error, ValueError):  # some may be lost, or the port in use yet: --supervise tries again
+            failed.exit_code = LostProcess.exit_code
+        raise failed from None
 
 
 def alone() -> bool:

@@ -68,6 +68,14 @@ def test_a_step_of_slurm(tmp_path: Path) -> None:
     tiny.assert_same_run(tmp_path / "run", tiny.trained().directory)
 
 
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    """Process 0 cannot listen there; it is not a mistake for sure, so that --supervise would try again."""
+    place = ("--coordinator", "198.51.100.7:5999", "--processes", 2, "--process", 0)
+    ((_, err),) = finished(on_devices(1, *LONG, "--run-dir", tmp_path / "run", *place), code=LostProcess.exit_code)
+    assert "--coordinator = 198.51.100.7:5999: the run's processes did not meet: " in err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".token"}
+
+
 def test_strangers(tmp_path: Path) -> None:
     """Process 0 listens where it was told and nowhere else; a process of another run, or one that sends what it likes,
     joins nothing and disturbs nothing; once all are there nothing listens any more."""
