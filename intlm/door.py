@@ -9,6 +9,7 @@ import hmac
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -58,10 +59,17 @@ def entered(address: tuple[str, int], key: bytes) -> Iterator[str]:
         own.bind(inside)
         own.listen()
 
+        told = False
+
         def go(caller: socket.socket) -> None:
+            nonlocal told
             guest = socket.create_connection(address, _PROOF_SECONDS)
             if _proves(guest, key, b"guest", b"door"):
                 _join(caller, guest)
+            elif not told:
+                told = True
+                what = "another run listens there, or --run-dir is not the same directory for all processes"
+                print(f"intlm: --coordinator = {address[0]}:{address[1]}: {what}", file=sys.stderr, flush=True)
 
         _serve(own, go, stack)
         yield f"unix:{inside}"
