@@ -36,7 +36,7 @@ def token(directory: Path) -> bytes:
 def opened(address: tuple[str, int], key: bytes) -> Iterator[str]:
     """Process 0: listen at an address for those who have the key. Gives where the coordinator is to listen."""
     with tempfile.TemporaryDirectory(prefix="intlm-") as private, ExitStack() as stack:
-        inside = f"{private}/coordinator"
+        inside = f"{private}/door"
         kind, *_, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         outside = stack.enter_context(closing(socket.create_server(where[:2], family=kind)))
 
@@ -54,7 +54,7 @@ def opened(address: tuple[str, int], key: bytes) -> Iterator[str]:
 def entered(address: tuple[str, int], key: bytes) -> Iterator[str]:
     """Another process: go through the door at an address. Gives where the coordinator seems to listen."""
     with tempfile.TemporaryDirectory(prefix="intlm-") as private, ExitStack() as stack:
-        inside = f"{private}/coordinator"
+        inside = f"{private}/door"
         own = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
         own.bind(inside)
         own.listen()
