@@ -9,6 +9,7 @@ position in the data and in the noise is a function of the update alone. Beside 
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from intlm.version import NUMERICS_VERSION
 
 KEPT = 3
 CHECKSUMS = "SHA256SUMS"
+_DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 
@@ -41,9 +43,11 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
+            todelete_subdir=_DROPPED,  # so that a checkpoint is gone for readers at once
             read_only=read_only,
             enable_async_checkpointing=False,
             create=False,
+            lightweight_initialize=True,  # the names alone: what is in them may be dropped meanwhile
             # Of several processes one writes; they do not meet here.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
@@ -54,10 +58,16 @@ class Checkpoints:
             else ocp.options.MultiprocessingOptions(),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        if not read_only:
+            self._clear()
 
     def updates(self) -> list[int]:
         """The updates that have a whole checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def _clear(self) -> None:
+        """Delete the checkpoints that were dropped, also by a run that was killed meanwhile."""
+        shutil.rmtree(self._directory / _DROPPED, ignore_errors=True)
 
     def save(
         self, update: int, parameters: Parameters, optimizer: Any, members: jax.Array, meta: Mapping[str, Any]
@@ -91,11 +101,13 @@ class Checkpoints:
             temporary = step / f"{CHECKSUMS}.tmp"
             temporary.write_text(sums)
             os.replace(temporary, step / CHECKSUMS)
-        except (OSError, ValueError) as error:  # orbax's storage has errors of its own for a full disk
-            full = isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" in str(error)
-            if isinstance(error, ValueError) and not full:
-                raise
-            reason = "No space left on device" if full else str(error)
+            self._clear()
+        except (OSError, ValueError) as error:  # orbax's storage has errors of its own, for a full disk for one
+            reason, of_system = str(error), re.search(r"os_error_code='(\d+)'", str(error))
+            if isinstance(error, ValueError):
+                if "RESOURCE_EXHAUSTED" not in reason and not of_system:
+                    raise
+                reason = os.strerror(int(of_system[1])) if of_system else "No space left on device"
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
     def meta(self, update: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def _train(args: argparse.Namespace) -> int:
     if distributed.is_worker():
         distributed.end_with_parent()
     if place:
-        distributed.join(place)
+        distributed.join(place, directory)
     done = train(config, directory, args.resume, args.start)
     if not distributed.writes():
         return 0 if done else INTERRUPTED

@@ -14,7 +14,9 @@ An export (intlm.export) is read like a run: it has model.safetensors in place o
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,7 @@ from intlm.version import NUMERICS_VERSION
 
 BLOCK = 64  # tokens that one compiled call of inference reads
 WEIGHTS = "model.safetensors"
+T = TypeVar("T")
 WRITTEN = 256  # tokens that one writes: what a call costs by itself is then little beside them
 
 
@@ -168,12 +171,12 @@ def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
     if (directory / WEIGHTS).exists():
         parameters = exported_parameters(directory / WEIGHTS, problem.architecture)
     else:
-        checkpoints = run_checkpoints(directory)
-        updates = checkpoints.updates()
-        if not updates:
-            raise RunError(f"{directory}: has no checkpoint yet")
-        checkpoints.meta(updates[-1])
-        parameters = checkpoints.parameters(updates[-1], problem.architecture)
+
+        def read(checkpoints: Checkpoints, updates: list[int]) -> Parameters:
+            checkpoints.meta(updates[-1])
+            return checkpoints.parameters(updates[-1], problem.architecture)
+
+        parameters = read_checkpoints(directory, read)
     return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(engine or config.engine, problem))
 
 
@@ -203,17 +206,29 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     return {name: jnp.asarray(value) for name, value in found.items()}
 
 
-def run_checkpoints(directory: Path) -> Checkpoints:
-    """A run's checkpoints, to read."""
+def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T]) -> T:
+    """What `read` makes of a run's checkpoints, given the updates that have one, oldest first.
+
+    It is called again where some are gone meanwhile, as those of a run that is being trained are. Raises RunError where
+    there are none, and what `read` raises.
+    """
     path = directory / "checkpoints"
-    if not path.is_dir():
-        raise RunError(f"{directory}: has no checkpoint yet")
-    return Checkpoints(path, read_only=True)
+    while path.is_dir():
+        there = set(os.listdir(path))
+        try:
+            checkpoints = Checkpoints(path, read_only=True)
+            if updates := checkpoints.updates():
+                return read(checkpoints, updates)
+            break
+        except (RunError, OSError):
+            if there <= set(os.listdir(path)):
+                raise
+    raise RunError(f"{directory}: has no checkpoint yet")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file at once, so that it is never seen half written. What a kill leaves is used by the next time."""
+    temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
             temporary.write_text(text)

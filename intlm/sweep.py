@@ -23,7 +23,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 import time
 import tomllib
 from collections import deque
@@ -36,6 +35,7 @@ import numpy as np
 from intlm import config as configuration
 from intlm.config import KEYS, Config, DataConfig, shown
 from intlm.data.prepare import corpora
+from intlm.distributed import start_worker
 from intlm.errors import ConfigError
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
@@ -68,7 +68,7 @@ class Planned:
     identity: dict[str, Any]  # the fields of its line of results that tell it from others
     config: Config
     directory: Path
-    command: list[str]
+    command: list[str]  # the arguments of `intlm`
 
     @property
     def title(self) -> str:
@@ -197,7 +197,7 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             directory = runs / f"{variant}-{text.stem}-{seed}"
             settings = dict.fromkeys([*keys, *overrides, "seed", "threads"])
             flags = [f"--{key}={value(config, key)}" for key in settings]
-            command = [sys.executable, "-m", "intlm.cli", "train", str(study.base), "--run-dir", str(directory), *flags]
+            command = ["train", str(study.base), "--run-dir", str(directory), *flags]
             found.append(Planned(identity, config, directory, command))
     return found
 
@@ -276,7 +276,7 @@ class Sweep:
         resume = ["--resume"] if (run.directory / "config.toml").exists() else []
         with self._log(run).open("ab") as log:
             # In a session of its own: a Ctrl-C is for the sweep, which hands it on.
-            return subprocess.Popen([*run.command, *resume], stdout=log, stderr=log, start_new_session=True)
+            return start_worker([*run.command, *resume], stdout=log, stderr=log, start_new_session=True)
 
     def _end(self, run: Planned, code: int) -> str:
         """Note that a run ended. Returns what to say of it."""

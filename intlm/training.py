@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import json
 import math
+import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -343,20 +345,23 @@ def alive(directory: Path) -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once.
+
+    The end of the terminal (SIGHUP) is a request too, however often it is told, unless `nohup` has it ignored.
+    """
     requested: list[int] = []
+    terminals = [file for file in (1, 2) if os.isatty(file)]
 
     def request(number: int, frame: FrameType | None) -> None:
-        if requested:
+        if requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         requested.append(number)
+        for file in terminals:
+            if not os.isatty(file):  # it is gone: what is still to be said is not to fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with distributed.handling(request):
         yield lambda: bool(requested)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_directory(config: Config, directory: Path, resume: bool) -> None:
@@ -366,8 +371,7 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
     """
     saved = directory / "config.toml"
     if not resume:
-        # Hidden files are those of a run that was killed before it began.
-        if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
+        if directory.exists() and any(not _begun(path) for path in directory.iterdir()):
             what = "holds a run already: add --resume to go on with it, or" if saved.exists() else "is not empty:"
             raise RunError(f"{directory}: {what} choose another --run-dir")
     elif not saved.exists():
@@ -381,6 +385,13 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
                     "run any more; resume with the value it had, or start another in a new --run-dir"
                 )
+
+
+def _begun(path: Path) -> bool:
+    """Whether a file in a directory is what a run leaves that is killed before it is one: hidden, or a copy of the
+    weights that it begins with (`start`), a checkpoint of update 0 that may not be whole."""
+    weights = path.name == "checkpoints" and path.is_dir() and not path.with_name("config.toml").exists()
+    return path.name.startswith(".") or (weights and all(inner.name.split(".")[0] == "0" for inner in path.iterdir()))
 
 
 def value(config: Config, key: str) -> Any:
@@ -430,6 +441,8 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         if resume:
             trainer.resume()
         distributed.same("state", trainer.digest())
+        if writes and not resume and (directory / "checkpoints").exists():
+            shutil.rmtree(directory / "checkpoints")  # of a run that was killed here before it was one (_begun)
         if start:  # before the directory is a run: resumed, it must know where it began
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:

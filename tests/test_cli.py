@@ -1,10 +1,8 @@
 """intlm.cli: what each command says, and its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
 
 import json
-import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import tiny
 
 import intlm
-from intlm import cli, config
+from intlm import config
 from intlm.checkpoint import CHECKSUMS, Checkpoints
 from intlm.cli import main
 from intlm.errors import RunError
@@ -116,20 +114,10 @@ def test_the_command_is_installed() -> None:
     assert found.load() is main
 
 
-def test_train_script(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_script() -> None:
     """`python train.py CONFIG` is `intlm train CONFIG`; tests/test_training.py also ends a run with it."""
-    given = []
-
-    def noted(arguments: Sequence[str] | None = None) -> int:
-        given.append(arguments)
-        return 7
-
-    monkeypatch.setattr(cli, "main", noted)
-    monkeypatch.setattr(sys, "argv", ["train.py", "a.toml", "--seed", "3"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
-    assert stopped.value.code == 7
-    assert given == [["train", "a.toml", "--seed", "3"]]
+    done = tiny.intlm("absent.toml", "--seed", "3", python=(str(REPOSITORY / "train.py"),))
+    assert done.returncode == 2 and done.stderr.startswith("intlm: absent.toml: "), done.stderr
 
 
 def test_arguments_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -330,7 +318,7 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 def test_a_reader_that_leaves() -> None:
     """`intlm evaluate RUN | head -0`: no traceback, and nothing said."""
-    command = [sys.executable, "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
     process.stdout.close()

@@ -513,11 +513,17 @@ def _encoded(
         return
     # Not forked: JAX has threads. A worker imports what tokenizers need, and no JAX.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+    with _safe_path():  # which starts a process too, that watches over the others
+        pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+
+    def submit(parts: list[Part]) -> "Future[list[Run]]":  # which starts a worker where all are busy
+        with _safe_path():
+            return pool.submit(_encode_in_worker, parts)
+
     waiting: deque[tuple[Future[list[Run]], Position]] = deque()
     try:
         for parts, position in blocks:
-            waiting.append((pool.submit(_encode_in_worker, parts), position))
+            waiting.append((submit(parts), position))
             if len(waiting) > 2 * processes:
                 future, position = waiting.popleft()
                 yield future.result(), position
@@ -529,6 +535,19 @@ def _encoded(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """A Python that is started inside imports nothing from the working directory; its paths are then this one's."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 _worker: Tokenizer

@@ -49,7 +49,7 @@ def wasm(work: Path) -> Path:
 def _zig(target: str) -> list[str]:
     if importlib.util.find_spec("ziglang") is None:
         raise MissingPackage("ziglang", f"compiling for {target}")
-    return [sys.executable, "-m", "ziglang", "cc"]
+    return [sys.executable, "-P", "-m", "ziglang", "cc"]
 
 
 def _compile(command: list[str], work: Path, made: Path) -> None:
