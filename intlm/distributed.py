@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from intlm.config import shown
 from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
@@ -50,10 +51,11 @@ def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     """
     coordinator, processes, process = given
     if given == Place():
-        return given if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else None
-    if processes is not None and "JOB_COMPLETION_INDEX" in environment:
-        process = int(environment["JOB_COMPLETION_INDEX"]) if process is None else process
-        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), environment['JOB_COMPLETION_INDEX'])}:{_PORT}"
+        return given if (_number(environment, "SLURM_STEP_NUM_TASKS") or 1) > 1 else None
+    index = _number(environment, "JOB_COMPLETION_INDEX")
+    if processes is not None and index is not None:
+        process = index if process is None else process
+        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), str(index))}:{_PORT}"
     for flag, value in (("coordinator", coordinator), ("processes", processes), ("process", process)):
         if value is None:
             raise ConfigError(f"--{flag}: missing: expected --coordinator HOST:PORT --processes N --process I")
@@ -64,6 +66,14 @@ def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     if not 0 <= process < processes:
         raise ConfigError(f"--process = {process}: expected 0 to {processes - 1}, one less than --processes")
     return Place(coordinator, processes, process)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    """The number in a variable of the environment; None where it is not set, or empty."""
+    text = environment.get(name, "").strip()
+    if text and not (text.isdecimal() and len(text) < 10):
+        raise ConfigError(f"the environment: {name} = {shown(text)}: expected a number; unset it to train alone")
+    return int(text) if text else None
 
 
 def _first_pod(name: str, index: str) -> str:
@@ -82,9 +92,11 @@ def join(place: Place) -> None:
         jax.distributed.initialize(
             *place, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, LookupError) as error:  # of the environment's variables JAX raises the last two
         reason = str(error).strip().split("\n")[0]
-        raise RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}") from None
+        missing = f"{reason} is not set" if isinstance(error, KeyError) else reason
+        where = f"--coordinator = {place.coordinator}" if place.coordinator else "the environment"
+        raise RunError(f"{where}: the run's processes did not meet: {missing}") from None
 
 
 def alone() -> bool:

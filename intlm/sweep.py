@@ -249,7 +249,7 @@ class Sweep:
         updates = {id(run): self._progress(run) for run in self.planned}
         with interruptible() as stopped, Progress(total, sum(updates.values())) as progress:
             try:
-                while (waiting or self.running) and not stopped():
+                while (waiting or self.running) and not (stopped() or progress.unread):
                     while waiting and len(self.running) < self.jobs:
                         run = waiting.popleft()
                         self.running[id(run)] = run, self._start(run)

@@ -206,9 +206,13 @@ class Trainer:
         """
         settings, writes = self.config.train, distributed.writes()
         saved, between, slow = time.monotonic(), float(settings.checkpoint_seconds), True
-        stop = stopped() if distributed.alone() else False
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
+
+            def wants_to_stop() -> bool:
+                return stopped() or bool(progress and progress.unread)
+
+            stop = distributed.alone() and wants_to_stop()
             log = stack.enter_context(Log(self.directory, self.config)) if writes else None
             ahead = stack.enter_context(closing(ReadAhead(self.streams, self.update, settings.updates)))
             while self.update < settings.updates and not stop:
@@ -216,7 +220,7 @@ class Trainer:
                 batch = self.put(ahead.next())
                 setting = np.int32(self.optimizer.setting(self.update))
                 save = writes and began - saved >= between
-                wishes = self.sharding.put_words((stopped(), save, slow))
+                wishes = self.sharding.put_words((wants_to_stop(), save, slow))
                 self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting, wishes)
                 loss = number(report.loss)
                 took = time.monotonic() - began
@@ -241,7 +245,7 @@ class Trainer:
                 # What any process wishes, all do.
                 stop, save, self.late = (bool(wish) for wish in np.asarray(report.wishes))
                 if distributed.alone():
-                    stop = stopped()
+                    stop = wants_to_stop()
                 if save:
                     began = time.monotonic()
                     self.save(checkpoints)
@@ -317,7 +321,7 @@ class Trainer:
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run's directory against a second trainer. Raises RunError if one has it."""
-    with open(directory / ".lock", "w") as lock:
+    with open(directory / ".lock", "wb") as lock:
         for left in reversed(range(10)):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -332,7 +336,7 @@ def exclusive(directory: Path) -> Iterator[None]:
 def alive(directory: Path) -> bool:
     """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
     try:
-        with open(directory / ".lock") as lock:
+        with open(directory / ".lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
