@@ -346,11 +346,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _configure_jax() -> None:
+def _configure_libraries() -> None:
     """Keep compiled programs between commands, so that the first update comes soon.
 
     Raises ConfigError where JAX refuses what the environment sets.
     """
+    os.environ.pop("MPLBACKEND", None)  # Matplotlib refuses to start with one that it does not know
     try:
         import jax
     except ValueError as error:
@@ -392,13 +393,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Parse a command's arguments and call what does it. Returns its exit code."""
     top = parser()
-    args, unknown = top.parse_known_args(arguments)
+    try:
+        args, unknown = top.parse_known_args(arguments)
+    finally:
+        sys.stdout.flush()  # help that cannot be written is an error too
     args.given = arguments
     if unknown:
         flags = [f"--{key}" for key in configuration.KEYS if key in args]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
-    _configure_jax()
+    _configure_libraries()
     return args.call(args)
 
 
