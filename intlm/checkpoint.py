@@ -89,7 +89,7 @@ class Checkpoints:
             step = self._directory / str(update)
             sums = "".join(f"{_sha256(path)}  {path.relative_to(step)}\n" for path in sorted(_files(step)))
             temporary = step / f"{CHECKSUMS}.tmp"
-            temporary.write_text(sums)
+            temporary.write_text(sums, "utf-8")
             os.replace(temporary, step / CHECKSUMS)
         except (OSError, ValueError) as error:  # orbax's storage has errors of its own for a full disk
             full = isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" in str(error)
@@ -128,7 +128,7 @@ class Checkpoints:
         step = self._directory / str(update)
         if not (step / CHECKSUMS).exists():
             return
-        for line in (step / CHECKSUMS).read_text(errors="replace").splitlines():
+        for line in (step / CHECKSUMS).read_text("utf-8", "replace").splitlines():
             digest, _, name = line.partition("  ")
             path = step / name
             if not path.is_file() or _sha256(path) != digest:

@@ -131,7 +131,7 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
     if text:
         size = sum(path.stat().st_size for path in files(text))
         return file_documents(text, config.data.document_separator, tokenizer), str(text), size
-    corpus = open_corpus(config, tokenizer).split(split)
+    corpus = open_corpus(config, tokenizer, run).split(split)
     return split_documents(corpus), f"{split} split", corpus.bytes
 
 

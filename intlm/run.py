@@ -14,6 +14,7 @@ An export (intlm.export) is read like a run: it has model.safetensors in place o
 import hashlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 import jax
@@ -149,12 +150,35 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
         raise RunError(str(error)) from None
 
 
-def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
-    """The token shards of a run's configuration. Raises DataError where another tokenizer made them."""
-    corpus = Corpus.open(Path(config.data.prepared))
+def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = None) -> Corpus:
+    """The token shards of a run's configuration.
+
+    directory: of the run, whose text it must be; None: any that has the tokenizer. Raises DataError where there is none
+    or another one.
+    """
+    place = Path(config.data.prepared)
+    if directory and not (place / "index.json").exists():
+        command = shlex.join(["intlm", "prepare", str(directory / "config.toml")])
+        raise DataError(f"{place}: no prepared text there: {command} makes it again")
+    corpus = Corpus.open(place)
     if corpus.tokenizer != tokenizer:
-        raise DataError(f"{config.data.prepared}: its tokenizer is not the one that the run was trained with")
+        raise DataError(f"{place}: its tokenizer is not the one that the run was trained with")
+    if directory and (expected := text_of(directory)) and corpus.identity != expected:
+        raise DataError(f"{place}: not the text that {directory} was trained with: name a text, or prepare that one")
     return corpus
+
+
+def text_of(directory: Path) -> str | None:
+    """The identity of the text (of a mixture the first) that a run or an export was trained with, where it is noted."""
+    if (directory / WEIGHTS).exists():
+        try:
+            return json.loads((directory / "config.json").read_bytes()).get("corpus")
+        except (OSError, ValueError, AttributeError):
+            return None  # `load` says what is wrong with it
+    checkpoints = run_checkpoints(directory)
+    updates = checkpoints.updates()
+    noted = checkpoints.meta(updates[-1]).get("corpus") if updates else None
+    return noted and noted.split()[0]
 
 
 def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
@@ -183,7 +207,7 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
 
     described = path.with_name("config.json")
     try:
-        expected = json.loads(described.read_text())["weights_sha256"]
+        expected = json.loads(described.read_bytes())["weights_sha256"]
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
         with safe_open(path, "numpy") as file:
@@ -216,7 +240,7 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         try:
-            temporary.write_text(text)
+            temporary.write_text(text, "utf-8")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

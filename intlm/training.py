@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,7 @@ SAMPLE_TOKENS = 300
 SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
 LATE = 5  # seconds of an update from which on processes meet before anything crosses
 # What each process of a run may set for itself.
+TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # paths: known by what is there
 OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = OF_A_MACHINE | {
@@ -149,6 +151,8 @@ class Trainer:
             like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
             self.place(TrainState(*checkpoints.restore(updates[-1], like)))
             self.update = self.saved = updates[-1]
+        elif distributed.writes():  # it begins again, perhaps with another text
+            (self.directory / "references.json").unlink(missing_ok=True)
         log = self.directory / "metrics.jsonl"
         if log.exists() and distributed.writes():
             metrics.truncate_after(log, self.update)
@@ -368,7 +372,10 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
 
     Raises RunError, before anything is written, where the directory holds something else or another run.
     """
-    saved = directory / "config.toml"
+    saved, path = directory / "config.toml", os.path.abspath(directory)
+    if os.fsencode(path) != path.encode("utf-8", "replace"):
+        named = path.encode("utf-8", "replace").decode()
+        raise RunError(f"{named}: checkpoints need a path that is UTF-8: choose another --run-dir, or set PYTHONUTF8=1")
     if not resume:
         # Hidden files are those of a run that was killed before it began.
         if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
@@ -380,7 +387,7 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
         old = configuration.load(saved)
         for key in KEYS:
             was, now = value(old, key), value(config, key)
-            if was != now and key not in FREE_ON_RESUME:
+            if was != now and key not in FREE_ON_RESUME | TEXTS:
                 raise RunError(
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
                     "run any more; resume with the value it had, or start another in a new --run-dir"
@@ -437,7 +444,8 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         if start:  # before the directory is a run: resumed, it must know where it began
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
-            write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
+            # First: it makes the directory a run.
+            write_whole(directory / "config.toml", configuration.dumps(config, directory))
             write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
         distributed.wait("begun")
         checkpoints = Checkpoints(directory / "checkpoints") if writes else None

@@ -110,7 +110,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
-        if read_index(directory)["request"] == request:
+        if _is_same(read_index(directory)["request"], request):
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")
@@ -192,14 +192,33 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
     else:
         tokenizer = data.tokenizer
     texts = {
-        name: source._asdict() | {"place": _fingerprint(source)} if source else None
+        name: source._asdict() | {"place": _fingerprint(source, Path(data.prepared))} if source else None
         for name, source in (("train", train), ("valid", valid))
     }
     return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer}
 
 
-def _fingerprint(source: Source) -> dict[str, str]:
-    """Which place a source is and whether it has changed: its name and a digest."""
+def _is_same(one: Any, other: dict[str, Any]) -> bool:
+    """Whether two requests, the first as a file has it, are one: where a project was moved, its text lies as it did to
+    the corpus."""
+
+    def seen(request: Any, text: str, name: str) -> Any:
+        found = request.get(text) if isinstance(request, dict) else None
+        place = found.get("place") if isinstance(found, dict) else None
+        if not isinstance(place, dict):
+            return found
+        return found | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
+
+    if not isinstance(one, dict) or any(one.get(key) != other[key] for key in other.keys() - {"train", "valid"}):
+        return False
+    return all(
+        any(seen(one, text, name) == seen(other, text, name) for name in ("name", "beside"))
+        for text in ("train", "valid")
+    )
+
+
+def _fingerprint(source: Source, corpus: Path) -> dict[str, str]:
+    """Which place a source is, by itself and seen from the corpus, and a digest that tells whether it has changed."""
     if source.is_remote:
         return {"name": source.place}
     digest = hashlib.sha256()
@@ -209,14 +228,15 @@ def _fingerprint(source: Source) -> dict[str, str]:
         for path in sources.files(source.path):
             stat = path.stat()
             digest.update(f"{path.relative_to(source.path)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {"name": str(source.path.resolve()), "sha256": digest.hexdigest()}
+    place = source.path.resolve()
+    return {"name": str(place), "beside": os.path.relpath(place, corpus.resolve()), "sha256": digest.hexdigest()}
 
 
 @contextmanager
 def _exclusive(made: Path) -> Iterator[Path]:
     """Hold the directory in which a corpus is made. Raises DataError if another process has it."""
     made.mkdir(exist_ok=True)
-    with (made / ".lock").open("w") as lock:
+    with (made / ".lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -232,7 +252,7 @@ def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier process noted of the same request. What is there of another one is deleted."""
     path = made / PROGRESS
     progress = json.loads(path.read_bytes()) if path.exists() else {}
-    if progress.get("request") == request:
+    if _is_same(progress.get("request"), request):
         return progress
     for path in made.iterdir():
         if path.name != ".lock":
