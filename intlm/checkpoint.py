@@ -27,10 +27,21 @@ CHECKSUMS = "SHA256SUMS"
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 
+def check_path(directory: Path) -> None:
+    """Raise RunError where the path of a run is not UTF-8, or Python does not take it for that: orbax does."""
+    path = os.path.abspath(directory)
+    shown = path.encode("utf-8", "replace").decode()
+    if shown != path:
+        raise RunError(f"{shown}: not a path in UTF-8, which checkpoints need: choose another --run-dir, or rename it")
+    if os.fsencode(path) != path.encode():
+        raise RunError(f"{path}: checkpoints need names of files in UTF-8, as Python has them with PYTHONUTF8=1")
+
+
 class Checkpoints:
     """The checkpoints in one directory."""
 
     def __init__(self, directory: Path, read_only: bool = False) -> None:
+        check_path(directory)
         import orbax.checkpoint as ocp  # slow to import
 
         for name in ("absl", "asyncio"):  # orbax reports every step of every save, and what it raises once more

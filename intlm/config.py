@@ -283,6 +283,8 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
                 asked[name] = _each_path(text, metadata["shares"], lambda place: os.path.relpath(place))
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
+        if not _is_utf8(str(prepared)):
+            raise ConfigError(f"data.prepared: expected a directory whose path is UTF-8, as that of {path} is not")
         data = dataclasses.replace(data, prepared=str(prepared))
     config = Config(
         model=ModelConfig(**values["model"]),
@@ -302,7 +304,8 @@ def dumps(config: Config, directory: Path | None = None) -> str:
 
     directory: where the file will be. Moved from there with the files that it names, it finds them again.
     """
-    written_in = {_WRITTEN_IN: os.path.abspath(directory)} if directory else {}
+    place = os.path.abspath(directory).encode("utf-8", "replace").decode() if directory else ""
+    written_in = {_WRITTEN_IN: place} if place else {}
     return tomli_w.dumps(written_in | dataclasses.asdict(config))
 
 
@@ -431,17 +434,21 @@ def _valid(name: str, value: Any, source: str, directory: Path, written_in: str 
     if limits["choices"] and value not in limits["choices"]:
         close = difflib.get_close_matches(value, limits["choices"], 1)
         raise refuse(f"expected {_expected(key)}" + (f'; did you mean "{close[0]}"?' if close else ""))
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
     if limits["shares"] and value:
         entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
         if not all(len(entry) == 2 and entry[0].isdecimal() and int(entry[0]) > 0 for entry in entries):
             raise refuse(f"expected {_expected(key)}")
     if limits["path"] or limits["shares"]:
-        return _each_path(
-            value, limits["shares"], lambda place: _absolute(place, directory, written_in, made=name == "data.prepared")
-        )
+        made = name == "data.prepared"
+        value = _each_path(value, limits["shares"], lambda path: _absolute(path, directory, written_in, made))
+    if not _is_utf8(value):
+        raise refuse("expected text that UTF-8 can write")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write `text`, as a config.toml needs. Names of files that are not UTF-8 hold surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _each_path(value: str, shares: bool, change: Callable[[str], str]) -> str:

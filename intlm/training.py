@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 from intlm import config as configuration
 from intlm import distributed
 from intlm.arithmetic.fixed_point import Array
-from intlm.checkpoint import Checkpoints
+from intlm.checkpoint import Checkpoints, check_path
 from intlm.config import KEYS, Config
 from intlm.data.prepare import corpora, prepare
 from intlm.data.references import references
@@ -372,10 +371,8 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
 
     Raises RunError, before anything is written, where the directory holds something else or another run.
     """
-    saved, path = directory / "config.toml", os.path.abspath(directory)
-    if os.fsencode(path) != path.encode("utf-8", "replace"):
-        named = path.encode("utf-8", "replace").decode()
-        raise RunError(f"{named}: checkpoints need a path that is UTF-8: choose another --run-dir, or set PYTHONUTF8=1")
+    check_path(directory)
+    saved = directory / "config.toml"
     if not resume:
         # Hidden files are those of a run that was killed before it began.
         if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):

@@ -4,7 +4,6 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -120,8 +119,8 @@ def test_train_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python train.py CONFIG` is `intlm train CONFIG`; tests/test_training.py also ends a run with it."""
     given = []
 
-    def noted(arguments: Sequence[str] | None = None) -> int:
-        given.append(arguments)
+    def noted() -> int:
+        given.append(sys.argv[1:])
         return 7
 
     monkeypatch.setattr(cli, "main", noted)
