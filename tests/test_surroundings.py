@@ -277,3 +277,13 @@ def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("intlm.inspection.inspect", lambda run: np.empty(1 << 60, np.int8))
     assert main(["inspect", str(tiny.trained().directory)]) == 2
     assert capsys.readouterr().err.startswith("intlm: not enough memory: Unable to allocate 1.00 EiB")
+
+
+def test_the_tests_that_the_promises_name_exist() -> None:
+    text = (REPOSITORY / "docs" / "promises.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?::\s+([\w,\s]+))?`", text)
+    assert len(named) == text.count("`tests/") > 20
+    for path, names in named:
+        code = (REPOSITORY / path).read_text("utf-8")
+        for name in filter(None, re.split(r"[,\s]+", names)):
+            assert f"\ndef {name}(" in code, f"{path}: {name}"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
