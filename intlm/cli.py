@@ -450,7 +450,7 @@ def _failed(code: int, message: str) -> int:
 def _mistake_or_fault(error: Exception) -> int:
     """Say what an exception means that no part of intlm expected. Returns the exit code."""
     message = str(error).strip().split("\n")[0][:300]
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
+    if isinstance(error, MemoryError) or any(sign in message for sign in ("RESOURCE_EXHAUSTED", "start new thread")):
         return _failed(IntlmError.exit_code, f"not enough memory: {message or 'ask for less at once'}")
     if "Unable to initialize backend" in message:
         return _failed(IntlmError.exit_code, f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')}: {message}")

@@ -13,7 +13,6 @@ An export (intlm.export) is read like a run: it has model.safetensors in place o
 
 import hashlib
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from intlm.data.shards import Corpus
 from intlm.data.tokenizers import Tokenizer, load_tokenizer
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
-from intlm.errors import DataError, RunError, writing
+from intlm.errors import DataError, RunError, replacing
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
@@ -237,10 +236,5 @@ def run_checkpoints(directory: Path) -> Checkpoints:
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file at once, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        try:
-            temporary.write_text(text, "utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")

@@ -383,12 +383,19 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
     else:
         old = configuration.load(saved)
         for key in KEYS:
-            was, now = value(old, key), value(config, key)
-            if was != now and key not in FREE_ON_RESUME | TEXTS:
+            was, now = kept(old, key), kept(config, key)
+            if was != now and key not in FREE_ON_RESUME:
                 raise RunError(
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
                     "run any more; resume with the value it had, or start another in a new --run-dir"
                 )
+
+
+def kept(config: Config, key: str) -> Any:
+    """What a resumed run must have again of a key: of texts, which are compared themselves, only a mixture's shares."""
+    if key in TEXTS:
+        return [share for share, _ in config.data.others] if key == "data.mixture" else None
+    return value(config, key)
 
 
 def value(config: Config, key: str) -> Any:

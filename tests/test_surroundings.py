@@ -58,8 +58,8 @@ def test_a_moved_project_is_the_same(
     for place in ("runs/a", "runs/a/exports/safetensors"):
         assert main(["evaluate", place, "--json"]) == 0
         assert capsys.readouterr().out == expected
-        if shutil.which("cc"):
-            assert main(["simulate", place, "--on", "host", "--tokens", "5"]) == 0
+    if shutil.which("cc"):
+        assert main(["simulate", "runs/a", "--on", "host", "--tokens", "5"]) == 0
     assert main(["inspect", "runs/a"]) == 0
     assert "activations on held-out text" in capsys.readouterr().out
     # Resumed with the run's own configuration, which names the old place, and with the first one.
