@@ -287,3 +287,18 @@ def test_the_tests_that_the_promises_name_exist() -> None:
         code = (REPOSITORY / path).read_text("utf-8")
         for name in filter(None, re.split(r"[,\s]+", names)):
             assert f"\ndef {name}(" in code, f"{path}: {name}"
+
+
+def test_a_result_into_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--documents /dev/stdout`: what is no file is written, and nothing takes its place."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader:
+        assert main(["evaluate", str(tiny.trained().directory), "--documents", f"/dev/fd/{write}"]) == 0
+        os.close(write)
+        assert reader.read().count(b"\n") == 1
+
+
+def test_an_odd_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CC", "'cc")
+    assert main(["simulate", str(tiny.trained().directory), "--on", "host"]) == 2
+    assert capsys.readouterr().err == "intlm: the environment: CC = 'cc: No closing quotation\n"
