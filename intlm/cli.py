@@ -14,11 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from intlm import config as configuration
-from intlm.errors import ConfigError, IntlmError
+from intlm.errors import INTERNAL, ConfigError, IntlmError
 from intlm.version import NUMERICS_VERSION, __version__
 
 INTERRUPTED = 130
-INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 TRACEBACK = "INTLM_TRACEBACK"  # set: the traceback of an internal error is printed, not written to a file
 
 

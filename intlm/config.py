@@ -253,6 +253,8 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
     written_in = tables.pop(_WRITTEN_IN, str(here))
     if not isinstance(written_in, str):
         raise ConfigError(f"{path}: {_WRITTEN_IN} = {shown(written_in)}: expected the path of a directory")
+    if not (here / "tokenizer.json").is_file():  # not of a run or an export: a copy means what it says
+        written_in = str(here)
     given: dict[str, tuple[str, Any]] = {}  # dotted key -> (source, value)
     for name, value in tables.items():
         if name not in _SECTIONS:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from intlm.config import shown
-from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, RunError
+from intlm.errors import INTERNAL, ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 _PORT = 55127  # of process 0, where nothing names one
@@ -182,7 +182,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
         child = subprocess.Popen(command, env={**os.environ, _WORKER: "1"})
         with _passed_on(child) as asked:
             code = child.wait()
-        if code in _ENDS:
+        if code in _ENDS or (code == INTERNAL and not restart):
             return code
         if asked:
             return _INTERRUPTED

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+INTERNAL = 70  # exit code of an error that is no IntlmError: EX_SOFTWARE of sysexits.h
+
 
 class IntlmError(Exception):
     """A failure that the user can act on. The message names the file or key, its value and what was expected.

@@ -15,7 +15,8 @@ import tiny
 
 from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
-from intlm.cli import INTERNAL, TRACEBACK, main
+from intlm.cli import TRACEBACK, main
+from intlm.errors import INTERNAL
 from intlm.tracking import metrics
 
 REPOSITORY = Path(__file__).parents[1]
@@ -84,6 +85,10 @@ def test_a_run_moved_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for name, text in (("mine", tiny.words(4000)), ("other", tiny.words(4000)[::-1])):
         monkeypatch.chdir(project(tmp_path / name, text))
         assert main(["train", "tiny.toml", "--run-dir", "runs/a", "--train.updates", "1"]) == 0
+    shutil.copy(tmp_path / "mine" / "runs" / "a" / "config.toml", tmp_path / "other" / "runs")
+    for place in ("runs/config.toml", "runs/a/config.toml"):  # the first is no run's: it means what it says
+        text = "mine" if place == "runs/config.toml" else "other"
+        assert configuration.load(Path(place)).data.train == str(tmp_path / text / "text.txt")
     (tmp_path / "mine" / "runs" / "a").rename(tmp_path / "alone")
     assert main(["evaluate", str(tmp_path / "alone")]) == 0
     (tmp_path / "alone").rename(tmp_path / "other" / "runs" / "b")
