@@ -72,7 +72,7 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
     """The number in a variable of the environment; None where it is not set, or empty."""
     text = environment.get(name, "").strip()
     if text and not (text.isdecimal() and len(text) < 10):
-        raise ConfigError(f"the environment: {name} = {shown(text)}: expected a number; unset it to train alone")
+        raise ConfigError(f"the environment: {name} = {shown(text)}: expected a number, or that it is not set")
     return int(text) if text else None
 
 

@@ -163,7 +163,7 @@ def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = N
     if corpus.tokenizer != tokenizer:
         raise DataError(f"{place}: its tokenizer is not the one that the run was trained with")
     if directory and (expected := text_of(directory)) and corpus.identity != expected:
-        raise DataError(f"{place}: not the text that {directory} was trained with: name a text, or prepare that one")
+        raise DataError(f"{place}: not the text that {directory} was trained with: expected that one, or --text FILE")
     return corpus
 
 
