@@ -460,10 +460,10 @@ def _mistake_or_fault(error: Exception) -> int:
             print(written, end="", file=sys.stderr)
             where = "the traceback is above"
         else:
-            form = {"mode": "w", "encoding": "utf-8", "errors": "replace", "delete": False}
-            with tempfile.NamedTemporaryFile(prefix="intlm-traceback-", suffix=".txt", **form) as file:
+            descriptor, path = tempfile.mkstemp(prefix="intlm-traceback-", suffix=".txt")
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
                 file.write(f"intlm {__version__}, Python {sys.version}\n{shlex.join(sys.argv)}\n{written}")
-            where = f"the traceback is in {file.name}"
+            where = f"the traceback is in {path}"
     fault = f"internal error: {type(error).__name__}: {message}"
     return _failed(INTERNAL, f"{fault}: please report it to the maintainers of intlm; {where}")
 

@@ -203,9 +203,8 @@ def _is_same(one: Any, other: dict[str, Any]) -> bool:
     the corpus."""
 
     def seen(request: Any, text: str, name: str) -> Any:
-        found = request.get(text) if isinstance(request, dict) else None
-        place = found.get("place") if isinstance(found, dict) else None
-        if not isinstance(place, dict):
+        found = request.get(text)
+        if not isinstance(found, dict) or not isinstance(place := found.get("place"), dict):
             return found
         return found | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
 
