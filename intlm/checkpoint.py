@@ -29,10 +29,21 @@ _DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 
+def check_path(directory: Path) -> None:
+    """Raise RunError where the path of a run is not UTF-8, or Python does not take it for that: orbax does."""
+    path = os.path.abspath(directory)
+    shown = path.encode("utf-8", "replace").decode()
+    if shown != path:
+        raise RunError(f"{shown}: not a path in UTF-8, which checkpoints need: choose another --run-dir, or rename it")
+    if os.fsencode(path) != path.encode():
+        raise RunError(f"{path}: checkpoints need names of files in UTF-8, as Python has them with PYTHONUTF8=1")
+
+
 class Checkpoints:
     """The checkpoints in one directory."""
 
     def __init__(self, directory: Path, read_only: bool = False) -> None:
+        check_path(directory)
         import orbax.checkpoint as ocp  # slow to import
 
         for name in ("absl", "asyncio"):  # orbax reports every step of every save, and what it raises once more
@@ -99,7 +110,7 @@ class Checkpoints:
             step = self._directory / str(update)
             sums = "".join(f"{_sha256(path)}  {path.relative_to(step)}\n" for path in sorted(_files(step)))
             temporary = step / f"{CHECKSUMS}.tmp"
-            temporary.write_text(sums)
+            temporary.write_text(sums, "utf-8")
             os.replace(temporary, step / CHECKSUMS)
             self._clear()
         except (OSError, ValueError) as error:  # orbax's storage has errors of its own, for a full disk for one
@@ -140,7 +151,7 @@ class Checkpoints:
         step = self._directory / str(update)
         if not (step / CHECKSUMS).exists():
             return
-        for line in (step / CHECKSUMS).read_text(errors="replace").splitlines():
+        for line in (step / CHECKSUMS).read_text("utf-8", "replace").splitlines():
             digest, _, name = line.partition("  ")
             path = step / name
             if not path.is_file() or _sha256(path) != digest:

@@ -26,7 +26,8 @@ import numpy as np
 from jax._src import clusters  # for where SLURM and others say that process 0 is
 
 from intlm import door
-from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, RunError
+from intlm.config import shown
+from intlm.errors import INTERNAL, ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 _PORT = 55127  # of process 0, where nothing names one
@@ -52,10 +53,11 @@ def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     """
     coordinator, processes, process = given
     if given == Place():
-        return given if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else None
-    if processes is not None and "JOB_COMPLETION_INDEX" in environment:
-        process = int(environment["JOB_COMPLETION_INDEX"]) if process is None else process
-        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), environment['JOB_COMPLETION_INDEX'])}:{_PORT}"
+        return given if (_number(environment, "SLURM_STEP_NUM_TASKS") or 1) > 1 else None
+    index = _number(environment, "JOB_COMPLETION_INDEX")
+    if processes is not None and index is not None:
+        process = index if process is None else process
+        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), str(index))}:{_PORT}"
     for flag, value in (("coordinator", coordinator), ("processes", processes), ("process", process)):
         if value is None:
             raise ConfigError(f"--{flag}: missing: expected --coordinator HOST:PORT --processes N --process I")
@@ -66,6 +68,14 @@ def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     if not 0 <= process < processes:
         raise ConfigError(f"--process = {process}: expected 0 to {processes - 1}, one less than --processes")
     return Place(coordinator, processes, process)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    """The number in a variable of the environment; None where it is not set, or empty."""
+    text = environment.get(name, "").strip()
+    if text and not (text.isdecimal() and len(text) < 10):
+        raise ConfigError(f"the environment: {name} = {shown(text)}: expected a number, or that it is not set")
+    return int(text) if text else None
 
 
 def _first_pod(name: str, index: str) -> str:
@@ -96,10 +106,12 @@ def join(place: Place, directory: Path) -> None:
                 coordinator, processes, process, devices, initialization_timeout=300,
                 heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10, coordinator_bind_address=coordinator,
             )  # fmt: skip
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, LookupError) as error:  # JAX raises some for environment variables
         reason = str(error).strip().split("\n")[0]
-        failed = RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}")
-        if not isinstance(error, ValueError):  # some may be lost, or the port in use yet: --supervise tries again
+        missing = f"{reason} is not set" if isinstance(error, KeyError) else reason
+        where = f"--coordinator = {place.coordinator}" if place.coordinator else "the environment"
+        failed = RunError(f"{where}: the run's processes did not meet: {missing}")
+        if not isinstance(error, ValueError | LookupError):  # some may be lost: --supervise tries again
             failed.exit_code = LostProcess.exit_code
         raise failed from None
 
@@ -192,7 +204,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
         child = start_worker(arguments)
         with _passed_on(child) as asked:
             code = child.wait()
-        if code in _ENDS:
+        if code in _ENDS or (code == INTERNAL and not restart):
             return code
         if asked:
             return _INTERRUPTED

@@ -103,7 +103,7 @@ def inspect(directory: Path) -> str:
     report = [f"{directory}, update {updates[-1]}", "", format_table(headers, rows)]
 
     try:
-        corpus = open_corpus(config, tokenizer)
+        corpus = open_corpus(config, tokenizer, directory)
         name, text = ("valid", "held-out") if "valid" in corpus.splits else ("train", "training")
         split = corpus.split(name)
     except DataError as error:

@@ -14,6 +14,7 @@ An export (intlm.export) is read like a run: it has model.safetensors in place o
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +31,7 @@ from intlm.data.shards import Corpus
 from intlm.data.tokenizers import Tokenizer, load_tokenizer
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
-from intlm.errors import DataError, RunError, writing
+from intlm.errors import DataError, RunError, replacing
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
@@ -152,12 +153,33 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
         raise RunError(str(error)) from None
 
 
-def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
-    """The token shards of a run's configuration. Raises DataError where another tokenizer made them."""
-    corpus = Corpus.open(Path(config.data.prepared))
+def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = None) -> Corpus:
+    """The token shards of a run's configuration.
+
+    directory: of the run, whose text it must be; None: any that has the tokenizer. Raises DataError where there is none
+    or another one.
+    """
+    place = Path(config.data.prepared)
+    if directory and not (place / "index.json").exists():
+        command = shlex.join(["intlm", "prepare", str(directory / "config.toml")])
+        raise DataError(f"{place}: no prepared text there: {command} makes it again")
+    corpus = Corpus.open(place)
     if corpus.tokenizer != tokenizer:
-        raise DataError(f"{config.data.prepared}: its tokenizer is not the one that the run was trained with")
+        raise DataError(f"{place}: its tokenizer is not the one that the run was trained with")
+    if directory and (expected := text_of(directory)) and corpus.identity != expected:
+        raise DataError(f"{place}: not the text that {directory} was trained with: expected that one, or --text FILE")
     return corpus
+
+
+def text_of(directory: Path) -> str | None:
+    """The identity of the text (of a mixture the first) that a run or an export was trained with, where it is noted."""
+    if (directory / WEIGHTS).exists():
+        try:
+            return json.loads((directory / "config.json").read_bytes()).get("corpus")
+        except (OSError, ValueError, AttributeError):
+            return None  # `load` says what is wrong with it
+    noted = read_checkpoints(directory, lambda checkpoints, updates: checkpoints.meta(updates[-1]).get("corpus"))
+    return noted and noted.split()[0]
 
 
 def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
@@ -186,7 +208,7 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
 
     described = path.with_name("config.json")
     try:
-        expected = json.loads(described.read_text())["weights_sha256"]
+        expected = json.loads(described.read_bytes())["weights_sha256"]
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
         with safe_open(path, "numpy") as file:
@@ -227,11 +249,6 @@ def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once, so that it is never seen half written. What a kill leaves is used by the next time."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Replace a file at once, so that it is never seen half written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")

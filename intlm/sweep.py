@@ -249,7 +249,7 @@ class Sweep:
         updates = {id(run): self._progress(run) for run in self.planned}
         with interruptible() as stopped, Progress(total, sum(updates.values())) as progress:
             try:
-                while (waiting or self.running) and not stopped():
+                while (waiting or self.running) and not (stopped() or progress.unread):
                     while waiting and len(self.running) < self.jobs:
                         run = waiting.popleft()
                         self.running[id(run)] = run, self._start(run)
@@ -282,7 +282,7 @@ class Sweep:
         """Note that a run ended. Returns what to say of it."""
         if code or not run.finished():
             log = self._log(run)
-            last = log.read_text(errors="replace").strip().split("\n")[-1]
+            last = log.read_text("utf-8", "replace").strip().split("\n")[-1]
             self.failures.append(f"{run.title}: exit code {code}: {last[:300]} ({log})")
             return f"{run.title}: failed"
         line = run.result()

@@ -25,7 +25,7 @@ import numpy as np
 from intlm import config as configuration
 from intlm import distributed
 from intlm.arithmetic.fixed_point import Array
-from intlm.checkpoint import Checkpoints
+from intlm.checkpoint import Checkpoints, check_path
 from intlm.config import KEYS, Config
 from intlm.data.prepare import corpora, prepare
 from intlm.data.references import references
@@ -60,6 +60,7 @@ SAMPLE_TOKENS = 300
 SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
 LATE = 5  # seconds of an update from which on processes meet before anything crosses
 # What each process of a run may set for itself.
+TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # paths: known by what is there
 OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = OF_A_MACHINE | {
@@ -151,6 +152,8 @@ class Trainer:
             like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
             self.place(TrainState(*checkpoints.restore(updates[-1], like)))
             self.update = self.saved = updates[-1]
+        elif distributed.writes():  # it begins again, perhaps with another text
+            (self.directory / "references.json").unlink(missing_ok=True)
         log = self.directory / "metrics.jsonl"
         if log.exists() and distributed.writes():
             metrics.truncate_after(log, self.update)
@@ -208,9 +211,13 @@ class Trainer:
         """
         settings, writes = self.config.train, distributed.writes()
         saved, between, slow = time.monotonic(), float(settings.checkpoint_seconds), True
-        stop = stopped() if distributed.alone() else False
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
+
+            def wants_to_stop() -> bool:
+                return stopped() or bool(progress and progress.unread)
+
+            stop = distributed.alone() and wants_to_stop()
             log = stack.enter_context(Log(self.directory, self.config)) if writes else None
             ahead = stack.enter_context(closing(ReadAhead(self.streams, self.update, settings.updates)))
             while self.update < settings.updates and not stop:
@@ -218,7 +225,7 @@ class Trainer:
                 batch = self.put(ahead.next())
                 setting = np.int32(self.optimizer.setting(self.update))
                 save = writes and began - saved >= between
-                wishes = self.sharding.put_words((stopped(), save, slow))
+                wishes = self.sharding.put_words((wants_to_stop(), save, slow))
                 self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting, wishes)
                 loss = number(report.loss)
                 took = time.monotonic() - began
@@ -243,7 +250,7 @@ class Trainer:
                 # What any process wishes, all do.
                 stop, save, self.late = (bool(wish) for wish in np.asarray(report.wishes))
                 if distributed.alone():
-                    stop = stopped()
+                    stop = wants_to_stop()
                 if save:
                     began = time.monotonic()
                     self.save(checkpoints)
@@ -319,7 +326,7 @@ class Trainer:
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run's directory against a second trainer. Raises RunError if one has it."""
-    with open(directory / ".lock", "w") as lock:
+    with open(directory / ".lock", "wb") as lock:
         for left in reversed(range(10)):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -334,7 +341,7 @@ def exclusive(directory: Path) -> Iterator[None]:
 def alive(directory: Path) -> bool:
     """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
     try:
-        with open(directory / ".lock") as lock:
+        with open(directory / ".lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -369,6 +376,7 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
 
     Raises RunError, before anything is written, where the directory holds something else or another run.
     """
+    check_path(directory)
     saved = directory / "config.toml"
     if not resume:
         if directory.exists() and any(not _begun(path) for path in directory.iterdir()):
@@ -379,7 +387,7 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
     else:
         old = configuration.load(saved)
         for key in KEYS:
-            was, now = value(old, key), value(config, key)
+            was, now = kept(old, key), kept(config, key)
             if was != now and key not in FREE_ON_RESUME:
                 raise RunError(
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
@@ -392,6 +400,13 @@ def _begun(path: Path) -> bool:
     weights that it begins with (`start`), a checkpoint of update 0 that may not be whole."""
     weights = path.name == "checkpoints" and path.is_dir() and not path.with_name("config.toml").exists()
     return path.name.startswith(".") or (weights and all(inner.name.split(".")[0] == "0" for inner in path.iterdir()))
+
+
+def kept(config: Config, key: str) -> Any:
+    """What a resumed run must have again of a key: of texts, which are compared themselves, only a mixture's shares."""
+    if key in TEXTS:
+        return [share for share, _ in config.data.others] if key == "data.mixture" else None
+    return value(config, key)
 
 
 def value(config: Config, key: str) -> Any:
@@ -446,7 +461,8 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         if start:  # before the directory is a run: resumed, it must know where it began
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
-            write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
+            # First: it makes the directory a run.
+            write_whole(directory / "config.toml", configuration.dumps(config, directory))
             write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
         distributed.wait("begun")
         checkpoints = Checkpoints(directory / "checkpoints") if writes else None

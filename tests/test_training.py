@@ -525,7 +525,7 @@ def test_what_the_trainer_refuses_leaves_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Or the mistake, once mended, would be a run that can be neither started nor resumed."""
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "missing", lambda: "not in this installation")
     assert main(["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run"), "--engine", "native"]) == 2
     assert "not in this installation" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -395,7 +395,7 @@ def _map(directory: Path, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
 def _write_json(path: Path, value: Any) -> None:
     """Replace a file by `value`, at once and to the disk."""
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
         _sync(file)

@@ -3,7 +3,7 @@
 Every export holds what is needed to use it far from its run, whatever else is in it:
 
 model.safetensors    the weights, int8, by the names of `intlm.model.parameters`
-config.json          the architecture, the numerics version and the weights' SHA-256
+config.json          the architecture, the numerics version, the weights' SHA-256 and the text's identity
 config.toml          the run's configuration
 tokenizer.json       the tokenizer
 
@@ -21,7 +21,7 @@ import numpy as np
 from intlm import config as configuration
 from intlm.errors import RunError
 from intlm.export import c, onnx
-from intlm.run import WEIGHTS, LanguageModel, load, open_run
+from intlm.run import WEIGHTS, LanguageModel, load, open_run, text_of
 from intlm.version import NUMERICS_VERSION
 
 MODEL_TYPE = "intlm"
@@ -51,7 +51,7 @@ def export(run: Path, to: str, out: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{there.name}.", dir=there.parent) as work:
         made, old = Path(work, "new"), Path(work, "old")
         made.mkdir()
-        _write_common(run, model, made)
+        _write_common(run, model, made, there)
         if to == "c":
             c.write(model, made)
         elif to == "onnx":
@@ -70,12 +70,13 @@ def export(run: Path, to: str, out: Path) -> Path:
 def is_export(directory: Path) -> bool:
     """Whether its config.json is that of an export."""
     try:
-        return json.loads((directory / "config.json").read_text()).get("model_type") == MODEL_TYPE
+        return json.loads((directory / "config.json").read_bytes()).get("model_type") == MODEL_TYPE
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def _write_common(run: Path, model: LanguageModel, out: Path) -> None:
+def _write_common(run: Path, model: LanguageModel, out: Path, there: Path) -> None:
+    """Write what every export has to `out`, which becomes `there`."""
     from safetensors.numpy import save
 
     config, tokenizer = open_run(run)
@@ -85,6 +86,8 @@ def _write_common(run: Path, model: LanguageModel, out: Path) -> None:
     (out / WEIGHTS).write_bytes(found)
     described = {"model_type": MODEL_TYPE, "numerics_version": NUMERICS_VERSION, **model.architecture._asdict()}
     described["weights_sha256"] = hashlib.sha256(found).hexdigest()
-    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    (out / "config.toml").write_text(configuration.dumps(config))
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()))
+    if text := text_of(run):
+        described["corpus"] = text
+    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    (out / "config.toml").write_text(configuration.dumps(config, there), "utf-8")
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), "utf-8")

@@ -85,5 +85,5 @@ class Service:
 
     def _note(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}")
-        temporary.write_text(json.dumps(self._known))
+        temporary.write_text(json.dumps(self._known), "utf-8")
         os.replace(temporary, self._path)
