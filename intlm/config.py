@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import json
 import os
-import tomllib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import tomli_w
 
 from intlm.arithmetic import LARGEST_NOISE
 from intlm.errors import ConfigError
+from intlm.schema import parse_toml, read_text
 
 INT32_MAX = 2**31 - 1
 MAX_PAIRS = 2**19
@@ -230,22 +231,12 @@ def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers 
     layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot
     be read or is not TOML, and for the first key that is not valid.
     """
-    try:
-        text = Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_toml(text, path, overrides, layers)
+    return from_toml(read_text(path), path, overrides, layers)
 
 
 def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
     """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        last = f"at end of document, line {text.count(chr(10)) + 1}"
-        raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', last)}") from None
+    tables = parse_toml(text, path)
 
     given: dict[str, tuple[str, Any]] = {}  # dotted key -> (source, value)
     for name, value in tables.items():
@@ -416,11 +407,13 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
         raise refuse(f"expected {_expected(key)}" + (f'; did you mean "{close[0]}"?' if close else ""))
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
+    if "\0" in value and (limits["path"] or limits["shares"]):
+        raise refuse("expected a path, which has no NUL")
     if limits["path"] and value and not value.startswith("hub:"):
         return os.path.abspath(directory / os.path.expanduser(value))
     if limits["shares"] and value:
         entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
-        if not all(len(entry) == 2 and entry[0].isdecimal() and int(entry[0]) > 0 for entry in entries):
+        if not all(len(entry) == 2 and re.fullmatch("0*[1-9][0-9]{0,8}", entry[0]) for entry in entries):
             raise refuse(f"expected {_expected(key)}")
         paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
         return ", ".join(f"{share} {path}" for share, path in paths)

@@ -25,7 +25,6 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +38,7 @@ from intlm.data.prepare import corpora
 from intlm.errors import ConfigError
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
+from intlm.schema import read_toml
 from intlm.tracking import metrics, picture, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
@@ -93,19 +93,14 @@ class Planned:
 
 def load_study(path: Path) -> Study:
     """Read a sweep's file. Raises ConfigError that names what is wrong in it."""
-    try:
-        tables = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of both readings
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    tables = read_toml(path)
     for name in tables:
         if name not in PARTS:
             near = difflib.get_close_matches(name, PARTS, 1)
             hint = f"; did you mean {near[0]}?" if near else f": a sweep has {', '.join(PARTS)}"
             raise ConfigError(f"{path}: {name}: unknown" + hint)
     base = tables.get("base")
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise ConfigError(f"{path}: base: expected the path of a configuration")
     seeds = _values(path, "seeds", tables["seeds"]) if "seeds" in tables else None
     if seeds is not None and any(type(seed) is not int for seed in seeds):
@@ -120,8 +115,8 @@ def load_study(path: Path) -> Study:
         for combination in combinations:
             parts = [variant, *(_part(key, chosen) for key, chosen in combination.items())]
             name = "+".join(filter(None, parts)) or "base"
-            if "/" in name:
-                raise ConfigError(f"{path}: variants.{name}: expected a name without a slash")
+            if "/" in name or "\0" in name:
+                raise ConfigError(f"{path}: variants.{shown(name)}: expected a name without a slash, or NUL")
             if name in found:
                 raise ConfigError(f"{path}: two variants would be called {name}")
             found[name] = _flat(path, "keys", shared) | own | combination
@@ -384,5 +379,5 @@ def _updates(log: Path) -> int:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
         lines = file.read().split(b"\n")[:-1]
-    found = re.match(rb'\{"update": (\d+),', lines[-1]) if lines else None
+    found = re.match(rb'\{"update": (\d{1,18}),', lines[-1]) if lines else None
     return int(found[1]) if found else 0
