@@ -116,7 +116,8 @@ class Checkpoints:
             raise RunError(
                 f"{changed[0]}: {changed[1]}: the checkpoint cannot be used; delete {step} to go back to the one before"
             )
-        meta = schema.convert(self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"], Meta, f"{step}/meta", RunError)
+        item = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
+        meta = schema.convert(item, Meta, f"{step}/meta", RunError)
         if (found := meta.numerics_version) != NUMERICS_VERSION:
             raise RunError(
                 f"{step}: computed by numerics version {found}; this intlm computes version {NUMERICS_VERSION}, whose "
@@ -154,7 +155,7 @@ class Checkpoints:
 
     def _arrays(self, update: int, items: dict[str, Any]) -> Any:
         """Items of arrays, bound to no device, as new ones are: programs compiled for those serve these too."""
-        found = jax.tree.map(np.asarray, self._restore(update, items))
+        found = jax.tree.map(np.asarray, dict(self._restore(update, items).items()))
         for path, array in jax.tree_util.tree_leaves_with_path(found):
             if array.dtype == np.int8:
                 name = "/".join(str(getattr(key, "key", key)) for key in path)

@@ -130,8 +130,10 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
     if text:
         size = sum(path.stat().st_size for path in files(text))
         return file_documents(text, config.data.document_separator, tokenizer), str(text), size
-    corpus = open_corpus(config, tokenizer).split(split)
-    return split_documents(corpus), f"{split} split", corpus.bytes
+    corpus = open_corpus(config, tokenizer)
+    found = corpus.split(split)
+    corpus.verify(split)
+    return split_documents(found), f"{split} split", found.bytes
 
 
 def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -29,8 +29,8 @@ from intlm.data.prepare import corpora, prepare
 from intlm.data.references import LADDER, read_ladder, references
 from intlm.data.shards import Corpus
 from intlm.data.streams import Batch, MixedStreams, ReadAhead
-from intlm.errors import RunError
 from intlm.eggroll.optimizer import check_state
+from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
 from intlm.model.parameters import Architecture, specifications

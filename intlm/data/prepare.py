@@ -13,7 +13,6 @@ killed goes on from there.
 
 import fcntl
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -34,13 +33,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from intlm import config as configuration
 from intlm.config import DataConfig
 from intlm.data import sources
-from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
+from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, Unfinished, read_index, scratch
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
@@ -55,6 +55,7 @@ from intlm.data.tokenizers import (
     tokenizer_from_json,
 )
 from intlm.errors import ConfigError, DataError
+from intlm.schema import Count, convert, read_object
 
 BLOCK = 4 << 20  # bytes of text that are encoded at once
 SAVE_SECONDS = 30
@@ -68,6 +69,15 @@ class Position(NamedTuple):
     mark: Mark | None  # where to begin again in it; None: at its beginning
     parts: int  # what to skip from there
     found: dict[str, dict[str, int]]  # what the sources before have, by split
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What progress.json holds: what `CorpusWriter.save` is given, and the splits as they were then."""
+
+    request: dict[str, Any]
+    tokenizer: dict[str, Any]
+    position: tuple[Count, tuple[Any, dict[str, Count]] | None, Count, dict[str, dict[str, Count]]]  # see Position
+    splits: dict[str, Unfinished]
 
 
 class Part(NamedTuple):
@@ -110,7 +120,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
-        if read_index(directory)["request"] == request:
+        if read_index(directory).get("request") == request:
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")
@@ -231,8 +241,9 @@ def _exclusive(made: Path) -> Iterator[Path]:
 def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier process noted of the same request. What is there of another one is deleted."""
     path = made / PROGRESS
-    progress = json.loads(path.read_bytes()) if path.exists() else {}
+    progress = read_object(path, hint := f": delete {made} to begin again") if path.exists() else {}
     if progress.get("request") == request:
+        convert(progress, Progress, path, hint=hint)
         return progress
     for path in made.iterdir():
         if path.name != ".lock":
