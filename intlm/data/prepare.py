@@ -244,6 +244,10 @@ def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     progress = read_object(path, hint := f": delete {made} to begin again") if path.exists() else {}
     if progress.get("request") == request:
         convert(progress, Progress, path, hint=hint)
+        try:
+            tokenizer_from_json(progress["tokenizer"])
+        except DataError as error:
+            raise DataError(f"{path}: damaged: {error}{hint}") from None
         return progress
     for path in made.iterdir():
         if path.name != ".lock":

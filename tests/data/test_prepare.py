@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from intlm.cli import main
 from intlm.config import DataConfig
 from intlm.data import prepare as module
-from intlm.data import sources
+from intlm.data import shards, sources
 from intlm.data.prepare import prepare, train_tokenizer
 from intlm.data.shards import PROGRESS, Corpus, scratch
 from intlm.data.sources import Mark, Reader, Source
@@ -432,6 +434,40 @@ def test_what_was_begun_for_another_request_is_dropped(tmp_path: Path, monkeypat
     assert documents(run(tmp_path), "train") == [text_of(1).encode()]
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["index.json", "train-00000.bin"]
     assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file", "../victim.txt"), ("file", "/victim.txt"), ("file", 3), ("tokens", -1), ("tokens", "1"),
+        ("position", [0]), ("position", [0, [[3], {"documents": None}], 0, {}]), ("tokenizer", {"name": "none"}),
+        ("splits", []), ("whole", "{"), ("whole", "[" * 10**5), ("whole", "[]"),
+    ],
+)  # fmt: skip
+def test_notes_that_no_preparation_made(
+    key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a preparation that was stopped: damaged, or made to write to another file."""
+    (tmp_path / "text").write_text(text_of(1) * 9)
+    config = tiny.write_config(tmp_path / "a.toml", {"data.train": "text", "data.prepared": "corpus"})
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(module, "BLOCK", 50)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(shards.CorpusWriter, "finish", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main(["prepare", str(config)]) == 130
+    path = scratch(tmp_path / "corpus") / PROGRESS
+    progress = json.loads(path.read_text())
+    if key in ("file", "tokens"):
+        progress["splits"]["train"]["shards"][-1][key] = value
+    else:
+        progress[key] = value
+    path.write_text(value if key == "whole" else json.dumps(progress))
+    (tmp_path / "victim.txt").write_text("mine")
+    capsys.readouterr()
+    assert main(["prepare", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: damaged: " in said and f": delete {path.parent} to begin again" in said and said.count("\n") == 1
+    assert (tmp_path / "victim.txt").read_text() == "mine"
 
 
 def test_only_one_process_prepares(tmp_path: Path) -> None:
