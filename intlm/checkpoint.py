@@ -9,7 +9,8 @@ a checkpoint without it is not a whole one.
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class Checkpoints:
             if jax.process_count() > 1
             else ocp.options.MultiprocessingOptions(),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with self._reading(self._directory):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def updates(self) -> list[int]:
         """The updates that have a whole checkpoint, oldest first."""
@@ -147,11 +149,17 @@ class Checkpoints:
         return self._ocp.args.StandardRestore(shapes)
 
     def _restore(self, update: int, items: dict[str, Any]) -> Any:
-        try:
+        with self._reading(self._directory / str(update)):
             return self._manager.restore(update, args=self._ocp.args.Composite(**items))
+
+    @staticmethod
+    @contextmanager
+    def _reading(place: Path) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # orbax raises many kinds for a damaged checkpoint
             reason = str(error).strip().split("\n")[0][:300]
-            raise RunError(f"{self._directory}/{update}: the checkpoint cannot be read: {reason}") from None
+            raise RunError(f"{place}: the checkpoint cannot be read: {reason}") from None
 
     def _arrays(self, update: int, items: dict[str, Any]) -> Any:
         """Items of arrays, bound to no device, as new ones are: programs compiled for those serve these too."""

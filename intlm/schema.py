@@ -27,9 +27,11 @@ def read_object(path: Path, hint: str = "") -> dict[str, Any]:
     Read as Python's `json.dump` wrote it: names of files that are not UTF-8 stay what they are.
     """
     try:
-        return convert(json.loads(read_bytes(path, DataError, hint)), dict[str, Any], path)
+        value = json.loads(read_bytes(path, DataError, hint))
+        str(value)  # what is too deep to be shown in a message is refused here
     except (ValueError, RecursionError) as failure:
         raise DataError(f"{path}: damaged: not JSON: {_reason(failure)}{hint}") from None
+    return convert(value, dict[str, Any], path, hint=hint)
 
 
 def read_json(path: Path, kind: type[T], error: type[IntlmError] = DataError, hint: str = "") -> T:
