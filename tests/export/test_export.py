@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +228,7 @@ def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "damage", ["a bit", "cut", "missing", "shape", "dtype", "value", "version", "text", "config.json"]
+    "damage", ["a bit", "cut", "missing", "shape", "dtype", "value", "version", "text", "float8", "name", "config.json"]
 )
 def test_damaged_weights_are_named(
     damage: str, safetensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -238,7 +239,8 @@ def test_damaged_weights_are_named(
     whole = path.read_bytes()
     reasons = {"a bit": "damaged: its SHA-256", "cut": "damaged", "config.json": "expected that of an export"}
     reasons |= {"value": "head: holds -128: expected -127 to 127"}
-    reasons |= {"text": "cannot be read", "version": "numerics version 1"}
+    reasons |= {"text": "cannot be read", "float8": "cannot be read", "version": "numerics version 1"}
+    reasons |= {"name": "'../a\\nhead': found"}
     if damage == "a bit":
         path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
     elif damage == "cut":
@@ -259,6 +261,11 @@ def test_damaged_weights_are_named(
         save_file(weights, path, metadata)
         if damage == "text":
             path.write_text("not weights")
+        elif damage in ("float8", "name"):
+            of = {"dtype": "F8_E4M3" if damage == "float8" else "I8", "shape": [1], "data_offsets": [0, 1]}
+            version = {"__metadata__": {"numerics_version": str(NUMERICS_VERSION)}}
+            header = json.dumps(version | {"../a\nhead": of}).encode()
+            path.write_bytes(struct.pack("<Q", len(header)) + header + b"1")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         described.write_text(json.dumps(json.loads(described.read_text()) | {"weights_sha256": digest}))
     commands: list[tuple[object, ...]] = [("evaluate", copy, "--text", tiny.CONFIG)]
