@@ -35,7 +35,7 @@ import numpy as np
 from intlm import config as configuration
 from intlm.config import KEYS, Config, DataConfig, shown
 from intlm.data.prepare import corpora
-from intlm.errors import ConfigError
+from intlm.errors import ConfigError, IntlmError, RunError
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
 from intlm.schema import read_toml
@@ -84,6 +84,8 @@ class Planned:
         """Its line of results, once it is finished."""
         lines = [line for line in metrics.read(self.directory / "metrics.jsonl") if "valid_bits_per_byte" in line]
         columns = ("update", "tokens_evaluated", "seconds", "valid_bits_per_byte")
+        if not lines:
+            raise RunError(f"{self.directory / 'metrics.jsonl'}: damaged: no line has valid_bits_per_byte")
         curve = [[*(line[name] for name in columns[:3]), round(line[columns[3]], 4)] for line in lines]
         architecture = architecture_of(self.config, open_run(self.directory)[1].vocab_size)
         parameters = sum(int(np.prod(s.shape)) for s in specifications(architecture))
@@ -280,7 +282,11 @@ class Sweep:
             last = log.read_text(errors="replace").strip().split("\n")[-1]
             self.failures.append(f"{run.title}: exit code {code}: {last[:300]} ({log})")
             return f"{run.title}: failed"
-        line = run.result()
+        try:
+            line = run.result()
+        except IntlmError as error:
+            self.failures.append(f"{run.title}: {error}")
+            return f"{run.title}: failed"
         if not self._known(run, results.read(self.out)):
             results.append(self.out, line)
         self.done.append(run)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from intlm.errors import DataError, RunError
-from intlm.schema import read_json
+from intlm.schema import Amount, read_json
 
 LADDER = "references.json"
 """Where a run keeps it."""
@@ -63,7 +63,7 @@ def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str
 def read_ladder(path: Path) -> dict[str, float]:
     """What a run keeps of `references`. Raises RunError."""
     hint = ": expected bits per byte by name; delete it to measure again"
-    return read_json(path, dict[str, float], RunError, hint)
+    return read_json(path, dict[str, Amount], RunError, hint)
 
 
 def _bytes(text: bytes | np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class Counts(msgspec.Struct, frozen=True):
 
     documents: Positive
     tokens: Positive
-    bytes: Count
+    bytes: Positive
     shards: Annotated[list[Shard], msgspec.Meta(min_length=1)]
 
 
