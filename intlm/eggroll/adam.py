@@ -48,9 +48,9 @@ def init(parameters: Parameters) -> AdamState:
     )
 
 
-def limits(momentum: int) -> AdamState:
+def limits(momentum: int) -> tuple[tuple[int, int], ...]:
     """See `Optimizer.limits`."""
-    return AdamState(MASTER_LIMITS, mean_limits(momentum), (0, (1 << 26) + (1 << 5)))
+    return MASTER_LIMITS, mean_limits(momentum), (0, (1 << 26) + (1 << 5))
 
 
 def reciprocal_root(x: Array) -> tuple[Array, Array]:

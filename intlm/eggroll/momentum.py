@@ -27,9 +27,9 @@ def init(parameters: Parameters) -> MomentumState:
     )
 
 
-def limits(momentum: int) -> MomentumState:
+def limits(momentum: int) -> tuple[tuple[int, int], ...]:
     """See `Optimizer.limits`."""
-    return MomentumState(MASTER_LIMITS, mean_limits(momentum))
+    return MASTER_LIMITS, mean_limits(momentum)
 
 
 def update(
