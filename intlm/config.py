@@ -26,6 +26,7 @@ from intlm.errors import ConfigError
 from intlm.schema import parse_toml, read_text
 
 INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
 MAX_PAIRS = 2**19
 MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
@@ -393,8 +394,9 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
             raise refuse("expected an integer")
         if limits["low"] is not None and number < limits["low"]:
             raise refuse(f"must be at least {limits['low']}")
-        if limits["high"] is not None and number > limits["high"]:
-            raise refuse(f"must be at most {limits['high']}")
+        high = INT64_MAX if limits["high"] is None else limits["high"]
+        if number > high:
+            raise refuse(f"must be at most {high}")
         if number % limits["multiple"]:
             wanted = "even" if limits["multiple"] == 2 else f"a multiple of {limits['multiple']}"
             raise refuse(f"must be {wanted} ({limits['why']})")
@@ -451,5 +453,8 @@ def nearest(name: str) -> str:
 
 def shown(value: Any) -> str:
     """`value` as TOML would write it, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    if isinstance(value, int) and abs(value) >= 1 << 256:
+        text = hex(value)  # Python refuses to write thousands of digits in base 10
+    else:
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -23,9 +23,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from intlm.data import files
 from intlm.errors import DataError
 from intlm.model import SEPARATOR
-from intlm.schema import read_json
+from intlm.schema import parse_json
 
 PIECES = ("unigram", "bpe")
 """The tokenizers whose tokens stand for several bytes."""
@@ -272,9 +273,9 @@ def tokenizer_from_json(description: Any) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. DataError where it is none."""
-    description = read_json(path, dict[str, Any])
+    text = files.read(path)
     try:
-        return tokenizer_from_json(description)
+        return tokenizer_from_json(parse_json(text, dict[str, Any], path))
     except DataError as error:
         raise DataError(f"{path}: not a tokenizer: {error}") from None
 
