@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import tomli_w
 
 from intlm.arithmetic import LARGEST_NOISE
 from intlm.errors import ConfigError
+from intlm.schema import parse_toml, read_text
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -234,22 +234,12 @@ def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers 
     layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot
     be read or is not TOML, and for the first key that is not valid.
     """
-    try:
-        text = Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_toml(text, path, overrides, layers)
+    return from_toml(read_text(path), path, overrides, layers)
 
 
 def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
     """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        last = f"at end of document, line {text.count(chr(10)) + 1}"
-        raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', last)}") from None
+    tables = parse_toml(text, path)
 
     here = Path(os.path.abspath(Path(path).parent))
     written_in = tables.pop(_WRITTEN_IN, str(here))
@@ -444,6 +434,8 @@ def _valid(name: str, value: Any, source: str, directory: Path, written_in: str 
         if not all(len(entry) == 2 and re.fullmatch("0*[1-9][0-9]{0,8}", entry[0]) for entry in entries):
             raise refuse(f"expected {_expected(key)}")
     if limits["path"] or limits["shares"]:
+        if "\0" in value:
+            raise refuse("expected a path, which has no NUL")
         made = name == "data.prepared"
         value = _each_path(value, limits["shares"], lambda path: _absolute(path, directory, written_in, made))
     if not _is_utf8(value):

@@ -134,8 +134,10 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
         data = replace(config.data, valid="", valid_split="", max_bytes=0)
         source = sources_of(replace(data, train=str(text.absolute() if str(text).startswith(HUB) else text)))[0]
         return text_documents(source, tokenizer), str(text), source.size
-    corpus = open_corpus(config, tokenizer, run).split(split)
-    return split_documents(corpus), f"{split} split", corpus.bytes
+    corpus = open_corpus(config, tokenizer, run)
+    found = corpus.split(split)
+    corpus.verify(split)
+    return split_documents(found), f"{split} split", found.bytes
 
 
 def text_documents(source: Source, tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -12,7 +12,6 @@ An export (intlm.export) is read like a run: it has model.safetensors in place o
 """
 
 import hashlib
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -21,10 +20,11 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from intlm import config as configuration
-from intlm.arithmetic.fixed_point import Array
+from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.shards import Corpus
@@ -38,6 +38,7 @@ from intlm.model.loss import loss
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population import Engine, Problem, make_engine
 from intlm.population.engine import Prepared
+from intlm.schema import Sha256, check_range, read_bytes, read_json
 from intlm.version import NUMERICS_VERSION
 
 BLOCK = 64  # tokens that one compiled call of inference reads
@@ -64,6 +65,13 @@ def problem_of(config: Config, vocab_size: int) -> Problem:
         eggroll.chunk_size,
         config.threads,
     )
+
+
+class Described(msgspec.Struct):
+    """What config.json of an export is read for."""
+
+    weights_sha256: Sha256
+    corpus: str | None = None  # the identity of the text that it was trained with
 
 
 class LanguageModel:
@@ -102,8 +110,11 @@ class LanguageModel:
         """Read T tokens with each of some streams.
 
         tokens: integers [batch, T]. Returns logits, int16 [batch, T, vocabulary] (256 = one bit; entry t
-        predicts token t + 1), and the states after the last token.
+        predicts token t + 1), and the states after the last token. Raises DataError where a token is not below the
+        vocabulary, or a state is -128.
         """
+        check_range(tokens, 0, self.architecture.vocab_size - 1, "tokens", DataError)
+        check_range(np.asarray(states), -MAX8, MAX8, "states", DataError)
         found = []
         whole = tokens.shape[1] // BLOCK * BLOCK
         for first in (*range(0, whole, BLOCK), *range(whole, tokens.shape[1])):
@@ -174,12 +185,9 @@ def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = N
 def text_of(directory: Path) -> str | None:
     """The identity of the text (of a mixture the first) that a run or an export was trained with, where it is noted."""
     if (directory / WEIGHTS).exists():
-        try:
-            return json.loads((directory / "config.json").read_bytes()).get("corpus")
-        except (OSError, ValueError, AttributeError):
-            return None  # `load` says what is wrong with it
-    noted = read_checkpoints(directory, lambda checkpoints, updates: checkpoints.meta(updates[-1]).get("corpus"))
-    return noted and noted.split()[0]
+        return read_json(directory / "config.json", Described, RunError).corpus
+    noted = read_checkpoints(directory, lambda checkpoints, updates: checkpoints.meta(updates[-1]).corpus)
+    return noted.split()[0] if noted else None
 
 
 def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
@@ -207,24 +215,23 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     from safetensors import SafetensorError, safe_open
 
     described = path.with_name("config.json")
+    expected = read_json(described, Described, RunError, ": expected that of an export").weights_sha256
+    if hashlib.sha256(read_bytes(path, RunError)).hexdigest() != expected:
+        raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
     try:
-        expected = json.loads(described.read_bytes())["weights_sha256"]
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
         with safe_open(path, "numpy") as file:
             version = (file.metadata() or {}).get("numerics_version")
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
-    except (LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{described}: not that of an export: {error!r}") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: of dtypes that numpy has not
         raise RunError(f"{path}: cannot be read: {error}") from None
     if version != str(NUMERICS_VERSION):
         raise RunError(f"{path}: of numerics version {version}; this intlm computes version {NUMERICS_VERSION}")
     shapes = {s.name: s.shape for s in specifications(architecture)}
-    for name in shapes.keys() | found.keys():
+    for name in sorted(shapes.keys() | found.keys()):
         has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"
         if name not in shapes or has != (shapes[name], "int8"):
-            raise RunError(f"{path}: {name}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
+            raise RunError(f"{path}: {name!r}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
+        check_range(found[name], -MAX8, MAX8, f"{path}: {name}")
     return {name: jnp.asarray(value) for name, value in found.items()}
 
 

@@ -28,9 +28,10 @@ from intlm.arithmetic.fixed_point import Array
 from intlm.checkpoint import Checkpoints, check_path
 from intlm.config import KEYS, Config
 from intlm.data.prepare import corpora, prepare
-from intlm.data.references import references
+from intlm.data.references import LADDER, read_ladder, references
 from intlm.data.shards import Corpus
 from intlm.data.streams import Batch, MixedStreams, ReadAhead
+from intlm.eggroll.optimizer import check_state
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
@@ -144,20 +145,27 @@ class Trainer:
         path = self.directory / "checkpoints"
         checkpoints = Checkpoints(path, read_only=True) if path.is_dir() else None
         if checkpoints and (updates := checkpoints.updates()):
-            if checkpoints.meta(updates[-1]).get("corpus") != self.identity:
+            if checkpoints.meta(updates[-1]).corpus != self.identity:
                 raise RunError(
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"
                 )
             like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
-            self.place(TrainState(*checkpoints.restore(updates[-1], like)))
+            state = TrainState(*checkpoints.restore(updates[-1], like))
+            check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
+            self.place(state)
             self.update = self.saved = updates[-1]
         elif distributed.writes():  # it begins again, perhaps with another text
             (self.directory / "references.json").unlink(missing_ok=True)
         log = self.directory / "metrics.jsonl"
-        if log.exists() and distributed.writes():
+        if distributed.writes():
             metrics.truncate_after(log, self.update)
-            lines = metrics.read(log)
+            lines = metrics.read(log) if log.exists() else []
+            if len(lines) < self.update:
+                raise RunError(
+                    f"{log}: ends with update {len(lines)}, but the checkpoint is of update {self.update}: lines are "
+                    "lost: put them back, or begin a new run with these weights (--from)"
+                )
             self.seconds = lines[-1]["seconds"] if lines else 0.0
 
     def digest(self) -> str:
@@ -183,12 +191,9 @@ class Trainer:
 
     def references(self) -> None:
         """Measure the ladder on the held-out text, once a run."""
-        path = self.directory / "references.json"
+        path = self.directory / LADDER
         if path.exists():
-            try:
-                self.ladder = {str(name): float(bits) for name, bits in json.loads(path.read_bytes()).items()}
-            except (ValueError, TypeError, AttributeError):
-                raise RunError(f"{path}: damaged: expected bits per byte by name; delete it to measure again") from None
+            self.ladder = read_ladder(path)
         elif self.valid:
             self.ladder = references(self.split.to_bytes(REFERENCE_BYTES), self.valid.to_bytes(REFERENCE_BYTES))
             write_whole(path, json.dumps(self.ladder))
@@ -253,11 +258,11 @@ class Trainer:
                     stop = wants_to_stop()
                 if save:
                     began = time.monotonic()
-                    self.save(checkpoints)
+                    self.save(checkpoints, log)
                     saved = time.monotonic()
                     most = SAVING_SHARE * (saved - began)
                     between = settings.checkpoint_seconds and max(settings.checkpoint_seconds, most)
-            self.save(checkpoints)
+            self.save(checkpoints, log)
         return self.update >= settings.updates
 
     def put(self, batch: Batch) -> tuple[Array, ...]:
@@ -292,13 +297,15 @@ class Trainer:
         }
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
-    def save(self, checkpoints: Checkpoints | None) -> None:
-        """Write a checkpoint of now, by the process that has `checkpoints`."""
+    def save(self, checkpoints: Checkpoints | None, log: Log | None = None) -> None:
+        """Write a checkpoint of now, by the process that has `checkpoints`, after the lines up to it."""
         if self.update == self.saved:
             return
         self.saved = self.update
         take = self.sharding
         optimizer, members = take.take_slices(self.state.optimizer), take.take_pairs(self.state.members)
+        if log:
+            log.sync()
         if checkpoints:
             meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
             checkpoints.save(self.update, self.whole_parameters(), optimizer, members, meta)

@@ -12,7 +12,8 @@ import tiny
 
 import intlm
 from intlm import config
-from intlm.checkpoint import CHECKSUMS, Checkpoints
+from intlm.checkpoint import Checkpoints
+from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.errors import RunError
 from intlm.export import FORMS
@@ -264,8 +265,19 @@ def test_damaged_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
             assert said.startswith(f"intlm: {path}: {what}: ")
             assert str(step_of(run)) in said
             path.write_bytes(whole)
+    sums = step_of(run) / CHECKSUMS
+    lines = sums.read_text().splitlines(keepends=True)
+    for cut in ("", "".join(lines[1:]), "".join(lines[:-1]), lines[0], lines[0].replace("  ", "  ../")):
+        sums.write_text(cut)
+        assert f"{step_of(run)}/" in (said := refused(capfd, "generate", run)) and "not listed in SHA256SUMS" in said
+    sums.write_text("".join([*lines, f"{'0' * 64}  ../../config.toml\n"]))
+    assert f"{step_of(run)}/../../config.toml: missing" in refused(capfd, "generate", run)
+    sums.write_text("".join(lines))
+    (step_of(run) / "parameters" / "another").write_text("unlisted")
+    assert "another: not listed" in refused(capfd, "generate", run)
+    (step_of(run) / "parameters" / "another").unlink()
     load(run)
-    flip(step_of(run) / CHECKSUMS)
+    flip(sums)
     assert str(step_of(run)) in refused(capfd, "generate", run)
 
 
@@ -279,13 +291,14 @@ def test_a_damaged_checkpoint_serves_no_command(
     assert refused(capsys, command, run).startswith(f"intlm: {path}: damaged: ")
 
 
-def test_a_damaged_checkpoint_without_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a run leaves it that was killed in that moment: what orbax says, in one line that names the checkpoint."""
+def test_a_checkpoint_without_checksums_is_not_whole(tmp_path: Path) -> None:
+    """As a run leaves it that was killed in that moment: the one before it is taken, and the run makes it anew."""
     run = tiny.copied(tmp_path / "run")
     (step_of(run) / CHECKSUMS).unlink()
-    assert load(run)
     truncate(step_of(run) / "meta" / "metadata")
-    assert refused(capsys, "generate", run).startswith(f"intlm: {step_of(run)}: the checkpoint cannot be read: ")
+    assert load(run)
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 0
+    tiny.assert_same_run(run, tiny.trained().directory)
 
 
 def test_other_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """intlm.sweep: what a study's file means, what is refused before anything runs, and that a sweep goes on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -293,3 +294,20 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "1 of 1 runs are done" in said
     assert len(results.read(tmp_path / "runs" / "results.jsonl")) == 1
+
+
+def test_a_finished_run_that_is_damaged_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study(tmp_path / "s.toml", f"keys = {{ 'train.updates' = {tiny.UPDATES} }}")
+    log = tiny.copied(tmp_path / "runs" / "base-text-3") / "metrics.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    unmeasured = [json.loads(line) for line in whole]
+    for line in unmeasured:
+        line.pop("valid_bits_per_byte", None)
+    damages = {
+        "line 3: damaged: ": "".join(whole[:2] + whole[3:]),
+        "damaged: no line has valid": "".join(json.dumps(line) + "\n" for line in unmeasured),
+    }
+    for reason, text in damages.items():
+        log.write_text(text)
+        assert main(["sweep", str(path), "--runs", str(tmp_path / "runs")]) == 2
+        assert f"failed: base, seed 3: {log}: {reason}" in capsys.readouterr().out

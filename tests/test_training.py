@@ -19,7 +19,8 @@ import tiny
 from processes import finished, on_devices, wait_for_lines
 
 from intlm import config as configuration
-from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
+from intlm.checkpoint import KEPT, Checkpoints
+from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.eggroll import fitness
 from intlm.errors import ConfigError

@@ -14,7 +14,6 @@ from intlm.model.parameters import Architecture, specifications
 from intlm.run import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
-FILES = (*SOURCES, "weights.h", "weights.c", "tokenizer.h")
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
 
 
