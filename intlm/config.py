@@ -4,7 +4,8 @@
   range and help text stand there and nowhere else.
 - A mistake is a `ConfigError` that names where the value came from (the file, or "command line"), the key, the value
   and what was expected. A setting of a part that is not chosen is one.
-- `dumps` writes what `load` reads: a run's saved config.toml gives the same `Config`, from any directory.
+- `dumps` writes what `load` reads: a run's saved config.toml gives the same `Config`, from any directory. It also
+  says where it was written, so that the paths in it are found again where the whole project was moved.
 - Keys that earlier versions used are still read (`RENAMED`).
 """
 
@@ -13,8 +14,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ from intlm.errors import ConfigError
 from intlm.estimators import ESTIMATORS, Estimator
 from intlm.objectives import OBJECTIVES, Objective
 from intlm.optimizers import OPTIMIZERS, Optimizer
+from intlm.schema import parse_toml, read_text
 from intlm.settings import COMMAND_LINE, INT32_MAX, Key, choice, flatten, key, shown
 
 MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
 
 SERVICES = ("wandb", "trackio")
+
+_WRITTEN_IN = "written_in"  # beside the keys of a saved file: the directory that it was written in
 
 _GROUPS_OF_8 = "the kernels and the exported model work on whole groups of 8 channels"
 
@@ -175,25 +179,21 @@ def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers 
     be used, not trained: parts of plugins that only training needs may be missing. Raises ConfigError for a file that
     cannot be read or is not TOML, and for the first key that is not valid.
     """
-    try:
-        text = Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_toml(text, path, overrides, layers, trained)
+    return from_toml(read_text(path), path, overrides, layers, trained)
 
 
 def from_toml(
     text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = (), trained: bool = False
 ) -> Config:
     """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        last = f"at end of document, line {text.count(chr(10)) + 1}"
-        raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', last)}") from None
+    tables = parse_toml(text, path)
 
+    here = Path(os.path.abspath(Path(path).parent))
+    written_in = tables.pop(_WRITTEN_IN, str(here))
+    if not isinstance(written_in, str):
+        raise ConfigError(f"{path}: {_WRITTEN_IN} = {shown(written_in)}: expected the path of a directory")
+    if not (here / "tokenizer.json").is_file():  # not of a run or an export: a copy means what it says
+        written_in = str(here)
     known = keys()
     tables.pop("plugins", None)  # `intlm.plugins` has loaded them, where they are to be
     needed = tables.pop("needs_plugins", [])
@@ -214,8 +214,8 @@ def from_toml(
     for name, (source, value) in given.items():
         if name not in known:
             raise ConfigError(f"{source}: {name}: unknown key{nearest(name)}")
-        directory = Path.cwd() if source == COMMAND_LINE else Path(source).parent
-        values[name] = known[name].valid(value, source, directory)
+        directory = Path.cwd() if source == COMMAND_LINE else Path(os.path.abspath(Path(source).parent))
+        values[name] = known[name].valid(value, source, directory, written_in if source == str(path) else directory)
     for name, (source, value) in given.items():
         for family, part in known[name].of:
             chosen = values.get(family, known[family].default)
@@ -230,8 +230,12 @@ def from_toml(
     config: Config = settings.build(Config, values)
     if not config.data.prepared:
         asked = dataclasses.asdict(dataclasses.replace(config.data, processes=0))
+        for name, text in asked.items():  # seen from here, so that a project that is moved finds its text again
+            asked[name] = known[f"data.{name}"].each_path(text, lambda place: os.path.relpath(place))
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
+        if not settings.is_utf8(str(prepared)):
+            raise ConfigError(f"data.prepared: expected a directory whose path is UTF-8, as that of {path} is not")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(prepared)))
     for names, message in (*_conflicts(config), *_beyond_limits(config, None)):
         sources = dict.fromkeys(given[name][0] for name in names if name in given)
@@ -317,10 +321,15 @@ def _renamed(named: Mapping[str, Any], source: str, optimizer: str, known: Mappi
     return found
 
 
-def dumps(config: Config) -> str:
-    """`config` as TOML with every key written out. `from_toml` gives an equal Config back."""
+def dumps(config: Config, directory: Path | None = None) -> str:
+    """`config` as TOML with every key written out. `from_toml` gives an equal Config back.
+
+    directory: where the file will be. Moved from there with the files that it names, it finds them again.
+    """
+    place = os.path.abspath(directory).encode("utf-8", "replace").decode() if directory else ""
     needed = plugins.needed(config)
-    return tomli_w.dumps(({"needs_plugins": needed} if needed else {}) | tables(config))
+    beside = ({_WRITTEN_IN: place} if place else {}) | ({"needs_plugins": needed} if needed else {})
+    return tomli_w.dumps(beside | tables(config))
 
 
 def tables(config: Config) -> dict[str, Any]:

@@ -155,6 +155,11 @@ class Key:
         return not self.family and self.field.metadata["path"]
 
     @property
+    def is_several_paths(self) -> bool:
+        """Whether it is several paths, a share before each."""
+        return not self.family and self.field.metadata["shares"]
+
+    @property
     def default(self) -> Any:
         """Its value where none is given; dataclasses.MISSING where one must be."""
         return self.field.metadata["default"] if self.family else self.field.default
@@ -176,10 +181,11 @@ class Key:
         multiple = {1: "", 2: ", even"}.get(limits["multiple"], f", a multiple of {limits['multiple']}")
         return f"integer{span}{multiple}"
 
-    def valid(self, value: Any, source: str, directory: Path) -> int | str:
-        """`value`, checked alone; text from the command line parsed, a path made absolute from `directory`.
+    def valid(self, value: Any, source: str, directory: Path, written_in: str | Path) -> int | str:
+        """`value`, checked alone; text from the command line parsed, a path made absolute.
 
-        Raises ConfigError that names the source, the key, the value and what was expected.
+        directory: what paths are relative to. written_in: what it was when the file was written. Raises ConfigError
+        that names the source, the key, the value and what was expected.
         """
 
         def refuse(expected: str) -> ConfigError:
@@ -192,17 +198,25 @@ class Key:
         if self.choices and value not in self.choices:
             close = difflib.get_close_matches(value, self.choices, 1)
             raise refuse(f"expected {self.expected}" + (f'; did you mean "{close[0]}"?' if close else ""))
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
-        if self.is_path and value and not value.startswith("hub:"):
-            return os.path.abspath(directory / os.path.expanduser(value))
-        if not self.family and self.field.metadata["shares"] and value:
+        if self.is_several_paths and value:
             entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
             if not all(len(entry) == 2 and re.fullmatch("0*[1-9][0-9]{0,8}", entry[0]) for entry in entries):
                 raise refuse(f"expected {self.expected}")
-            paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
-            return ", ".join(f"{share} {path}" for share, path in paths)
+        if self.is_path or self.is_several_paths:
+            if "\0" in value:
+                raise refuse("expected a path, which has no NUL")
+            made = self.name == "data.prepared"
+            value = self.each_path(value, lambda path: _absolute(path, directory, written_in, made))
+        if not is_utf8(value):
+            raise refuse("expected text that UTF-8 can write")
         return value
+
+    def each_path(self, value: Any, change: Callable[[str], str]) -> Any:
+        """The key's value with every path in it changed; what holds no path stays."""
+        if self.is_several_paths and value:
+            entries = (entry.split(maxsplit=1) for entry in value.split(","))
+            return ", ".join(f"{share} {change(path.strip())}" for share, path in entries)
+        return change(value) if self.is_path and value and not value.startswith("hub:") else value
 
     def _valid_number(self, value: Any, source: str, refuse: Callable[[str], ConfigError]) -> int:
         limits, number = self.field.metadata, value
@@ -276,6 +290,23 @@ def parts_of(settings: Any) -> Iterator[Part]:
             yield value
         if dataclasses.is_dataclass(value) and not isinstance(value, Missing):
             yield from parts_of(value)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write `text`, as a config.toml needs. Names of files that are not UTF-8 hold surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _absolute(path: str, directory: Path, written_in: str | Path, made: bool) -> str:
+    """`path` as seen from `directory`, absolute.
+
+    Where the file that names it was written elsewhere, its project was moved (what the path names lies as it did to the
+    file, or, where it is made when it is missing, its place is gone) or only the file was (it lies where it did).
+    """
+    found = os.path.abspath(directory / os.path.expanduser(path))
+    moved = os.path.abspath(directory / os.path.relpath(found, written_in))
+    gone = made and not os.path.exists(found) and not os.path.exists(os.path.dirname(found))
+    return moved if os.path.exists(moved) or gone else found
 
 
 def shown(value: Any) -> str:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from intlm.lazy import Array
+from intlm.schema import check_range
 from intlm.settings import Family, Part
 
 
@@ -30,9 +33,23 @@ class Optimizer(Part):
         """
         raise NotImplementedError
 
+    def limits(self) -> tuple[tuple[int, int], ...]:
+        """The least and the greatest value of each field of the state, which is a named tuple of dictionaries.
+
+        None at all: a state that is read from a checkpoint is not checked.
+        """
+        return ()
+
     def setting(self, update: int) -> int:
         """The schedule: an int32 for an update, counted from 0."""
         return 0
+
+
+def check_state(optimizer: Optimizer, state: Any, place: object) -> None:
+    """Raise RunError that names `place` and the field for a value that no update can have left (numerics.md, 11)."""
+    for field, arrays, (low, high) in zip(getattr(state, "_fields", ()), state, optimizer.limits(), strict=False):
+        for name, array in arrays.items():
+            check_range(np.asarray(array), low, high, f"{place}: optimizer: {field} of {name}")
 
 
 OPTIMIZERS: Family[Optimizer] = Family("optimizer", "intlm.optimizers", of_training=True)

@@ -15,7 +15,17 @@ from intlm.arithmetic.fixed_point import rounding_shift
 from intlm.lazy import Array, jax, jnp
 from intlm.model.parameters import Kind, Parameters
 from intlm.optimizers import OPTIMIZERS
-from intlm.optimizers.steps import FRACTION, Stepped, masters, moved, rounded, standardised, zeros
+from intlm.optimizers.steps import (
+    FRACTION,
+    MASTER_LIMITS,
+    Stepped,
+    masters,
+    mean_limits,
+    moved,
+    rounded,
+    standardised,
+    zeros,
+)
 from intlm.settings import key
 
 SQUARE_SHIFT = 6  # the mean square's length is 2^6 updates; even, so that its root is a shift
@@ -43,6 +53,10 @@ class Adam(Stepped):
         """The state before the first update."""
         chance = {name: zero + (1 << (FRACTION + SQUARE_SHIFT)) for name, zero in zeros(parameters).items()}
         return AdamState(masters(parameters), zeros(parameters), chance)
+
+    def limits(self) -> tuple[tuple[int, int], ...]:
+        """See `Optimizer.limits`."""
+        return MASTER_LIMITS, mean_limits(self.momentum), (0, (1 << 26) + (1 << 5))
 
     def update(
         self, kinds: Mapping[str, Kind], parameters: Parameters, votes: Parameters, state: AdamState,

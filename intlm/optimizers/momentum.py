@@ -12,7 +12,16 @@ from intlm.arithmetic.fixed_point import rounding_shift
 from intlm.lazy import Array
 from intlm.model.parameters import Kind, Parameters
 from intlm.optimizers import OPTIMIZERS
-from intlm.optimizers.steps import Stepped, masters, moved, rounded, standardised, zeros
+from intlm.optimizers.steps import (
+    MASTER_LIMITS,
+    Stepped,
+    masters,
+    mean_limits,
+    moved,
+    rounded,
+    standardised,
+    zeros,
+)
 from intlm.settings import key
 
 
@@ -33,6 +42,10 @@ class Momentum(Stepped):
     def init(self, parameters: Parameters) -> MomentumState:
         """The state before the first update."""
         return MomentumState(masters(parameters), zeros(parameters))
+
+    def limits(self) -> tuple[tuple[int, int], ...]:
+        """See `Optimizer.limits`."""
+        return MASTER_LIMITS, mean_limits(self.momentum)
 
     def update(
         self, kinds: Mapping[str, Kind], parameters: Parameters, votes: Parameters, state: MomentumState,

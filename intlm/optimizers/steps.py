@@ -16,6 +16,7 @@ FRACTION = 8  # bits of a vote in standard deviations
 MASTER = 16  # fraction bits of a master weight
 _VOTE_LIMIT = 1 << 14  # 64 standard deviations
 _RATIO_LIMIT = (1 << 11) - 1  # a step is that of just below 8 standard deviations at most
+MASTER_LIMITS = -MAX8 << MASTER, MAX8 << MASTER
 _KEPT = 10  # bits of a master that decay does not look at
 
 
@@ -46,6 +47,12 @@ def standardised(votes: Array, deviation: Array) -> Array:
     return jnp.sign(votes) * size.astype(jnp.int32)
 
 
+def mean_limits(momentum: int) -> tuple[int, int]:
+    """Of the mean of standardised votes over 2^momentum updates."""
+    greatest = (_VOTE_LIMIT << momentum) + (1 << momentum >> 1)
+    return -greatest, greatest
+
+
 def masters(parameters: Parameters) -> Parameters:
     """The master weights of int8 weights: int32."""
     return {name: weight.astype(jnp.int32) << MASTER for name, weight in parameters.items()}
@@ -68,7 +75,7 @@ def moved(kind: Kind, master: Array, ratio: Array, step: Array, weight_decay: in
     else:
         step = rounding_shift(step, VECTOR_SHIFT)
     move = rounding_shift(jnp.clip(ratio, -_RATIO_LIMIT, _RATIO_LIMIT) * step, FRACTION)
-    return jnp.clip(master + move, -MAX8 << MASTER, MAX8 << MASTER)
+    return jnp.clip(master + move, *MASTER_LIMITS)
 
 
 def rounded(masters: Parameters) -> Parameters:

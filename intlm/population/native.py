@@ -14,7 +14,7 @@ import numpy as np
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
 from intlm.lazy import Array
-from intlm.model.parameters import Parameters, specifications
+from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.objectives.next_token import NextToken
 from intlm.population.engine import FIRST, Population, Prepared
 
@@ -23,20 +23,33 @@ _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
 
 
 @cache
-def available() -> bool:
-    """Whether this installation has the kernels, and JAX runs on a CPU. Registers them with JAX."""
-    if not _LIBRARY.exists() or jax.default_backend() != "cpu":
-        return False
+def missing() -> str:
+    """Why the kernels cannot be used here; empty where they can. Registers them with JAX, and runs one.
+
+    A library may be there and not run: compiled for another processor, from other sources, or with the headers of a
+    newer jaxlib than the one here.
+    """
+    if jax.default_backend() != "cpu":
+        return "JAX does not run on a CPU"
+    if not _LIBRARY.exists():
+        return "it needs a C++ compiler when the package is installed"
+    again = f"install intlm again beside this jaxlib ({jax.lib.__version__})"
     try:
         library = kernels()
-    except OSError:  # compiled for another processor
-        return False
-    if not instruction_set():
-        raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
-    for name in _CALLS:
-        symbol = getattr(library, f"Intlm{name.title()}")
-        jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
-    return True
+        if not instruction_set():
+            raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
+        for name in _CALLS:
+            symbol = getattr(library, f"Intlm{name.title()}")
+            jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
+        NativeEngine(Population(Architecture(2, 8, 1, 8, "clip"))).probe()
+    except (OSError, AttributeError, ValueError, jax.errors.JaxRuntimeError) as error:
+        return f"{_LIBRARY} does not run here: {str(error).strip()[:300]}: {again}"
+    return ""
+
+
+def available() -> bool:
+    """Whether the kernels can be used here."""
+    return not missing()
 
 
 @cache
@@ -107,8 +120,8 @@ class NativeEngine:
     @staticmethod
     def serves(population: Population) -> str:
         """See `Engine.serves`."""
-        if not available():
-            return "not in this installation (it needs a C++ compiler when the package is installed)"
+        if reason := missing():
+            return reason
         if type(population.estimator) is not Member:
             return f"it does not serve the estimator {population.estimator.name}"
         if type(population.objective) is not NextToken:
@@ -138,6 +151,11 @@ class NativeEngine:
     def prepared_size(self) -> int:
         """Bytes of what `prepare` makes: it depends on the instruction set."""
         return kernels().intlm_prepared_size(self.attribute.ctypes.data_as(ctypes.c_void_p), self.attribute.size)
+
+    def probe(self) -> None:
+        """Run a kernel. Raises what JAX raises where that fails."""
+        call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
+        jax.block_until_ready(call(np.zeros(sum(self.sizes), np.int8), problem=self.attribute))
 
     def _flat(self, parameters: Parameters) -> Array:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])

@@ -70,17 +70,12 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
             columns = ([getattr(weight, field) for weight in weights] for weights in expected)
             return [np.reshape(found, v.shape) for found, v in zip(columns, values, strict=True)]
 
-        fields = fields_of(state)
+        fields = state._asdict()
         assert tuple(fields) == (oracle.Averages._fields if kind == "adam" else ("master", "mean")[: 1 + (k > 0)])
         for field, value in fields.items():
             bridge.assert_equal(SHAPE, value, column(field))
         bridge.assert_equal(SHAPE, parameters, [oracle.rshift(master, 16) for master in column("master")])
         assert all(weight.dtype == jnp.int8 for weight in parameters.values())
-
-
-def fields_of(state: Any) -> dict[str, Any]:
-    """An optimizer's state by name."""
-    return state._asdict() if hasattr(state, "_asdict") else {"master": state}
 
 
 def repeated(optimizer: Any, kind: Kind, state: Any, votes: list[int], step: int, updates: int) -> Any:
@@ -136,7 +131,9 @@ def test_one_update_by_hand() -> None:
     optimizer = both(oracle.Averaging("momentum", 0, 256, 1000, weight_decay=255))
     state = optimizer.init({"w": jnp.array([0, 100, -100, 127], jnp.int8)})
     votes, s = [256, 256, -256, 256], optimizer.setting(0)
-    matrix, vector = (repeated(optimizer, kind, state, votes, s, 1)["w"].tolist() for kind in (Kind.MATRIX, Kind.BIAS))
+    matrix, vector = (
+        repeated(optimizer, kind, state, votes, s, 1).master["w"].tolist() for kind in (Kind.MATRIX, Kind.BIAS)
+    )
     assert matrix == [1 << 16, (101 << 16) - 25500, (-101 << 16) + 25500, LIMIT]
     assert vector == [1 << 15, (100 << 16) + (1 << 15), (-100 << 16) - (1 << 15), LIMIT]
 
