@@ -42,9 +42,9 @@ def kernels() -> ctypes.CDLL:
     """The library. Raises OSError where there is none for this processor."""
     library = ctypes.CDLL(str(_LIBRARY))
     library.intlm_isa.restype = library.intlm_phases.restype = ctypes.c_char_p
-    library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_int64
-    library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
-    library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+    library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_double
+    library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32]
+    library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.c_int64]
     library.intlm_prepared_size.restype = ctypes.c_int64
     library.intlm_prepared_size.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.intlm_measured.argtypes = [ctypes.POINTER(ctypes.c_int64)]
@@ -64,16 +64,14 @@ def instruction_set() -> str:
     return kernels().intlm_isa().decode()
 
 
-def multiply_rate(threads: int, repetitions: int) -> float:
-    """The most exact signed byte products a second that this many threads make, from the nearest cache."""
-    made = ctypes.c_int64()
-    nanoseconds = kernels().intlm_multiply(repetitions, threads, ctypes.byref(made))
-    return made.value / nanoseconds * 1e9
+def multiply_rate(threads: int, seconds: float) -> float:
+    """The most exact byte products a second that so many threads make with this instruction set; takes so long."""
+    return kernels().intlm_multiply(round(seconds * 1e9), threads)
 
 
-def read_rate(threads: int, size: int, repetitions: int) -> float:
-    """Bytes a second that this machine's threads read at most of a buffer of `size` bytes, each its share of it."""
-    return size * repetitions / kernels().intlm_read(size, repetitions, threads) * 1e9
+def read_rate(threads: int, size: int, seconds: float) -> float:
+    """Bytes a second that so many threads read of a buffer of `size` bytes, each its share; takes so long."""
+    return kernels().intlm_read(round(seconds * 1e9), threads, size)
 
 
 @contextmanager

@@ -969,28 +969,32 @@ static void accumulate(const Problem& p, const int8_t* fitness, uint32_t epoch, 
 
 /* ---- The machine's bounds, for `intlm bench` ---- */
 
-/* Products of one register block after another, all in the nearest cache. */
-static int64_t multiply(int64_t repetitions, int32_t* sink) {
-  constexpr int kLength = 384, kRows = kSums / (kUnits * kParts), kStride = kLength + 32;
-  Buffer<Encoded> x(kRows * kStride);
-  Buffer<int8_t> w(kUnits * kLanes * kLength);
-  Buffer<int32_t> start(kUnits * kLanes);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = (Encoded)(uint8_t)(*sink + i);
-  for (size_t i = 0; i < w.size(); ++i) w[i] = (int8_t)(*sink - i);
-  const typename Tile<false>::Operands operands{w.data(), start.data(), kLength, 0, 1, x.data(), kStride};
-  Wide found = {};
-  for (int64_t r = 0; r < repetitions; ++r)
-    Tile<false>::every_member<kUnits, 0>(operands, kRows, 0, [&](int, int, Wide values) { found ^= values; });
-  *sink ^= found[*sink & 15];
-  return repetitions * kLength * kSums * 16;
+/* Byte products in registers, as many sums side by side as hide how long one takes. */
+static int64_t multiply(int32_t* sink) {
+  constexpr int kChains = INTLM_AVX512 ? 12 : 6, kTurns = 2048;
+  Buffer<int32_t> start(16 * kChains);
+  for (size_t i = 0; i < start.size(); ++i) start[i] = (*sink + (int32_t)i) & 0x7F7F7F7F;
+  Sums x = load<Sums>(start.data()), acc[kChains];
+  const Sums w = load<Sums>(start.data() + 16);
+#pragma GCC unroll 12
+  for (int j = 0; j < kChains; ++j) acc[j] = load<Sums>(start.data() + 16 * j);
+  for (int turn = 0; turn < kTurns; ++turn)
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) multiply_bytes(acc[j], x, w);
+#pragma GCC unroll 12
+  for (int j = 0; j < kChains; ++j) store(start.data() + 16 * j, acc[j]);
+  *sink ^= start[*sink & 15];
+  return kTurns * kChains * 64;
 }
 
-static void read(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink) {
-  i32x16 all[4] = {};
-  for (int64_t r = 0; r < repetitions; ++r)
-    for (int64_t i = 0; i + 256 <= bytes; i += 256)
-      for (int j = 0; j < 4; ++j) all[j] += load<i32x16>(buffer + i + 64 * j);
-  for (const i32x16& some : all) *sink ^= some[*sink & 15];
+static void read(const int8_t* buffer, int64_t bytes, int32_t* sink) {
+  Lanes all[4] = {};
+  for (int64_t i = 0; i + 256 <= bytes; i += 256)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) all[j] = all[j] + load<Lanes>(buffer + i + 64 * j);
+  int32_t kept[16];
+  store(kept, all[0] + all[1] + (all[2] + all[3]));
+  *sink ^= kept[*sink & 15];
 }
 
 }  // namespace INTLM_NAMESPACE

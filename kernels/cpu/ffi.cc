@@ -1,8 +1,8 @@
 /* XLA's FFI: buffers and attributes in, their shapes checked once, one of the instruction sets' kernels called. */
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -55,36 +55,39 @@ extern "C" void intlm_measure() { intlm::start_measuring(); }
 /* Stops; the nanoseconds of each phase, summed over workers. */
 extern "C" void intlm_measured(int64_t* nanoseconds) { intlm::stop_measuring(nanoseconds); }
 
+/* What `task` counts, repeated by every thread for so long at the same time: how much of it a second. */
 template <class Task>
-static int64_t timed(int threads, const Task& task) {
-  const int64_t began = intlm::now();
-  intlm::parallel(threads, threads, (void*)&task,
-                  [](void* context, int64_t, int worker) { (*(const Task*)context)(worker); });
-  return intlm::now() - began;
+static double rate(int64_t nanoseconds, int threads, const Task& task) {
+  intlm::Barrier start(threads);
+  std::vector<double> rates(threads);
+  auto work = [&](int worker) {
+    start.wait(worker);
+    int32_t sink = worker;
+    const int64_t began = intlm::now();
+    int64_t count = 0, took = 0;
+    while (took < nanoseconds) count += task(worker, &sink), took = intlm::now() - began;
+    rates[worker] = sink == began ? 0 : 1e9 * count / took;
+  };
+  intlm::parallel(threads, threads, (void*)&work,
+                  [](void* context, int64_t worker, int) { (*(const decltype(work)*)context)((int)worker); });
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
-/* Multiplies bytes on `threads` threads at once; the nanoseconds it took, and the products made. */
-extern "C" int64_t intlm_multiply(int64_t repetitions, int32_t threads, int64_t* products) {
-  std::atomic<int64_t> made{0};
-  std::atomic<int32_t> kept{0};
-  const int64_t took = timed(threads, [&](int worker) {
-    int32_t sink = worker;
-    made += choose()->multiply(repetitions, &sink);
-    kept ^= sink;
-  });
-  *products = made;
-  return took;
+/* Products of bytes a second. */
+extern "C" double intlm_multiply(int64_t nanoseconds, int32_t threads) {
+  return rate(nanoseconds, threads, [k = choose()](int, int32_t* sink) { return k->multiply(sink); });
 }
 
-/* Reads that many bytes, each thread its share, again and again; the nanoseconds it took. */
-extern "C" int64_t intlm_read(int64_t bytes, int64_t repetitions, int32_t threads) {
-  const int64_t share = bytes / threads / 256 * 256;
-  std::vector<int8_t> buffer(share * threads + 64, 1);
-  std::atomic<int32_t> kept{0};
-  return timed(threads, [&](int worker) {
-    int32_t sink = worker;
-    choose()->read(buffer.data() + share * worker, share, repetitions, &sink);
-    kept ^= sink;
+/* Bytes a second of a buffer of that many, each thread reading its share again and again. */
+extern "C" double intlm_read(int64_t nanoseconds, int32_t threads, int64_t bytes) {
+  const int64_t share = bytes / threads / 256 * 256, passes = (1 << 20) / share + 1;
+  struct alignas(64) Line {
+    int8_t bytes[64];
+  };
+  std::vector<Line> buffer(share * threads / 64);
+  return rate(nanoseconds, threads, [&, k = choose()](int worker, int32_t* sink) {
+    for (int64_t pass = 0; pass < passes; ++pass) k->read(buffer.data()->bytes + share * worker, share, sink);
+    return passes * share;
   });
 }
 

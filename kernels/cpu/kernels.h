@@ -34,9 +34,9 @@ struct Kernels {
   /* logits [vocab] and states [layers, hidden] are read and replaced; tokens [count]. */
   void (*generate)(const Problem&, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
                    int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens);
-  /* For `intlm bench`: products of bytes in the nearest cache, returning how many; reading of a buffer. */
-  int64_t (*multiply)(int64_t repetitions, int32_t* sink);
-  void (*read)(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink);
+  /* For `intlm bench`: some thousands of products of bytes, returning how many; reading of a buffer, aligned to 64. */
+  int64_t (*multiply)(int32_t* sink);
+  void (*read)(const int8_t* buffer, int64_t bytes, int32_t* sink);
 };
 
 /* What workers do, and the nanoseconds that all of them together spent on it; measured while `measuring`. */

@@ -88,6 +88,12 @@ static inline i32x16 dot(i32x16 acc, const Encoded* x, const int8_t* w) {
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
 }
 
+/* acc[o] += sum over j < 4 of x[o][j] * w[o][j] in the fastest exact way, all in registers: bytes, those of x from 0 to
+ * 127. x comes back as it was, but a compiler does not know, so that no product serves twice. */
+static inline void multiply_bytes(Sums& acc, Sums& x, const Sums& w) {
+  acc = (Sums)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+}
+
 /* The sums over sixteen rows of what step(row, 64 bytes, mask) adds to a row's lanes: eight rows side by side, so that
  * one waits for none; rows from `rows` on are not read. Transposed as they are summed. */
 template <class Step>
@@ -187,6 +193,10 @@ inline Sums load<Sums>(const void* p) {
   return {{_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)}};
 }
 
+static inline void store(void* p, Sums v) {
+  _mm256_storeu_si256((__m256i*)p, v.half[0]), _mm256_storeu_si256((__m256i*)p + 1, v.half[1]);
+}
+
 static inline Sums broadcast(int32_t v) { return {{_mm256_set1_epi32(v), _mm256_set1_epi32(v)}}; }
 template <class Each>
 static inline Sums each(const Each& f) {
@@ -228,6 +238,18 @@ static inline Sums dot(Sums acc, const Encoded* x, const int8_t* w) {
     acc.half[i] = _mm256_dpbusd_avx_epi32(acc.half[i], value, _mm256_loadu_si256((const __m256i*)(w + 32 * i)));
 #endif
   return acc;
+}
+
+static inline void multiply_bytes(Sums& acc, Sums& x, const Sums& w) {
+  for (int i = 0; i < 2; ++i) {
+#if INTLM_AVX2
+    asm volatile("" : "+x"(x.half[i]));
+    const __m256i pairs = _mm256_maddubs_epi16(x.half[i], w.half[i]);
+    acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#else
+    acc.half[i] = _mm256_dpbusd_avx_epi32(acc.half[i], x.half[i], w.half[i]);
+#endif
+  }
 }
 
 static inline Sums dot2(Sums pairs, int32_t t) {
@@ -320,6 +342,10 @@ static inline Sums dot(Sums acc, const Encoded* x, const int8_t* w) {
   for (int i = 0; i < 4; ++i) acc.quarter[i] = vdotq_s32(acc.quarter[i], value, vld1q_s8(w + 16 * i));
   return acc;
 }
+static inline void multiply_bytes(Sums& acc, Sums& x, const Sums& w) {
+  for (int i = 0; i < 4; ++i)
+    acc.quarter[i] = vdotq_s32(acc.quarter[i], vreinterpretq_s8_s32(x.quarter[i]), vreinterpretq_s8_s32(w.quarter[i]));
+}
 #else
 typedef i32x16 Sums;
 
@@ -327,6 +353,13 @@ static inline i32x16 dot(i32x16 acc, const Encoded* x, const int8_t* w) {
   for (int o = 0; o < 16; ++o)
     for (int j = 0; j < 4; ++j) acc[o] += x[j] * w[4 * o + j];
   return acc;
+}
+static inline void multiply_bytes(Sums& acc, Sums& x, const Sums& w) {
+  typedef int16_t i16x32 __attribute__((vector_size(64)));
+  asm volatile("" : "+m"(x));
+  const i16x32 from = (i16x32)x, by = (i16x32)w;
+  const i32x16 pairs = (i32x16)((from << 8 >> 8) * (by << 8 >> 8) + (from >> 8) * (by >> 8));
+  acc += (pairs << 16 >> 16) + (pairs >> 16);
 }
 #endif
 
