@@ -32,19 +32,24 @@ static void add(const std::vector<T>& values) {
   for (T v : values) digest = (digest ^ (uint64_t)(uint32_t)v) * 1099511628211u;
 }
 
-static void one(const Kernels& k) {
+static Problem any() {
   Problem p{};
   p.vocab = between(2, 300), p.hidden = 8 * between(1, 12), p.layers = between(1, 3), p.feed_forward = 8 * between(1, 20);
   p.table = between(0, 1), p.rank = between(1, 4), p.sigma_shift = between(0, 12), p.pairs = between(1, 30);
   p.group = p.pairs % 2 ? 1 : 2, p.seed[0] = random32(), p.seed[1] = random32(), p.threads = 2;
-  const int64_t h = p.hidden, length = 3, rows = p.layers * h;
+  return p;
+}
+
+/* log_targets: negative for any. */
+static void one(const Kernels& k, const Problem& p, int64_t length = 3, int log_targets = -1) {
+  const int64_t h = p.hidden, rows = p.layers * h;
   const int64_t weights = 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
   const int32_t widest = between(0, 1) ? 127 : 40;
   std::vector<int8_t> parameters(weights), states(2 * p.pairs * rows), next(states.size()), fitness(p.pairs);
   for (auto& v : parameters) v = (int8_t)between(-widest, widest);
   for (auto& v : states) v = (int8_t)between(-127, 127);
   for (auto& v : fitness) v = (int8_t)between(-127, 127);
-  const int log_targets = between(0, 3);
+  if (log_targets < 0) log_targets = between(0, 3);
   std::vector<uint16_t> tokens(p.pairs * length), targets(tokens.size() << log_targets);
   for (auto* some : {&tokens, &targets})
     for (auto& v : *some) v = (uint16_t)between(0, p.vocab - 1);
@@ -67,6 +72,14 @@ static void one(const Kernels& k) {
   logits.resize(p.vocab), next.resize(rows);
   k.generate(p, prepared.data(), key, epoch, inverse, top_k, 5, logits.data(), next.data(), drawn.data());
   add(drawn), add(logits), add(next);
+}
+
+/* The ends of the ranges of docs/numerics.md, section 11, all else small. */
+static void extremes(const Kernels& k) {
+  one(k, {2, 8, 1, 8, true, 1, 0, 1, 1, {1, 2}, 1}, 32768, 0);
+  one(k, {65536, 8, 1, 8, false, 1, 12, 1, 1, {3, 4}, 2}, 2, 10);
+  one(k, {3, 16, 2, 8, true, 256, 0, 3, 3, {5, 6}, 2}, 2, 0);
+  one(k, {5, 8, 64, 8, false, 2, 3, 2, 1, {7, 8}, 2}, 2, 1);
 }
 
 /* One stream read by two workers is what one makes of it. */
@@ -99,8 +112,10 @@ int main() {
   for (const Kernels* k : all) {
     if (!k->supported()) continue;
     state = 1, digest = 14695981039346656037u;
-    for (int i = 0; i < 20; ++i) one(*k);
+    for (int i = 0; i < 20; ++i) one(*k, any());
     if (!team(*k)) return 1;
-    std::printf("%016llx %s\n", (unsigned long long)digest, k->name);
+    const unsigned long long some = digest;
+    extremes(*k);
+    std::printf("%016llx-%016llx %s\n", some, (unsigned long long)digest, k->name);
   }
 }
