@@ -46,7 +46,7 @@ def kernels() -> ctypes.CDLL:
     library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32]
     library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.c_int64]
     library.intlm_prepared_size.restype = ctypes.c_int64
-    library.intlm_prepared_size.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.intlm_prepared_size.argtypes = [ctypes.c_int32] * 4
     library.intlm_measured.argtypes = [ctypes.POINTER(ctypes.c_int64)]
     return library
 
@@ -98,30 +98,30 @@ class NativeEngine:
         self.problem = problem
         self.specifications = specifications(problem.architecture)
         self.sizes = [int(np.prod(s.shape)) for s in self.specifications]
-        self.attribute = self._attribute(problem.pairs)
+        self.attributes = self._attributes(problem.pairs)
 
-    def _attribute(self, pairs: int) -> np.ndarray:
+    def _attributes(self, pairs: int) -> dict[str, np.generic]:
+        """What the kernels are told of the problem, by the names of `Problem` in kernels/cpu/kernels.h."""
         architecture, perturbation = self.problem.architecture, self.problem.perturbation
-        values = [
-            architecture.vocab_size,
-            architecture.hidden_size,
-            architecture.num_layers,
-            architecture.feed_forward_size,
-            architecture.nonlinearity == "table",
-            perturbation.rank,
-            perturbation.sigma_shift,
-            pairs,
-            self.problem.group_size,
-            perturbation.seed & 0xFFFFFFFF,
-            perturbation.seed >> 32,
-            self.problem.threads,
-        ]
-        return np.array(values, np.int64)
+        return {
+            "vocab": np.int32(architecture.vocab_size),
+            "hidden": np.int32(architecture.hidden_size),
+            "layers": np.int32(architecture.num_layers),
+            "feed_forward": np.int32(architecture.feed_forward_size),
+            "table": np.bool_(architecture.nonlinearity == "table"),
+            "rank": np.int32(perturbation.rank),
+            "sigma_shift": np.int32(perturbation.sigma_shift),
+            "pairs": np.int64(pairs),
+            "group": np.int64(self.problem.group_size),
+            "seed": np.uint64(perturbation.seed),
+            "threads": np.int32(self.problem.threads),
+        }
 
     @property
     def prepared_size(self) -> int:
         """Bytes of what `prepare` makes: it depends on the instruction set."""
-        return kernels().intlm_prepared_size(self.attribute.ctypes.data_as(ctypes.c_void_p), self.attribute.size)
+        vocab, hidden, layers, feed_forward, _ = self.problem.architecture
+        return kernels().intlm_prepared_size(vocab, hidden, layers, feed_forward)
 
     def _flat(self, parameters: Parameters) -> Array:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])
@@ -131,7 +131,7 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
-        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), problem=self._attribute(states.shape[0]))
+        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), **self._attributes(states.shape[0]))
         epoch = self.problem.perturbation.epoch(update)
         losses, states = call(self._flat(parameters), tokens, targets, states, epoch, first)
         return losses, states
@@ -140,14 +140,14 @@ class NativeEngine:
         """See `Engine.accumulate`."""
         call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
         epoch = self.problem.perturbation.epoch(update)
-        flat = call(fitness, epoch, first, problem=self._attribute(fitness.shape[0]))
+        flat = call(fitness, epoch, first, **self._attributes(fitness.shape[0]))
         parts = jax.lax.split(flat, self.sizes)
         return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""
         call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
-        return call(self._flat(parameters), problem=self.attribute)
+        return call(self._flat(parameters), **self.attributes)
 
     def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
@@ -157,7 +157,7 @@ class NativeEngine:
             jax.ShapeDtypeStruct(states.shape, jnp.int8),
         )
         call = jax.ffi.ffi_call("intlm_infer", shapes)
-        logits, states = call(prepared, tokens.astype(jnp.uint16), states, problem=self.attribute)
+        logits, states = call(prepared, tokens.astype(jnp.uint16), states, **self.attributes)
         return logits, states
 
     def generate(
@@ -172,6 +172,6 @@ class NativeEngine:
         )
         call = jax.ffi.ffi_call("intlm_generate", shapes)
         drawn, logits, states = call(
-            prepared, logits, states, key, position, inverse, problem=self.attribute, top_k=np.int64(top_k)
+            prepared, logits, states, key, position, inverse, jnp.int32(top_k), **self.attributes
         )
         return drawn, logits, states
