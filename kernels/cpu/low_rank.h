@@ -30,25 +30,21 @@ struct MatrixNoise {
   const int8_t* b_row(int pair, int k) const { return raw.data() + pair * stride + (int64_t)k * width; }
   const int8_t* a_row(int pair, int k) const { return b_row(pair, k) + b_width; }
 
-  void make(const Matrix& m, const Counter& counter, int pair, uint32_t global) {
-    draw(counter, global, m.number, 0, m.noise_bytes(rank) / 16, raw.data() + pair * stride);
-  }
-
-  /* What products with B need, for this many pairs; the last vector of sixteen members is whole. */
-  void start(int pairs) {
-    members = (2 * pairs + 15) & ~15;
+  /* Draws the noise of so many pairs. */
+  void make(const Matrix& m, const Counter& counter, uint32_t first, int pairs) {
+    members = (2 * pairs + 15) & ~15;  // the last vector of sixteen is whole
     b_start.reserve((size_t)rank * members);
-    for (int k = 0; k < rank; ++k)
-      for (int m = 0; kEncoding && m < 2 * pairs; m += 2) {
-        int32_t* both = &b_start[k * members + m];
-        both[0] = both[1] = -kEncoding * sum_row(b_row(m / 2, k), fan_in);
-      }
+    for (int pair = 0; pair < pairs; ++pair) {
+      draw(counter, first + (uint32_t)pair, m.number, 0, m.noise_bytes(rank) / 16, raw.data() + pair * stride);
+      for (int k = 0; kEncoding && k < rank; ++k)
+        std::fill_n(&b_start[k * members + 2 * pair], 2, -kEncoding * sum_row(b_row(pair, k), fan_in));
+    }
   }
 };
 
-/* Members 2 i and 2 i + 1 are pair i. See `None` for what is asked for. */
+/* How members differ (see `None`): members 2 i and 2 i + 1 are pair i. */
 struct LowRank {
-  static constexpr bool kAny = true;
+  static constexpr bool kAny = true, kOwnVectors = true;
 
   /* RANK: the rank, or 0 for any. */
   template <int RANK>
@@ -114,10 +110,7 @@ struct LowRank {
   /* The noise of so many pairs. */
   void start(const Counter& c, uint32_t first, int pairs) {
     counter = &c, first_pair = first;
-    model.each_matrix([&](const Matrix& w) {
-      for (int pair = 0; pair < pairs; ++pair) noise[w.number].make(w, c, pair, first + (uint32_t)pair);
-      noise[w.number].start(pairs);
-    });
+    model.each_matrix([&](const Matrix& w) { noise[w.number].make(w, c, first, pairs); });
   }
 
   void vector(const VectorParameter& v, int members, int8_t* rows, int stride) const {

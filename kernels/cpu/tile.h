@@ -1,10 +1,8 @@
 /* The model's step (section 5.2): a tile of members goes through all layers and all tokens, in cache.
  *
- * Products are blocks of members times vectors of outputs held in registers; when their sums are there, what members
- * change is added, they are rescaled, and what the model does with them next (a gate, a residual) is done before they
- * leave the registers.
- *
- * What members change is a class that the tile is a template over: `None` here, `LowRank` in low_rank.h.
+ * Products are blocks of members times vectors of outputs held in registers. When their sums are complete, the member's
+ * change is added, they are rescaled, and the model's next operation (a gate, a residual) is done before they leave the
+ * registers. How members differ is a class that the tile is a template over: `None` here, `LowRank` in low_rank.h.
  */
 #pragma once
 
@@ -24,14 +22,17 @@ struct Team {
   int to(int panels) const { return panels * (part + 1) / parts; }
 };
 
-/* Members that are all alike: they share the weights. What any such class is asked for is here. */
+/* Members that all compute with the shared weights. Its comments say what any such class offers. */
 struct None {
-  /* Whether there is something to add. If so members' vectors are their own, and a whole number of blocks of members
-   * goes through every product, those that are not there too. */
+  /* Whether something is added to the sums of products. If so a whole number of blocks of members goes through every
+   * product: those beyond the last member are computed and not read. */
   static constexpr bool kAny = false;
+  /* Whether every member has vectors (biases) of its own. */
+  static constexpr bool kOwnVectors = false;
 
-  /* What one product adds. With kAny, `make<MB, UB>(m0, u0, each)` calls each(m, u, part, change) for a block of MB
-   * members from m0 and UB vectors of outputs from u0, and apply(m, sums, change) adds it to the sums of member m. */
+  /* What is added to one product's sums. With kAny it has `make<MB, UB>(m0, u0, each)`, which calls
+   * each(m, u, part, change) for a block of MB members from m0 and UB vectors of outputs from u0, and
+   * `apply(m, sums, change)`, which returns the sums of the block's member m with it. */
   struct Addend {
     static constexpr bool kAny = false;
   };
@@ -40,18 +41,18 @@ struct None {
   const int8_t* parameters;
   None(const Problem&, const Model& m, const int8_t* parameters_, int) : model(m), parameters(parameters_) {}
 
-  /* Before the first token, where the members, their states and what they change are new: the rows of a vector, all
-   * members' or one; for a token: every member's row of the embedding. x: [members][stride]. */
+  /* Writes a vector's rows, [members or 1][stride], before a tile's first token. */
   void vector(const VectorParameter& v, int, int8_t* rows, int) const {
     std::copy_n(parameters + v.offset, model.embedding.fan_in, rows);
   }
+  /* Writes the members' rows of the embedding, x [members][stride], at every token. */
   void embed(const uint16_t* tokens, int members, int8_t* x, int stride) const {
     const int width = model.embedding.fan_in;
     for (int m = 0; m < members; ++m)
       std::copy_n(parameters + model.embedding.offset + (int64_t)tokens[m] * width, width, x + (int64_t)m * stride);
   }
 
-  /* Calls with the addend of a product of encoded activations [members][stride]. */
+  /* Calls call(addend) for a product of encoded activations, [members][stride]. */
   template <class Call>
   void addend(Team&, const Matrix&, const Encoded*, int, int, const Call& call) {
     call(Addend{});
@@ -79,13 +80,13 @@ struct Tile {
         feed_forward(padded(p.feed_forward)), mean_scale(mean_multiplier(p.hidden)),
         change(p, m, parameters, capacity) {
     const size_t own = (size_t)capacity * hidden;
-    vectors.reserve((size_t)p.layers * kLayerVectors * (Change::kAny ? own : hidden));
+    vectors.reserve((size_t)p.layers * kLayerVectors * (Change::kOwnVectors ? own : hidden));
     x.reserve(own), reset.reserve(own), y.reserve(own), gate.reserve(own);
     normed.reserve(own * parts), state.reserve(own * p.layers);
     wide.reserve((size_t)capacity * feed_forward);
   }
 
-  int8_t* vector_rows(int row) { return vectors.data() + (int64_t)row * (Change::kAny ? capacity : 1) * hidden; }
+  int8_t* vector_rows(int row) { return vectors.data() + (int64_t)row * (Change::kOwnVectors ? capacity : 1) * hidden; }
 
   /* Everything that a tile of members needs before its first token. states: [members][layers][hidden]. */
   void start(int count, const int8_t* states) {
@@ -229,7 +230,7 @@ struct Tile {
     team.meet();
     const Wide one = (Wide){} + (int16_t)INTLM_GATE_ONE, unit = (Wide){} + (int16_t)INTLM_GATE_MULTIPLIER;
     /* Sinks hold copies of what they use: see Operands. */
-    const int64_t width = hidden, wide_width = feed_forward, bias_width = Change::kAny ? hidden : 0;
+    const int64_t width = hidden, wide_width = feed_forward, bias_width = Change::kOwnVectors ? hidden : 0;
     int16_t *const kept = y.data(), *const shares = gate.data();
     Encoded *const opened = reset.data(), *const up = wide.data();
     int8_t* const residual = x.data();

@@ -164,7 +164,7 @@ def test_hostile_shapes_are_refused() -> None:
         ({"rank": np.int32(257)}, "rank = 257: expected 1 to 256"),
         ({"threads": np.int32(-1)}, "threads = -1: expected 0 to 1024"),
         ({"group": np.int64(3)}, "group = 3: expected to divide pairs"),
-        ({"hidden": np.int64(8)}, "Wrong scalar data type"),
+        ({"hidden": np.int64(16)}, "Wrong scalar data type"),
         ({"more": np.int32(1)}, "Wrong number of attributes"),
     ):
         engine.attributes = {**right, **wrong}
@@ -195,7 +195,7 @@ def test_no_floating_point_in_the_machine_code() -> None:
 
 @pytest.mark.parametrize("name", make_headers.HEADERS)
 def test_the_c_headers_are_made_of_what_python_says(name: str) -> None:
-    """They are committed."""
+    """Those that are committed."""
     assert (ROOT / "kernels" / name).read_text() == make_headers.HEADERS[name]()
 
 
