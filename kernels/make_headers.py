@@ -63,9 +63,9 @@ def ranges_header() -> str:
             "#ifndef INTLM_RANGES_H",
             "#define INTLM_RANGES_H",
             "/* X(name, low, high, what it is a multiple of) */",
-            "#define INTLM_RANGES(X) \\",
-            *(f"  X({name}, {', '.join(map(str, row))}) \\" for name, row in rows.items()),
-            "",
+            " \\\n".join(
+                ["#define INTLM_RANGES(X)", *(f"  X({name}, {', '.join(map(str, row))})" for name, row in rows.items())]
+            ),
             *(f"#define INTLM_MAX_{name} {value}" for name, value in longest.items()),
             "#endif",
             "",

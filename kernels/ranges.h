@@ -10,8 +10,7 @@
   X(rank, 1, 256, 1) \
   X(sigma_shift, 0, 12, 1) \
   X(threads, 0, 1024, 1) \
-  X(pairs, 1, 524288, 1) \
-
+  X(pairs, 1, 524288, 1)
 #define INTLM_MAX_TOKENS 32768
 #define INTLM_MAX_TARGETS 1024
 #define INTLM_MAX_INVERSE 32768

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "../ranges.h"
 #include "kernels.h"
 
 using intlm::Kernels;
@@ -68,12 +69,21 @@ static void one(const Kernels& k, const Problem& p, int64_t length = 3, int log_
   add(drawn), add(logits), add(next);
 }
 
-/* The ends of the ranges of docs/numerics.md, section 11, all else small. */
+#define INTLM_LEAST(name, low, high, multiple) constexpr int name = low;
+#define INTLM_MOST(name, low, high, multiple) constexpr int name = high;
+namespace least {
+INTLM_RANGES(INTLM_LEAST)
+}
+namespace most {
+INTLM_RANGES(INTLM_MOST)
+}
+
+/* The ends of the ranges, all else small. */
 static void extremes(const Kernels& k) {
-  one(k, {2, 8, 1, 8, true, 1, 0, 1, 1, 0x200000001, 1}, 32768, 0);
-  one(k, {65536, 8, 1, 8, false, 1, 12, 1, 1, 0x400000003, 2}, 2, 10);
-  one(k, {3, 16, 2, 8, true, 256, 0, 3, 3, 0x600000005, 2}, 2, 0);
-  one(k, {5, 8, 64, 8, false, 2, 3, 2, 1, 0x800000007, 2}, 2, 1);
+  one(k, {least::vocab, 8, 1, 8, true, 1, least::sigma_shift, 1, 1, 0x200000001, 1}, INTLM_MAX_TOKENS, 0);
+  one(k, {most::vocab, 8, 1, 8, false, 1, most::sigma_shift, 1, 1, 0x400000003, 2}, 2, 10);
+  one(k, {3, 16, 2, 8, true, most::rank, 0, 3, 3, 0x600000005, 2}, 2, 0);
+  one(k, {5, 8, most::layers, 8, false, 2, 3, 2, 1, 0x800000007, 2}, 2, 1);
 }
 
 /* One stream read by two workers is what one makes of it. */
