@@ -17,7 +17,6 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
-from targets import compile_kernels, targets_of
 
 
 class BuildKernels(build_ext):
@@ -32,6 +31,7 @@ class BuildKernels(build_ext):
         target.unlink(missing_ok=True)  # an earlier build's, of other sources
         try:
             import jax.ffi
+            from targets import compile_kernels, targets_of
 
             include = {"ffi": f"-isystem {jax.ffi.include_dir()}"}
             with tempfile.TemporaryDirectory() as directory:

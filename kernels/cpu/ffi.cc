@@ -58,7 +58,7 @@ static double rate(int64_t nanoseconds, int threads, const Task& task) {
     const int64_t began = intlm::now();
     int64_t count = 0, took = 0;
     while (took < nanoseconds) count += task(worker, &sink), took = intlm::now() - began;
-    rates[worker] = sink == began ? 0 : 1e9 * count / took;
+    rates[worker] = sink == began ? 0 : 1e9 * count / took;  // sink is read, or nothing would be computed
   };
   intlm::parallel(threads, threads, (void*)&work,
                   [](void* context, int64_t worker, int) { (*(const decltype(work)*)context)((int)worker); });
