@@ -1,4 +1,4 @@
-"""Write kernels/tables.h and kernels/ranges.h, the lookup tables and the ranges of settings as C."""
+"""Write kernels/tables.h and kernels/ranges.h, the lookup tables as C++ and the ranges of settings as C."""
 
 import dataclasses
 from pathlib import Path
@@ -33,14 +33,9 @@ def tables_header() -> str:
         "#ifndef INTLM_TABLES_H",
         "#define INTLM_TABLES_H",
         "#include <stdint.h>",
-        "#ifdef __cplusplus",
-        "#define INTLM_TABLE constexpr",
-        "#else",
-        "#define INTLM_TABLE static const",
-        "#endif",
     ]
     for name, table in tables()._asdict().items():
-        lines.append(f"INTLM_TABLE {CTYPES[str(table.dtype)]} intlm_{name}[{len(table)}] = {{")
+        lines.append(f"constexpr {CTYPES[str(table.dtype)]} intlm_{name}[{len(table)}] = {{")
         for row in np.array_split(table, -(-len(table) // 16)):
             lines.append("    " + ", ".join(map(str, row)) + ",")
         lines.append("};")
