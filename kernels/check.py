@@ -23,7 +23,9 @@ def main() -> int:
     here, processor = targets_of(platform.machine()), Path("/proc/cpuinfo")
     if "avxvnni" in here and not (processor.exists() and "avx_vnni" in processor.read_text()):
         here["avxvnni"] = "-mavx2 -DINTLM_EMULATED"
-    builds = {"sanitized": (here, os.environ.get("CXX", "c++"), SANITIZED, [])}
+    builds: dict[str, tuple[dict[str, str], str, str, list[str]]] = {  # targets, compiler, flags, what runs it
+        "sanitized": (here, os.environ.get("CXX", "c++"), SANITIZED, [])
+    }
     if "neon" not in here and shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64"):
         emulator = ["qemu-aarch64", "-cpu", "max"]
         builds["on 64-bit Arm, emulated"] = (TARGETS["aarch64"], "aarch64-linux-gnu-g++ -static", "-O1", emulator)
