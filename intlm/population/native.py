@@ -113,7 +113,7 @@ class NativeEngine:
             "sigma_shift": np.int32(perturbation.sigma_shift),
             "pairs": np.int64(pairs),
             "group": np.int64(self.problem.group_size),
-            "seed": np.uint64(perturbation.seed),
+            "seed": np.uint64(perturbation.seed).view(np.int64),  # larger ones cannot be attributes
             "threads": np.int32(self.problem.threads),
         }
 

@@ -31,7 +31,7 @@ static Problem any() {
   p.vocab = between(2, 300), p.hidden = 8 * between(1, 12), p.layers = between(1, 3);
   p.feed_forward = 8 * between(1, 20);
   p.table = between(0, 1), p.rank = between(1, 4), p.sigma_shift = between(0, 12), p.pairs = between(1, 30);
-  p.group = p.pairs % 2 ? 1 : 2, p.seed = random32(), p.seed |= (uint64_t)random32() << 32, p.threads = 2;
+  p.group = p.pairs % 2 ? 1 : 2, p.seed = random32(), p.seed |= (int64_t)random32() << 32, p.threads = 2;
   return p;
 }
 

@@ -21,7 +21,7 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Problem, StructMember<int32_t>("vocab"), S
                                       StructMember<int32_t>("layers"), StructMember<int32_t>("feed_forward"),
                                       StructMember<bool>("table"), StructMember<int32_t>("rank"),
                                       StructMember<int32_t>("sigma_shift"), StructMember<int64_t>("pairs"),
-                                      StructMember<int64_t>("group"), StructMember<uint64_t>("seed"),
+                                      StructMember<int64_t>("group"), StructMember<int64_t>("seed"),
                                       StructMember<int32_t>("threads"));
 
 /* The fastest that this processor has, or the one that INTLM_ISA names. */

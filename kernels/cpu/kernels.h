@@ -11,7 +11,7 @@ struct Problem {
   bool table;  // nonlinearity by table; by saturation otherwise
   int32_t rank, sigma_shift;
   int64_t pairs, group;  // pairs of the call; pairs that share a text
-  uint64_t seed;
+  int64_t seed;          // its 64 bits
   int32_t threads;
 };
 
