@@ -1,6 +1,6 @@
 """What runs have done so far: many at a glance, or some beside each other. No run is changed, or waited for."""
 
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from intlm import config as configuration
 from intlm.config import KEYS, Config, shown
+from intlm.data.references import LADDER, read_ladder
 from intlm.errors import ConfigError, IntlmError, RunError
 from intlm.model.parameters import specifications
 from intlm.run import WEIGHTS, architecture_of, open_run
@@ -108,10 +109,6 @@ def status(directory: Path) -> Status:
         architecture = architecture_of(config, open_run(directory)[1].vocab_size)
         parameters = sum(int(np.prod(s.shape)) for s in specifications(architecture))
     lines = metrics.read(log) if log.exists() else []
-    for number, line in enumerate(lines, start=1):
-        for name in ("tokens_evaluated", "tokens_read", "seconds", "train_bits_per_byte"):
-            if not isinstance(line.get(name), int | float):
-                raise RunError(f"{log}: line {number}: damaged: {name}: expected a number")
     age = max(0.0, time.time() - (log if lines else saved).stat().st_mtime)
     return Status(directory, config, lines, parameters, alive(directory), age)
 
@@ -232,8 +229,10 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
         label, _, level = reference.rpartition("=")
         try:
             levels[label] = float(level)
+            if not math.isfinite(levels[label]):
+                raise ValueError
         except ValueError:
-            raise ConfigError(f"--reference {reference}: expected LABEL=BITS, such as trigram=2.773") from None
+            raise ConfigError(f"--reference {reference[:60]}: expected LABEL=BITS, such as trigram=2.773") from None
     entries: list[Entry] = []
     ladders: list[dict[str, float] | None] = []
     for source in tqdm(sources, "reading runs", disable=None, delay=1, leave=False):
@@ -249,11 +248,8 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
         label = label or (short if sum(Path(s).absolute().name == short for s in sources) == 1 else name)
         settings = {key: value(run.config, key) for key in KEYS}
         entries.append(Entry(label, run.summary(), settings, run.curve(label)))
-        ladder = Path(name) / "references.json"
-        try:
-            ladders.append(json.loads(ladder.read_bytes()) if ladder.exists() else None)
-        except ValueError:
-            raise RunError(f"{ladder}: damaged: expected one JSON object") from None
+        ladder = Path(name) / LADDER
+        ladders.append(read_ladder(ladder) if ladder.exists() else None)
     if not levels and ladders[0] and all(ladder == ladders[0] for ladder in ladders):
         levels = ladders[0]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ SANITIZED = "-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 def main() -> int:
     """Print every build's digests; 1 if they differ."""
     here, processor = targets_of(platform.machine()), Path("/proc/cpuinfo")
-    if "avxvnni" in here and not (processor.exists() and "avx_vnni" in processor.read_text()):
+    if "avxvnni" in here and not (processor.exists() and "avx_vnni" in processor.read_text("utf-8")):
         here["avxvnni"] = "-mavx2 -DINTLM_EMULATED"
     builds: dict[str, tuple[dict[str, str], str, str, list[str]]] = {  # targets, compiler, flags, what runs it
         "sanitized": (here, os.environ.get("CXX", "c++"), SANITIZED, [])

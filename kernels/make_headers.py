@@ -72,4 +72,4 @@ HEADERS = {"tables.h": tables_header, "ranges.h": ranges_header}
 
 if __name__ == "__main__":
     for name, made in HEADERS.items():
-        Path(__file__).with_name(name).write_text(made())
+        Path(__file__).with_name(name).write_text(made(), "utf-8")
