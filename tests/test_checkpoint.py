@@ -15,7 +15,8 @@ from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
