@@ -147,7 +147,9 @@ class Processes:
 
     def any(self, wishes: Sequence[bool]) -> list[bool]:
         """Which of some wishes any process has."""
-        return list(wishes) if self.alone else self._all(np.array(wishes, np.uint8)).any(axis=0).tolist()
+        if self.alone:
+            return list(wishes)
+        return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).any(axis=0)]
 
     @staticmethod
     def _all(own: np.ndarray) -> np.ndarray:
