@@ -40,7 +40,8 @@ from intlm.population.xla import XlaEngine
 from intlm.run import WRITTEN
 from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest

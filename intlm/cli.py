@@ -36,7 +36,7 @@ def _train(args: argparse.Namespace) -> int:
     if place:
         distributed.join(place, directory)
     done = train(config, directory, args.resume, args.start)
-    if not distributed.writes():
+    if not distributed.Processes().writes:
         return 0 if done else INTERRUPTED
     if done:
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
