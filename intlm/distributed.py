@@ -149,7 +149,7 @@ class Processes:
         """Which of some wishes any process has."""
         if self.alone:
             return list(wishes)
-        return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).any(axis=0)]
+        return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).max(axis=0)]
 
     @staticmethod
     def _all(own: np.ndarray) -> np.ndarray:
