@@ -21,7 +21,12 @@ Fields = dict[str, Any]
 LARGEST = 2**14 - 1  # of a logit
 # Found by search: what a slip of one unit in the mean, in a share or in a draw changes.
 MEANS_NEAR_A_HALF = [np.array([2] * 3 + [1] * 93)]
+DRAWS_NEAR_AN_END = (
+    (256, [0, 112_370, 602_357, 1_070_867, 8_861_397]),
+    (300, [9, 18, 8_444, 525_704, 3_145_432, 13_448_578]),
+)
 SUMS_NEAR_AN_ENTRY = [[LARGEST - d for d in (0, 3, 3025, *[far] * 16)] for far in (6400, 6655, 6656)]
+SUMS_NEAR_AN_ENTRY.append([LARGEST - d for d in (0, 100, 221)])
 
 
 def numbers(seed: int, size: Any, bound: int = 127) -> oracle.Array:
@@ -206,6 +211,9 @@ def fitness() -> list[Fields]:
         [7] * 8,
         [40_000, 40_001] * 4,
         (10_000 + numbers(6, 128, 900)).tolist(),  # pairs enough that rank 256 lowers D
+        [0, 2**24, 2**22, 0, 5, 6, 9, 7],  # a difference that is cut
+        [6, 0, 0, 248, 0, 127, 127, 0],  # a mean of 127, and a tie below 0
+        [*range(22), 0, 900],  # more than four means
     ):
         for rank in (1, 256):
             signs, shaped = (oracle.fitness(kind, losses, rank) for kind in ("sign", "normalised"))
@@ -229,19 +237,22 @@ def votes() -> list[Fields]:
 def perturbation() -> list[Fields]:
     """What both members of a pair read of a matrix for an input (accumulators), of a vector, and of an embedding."""
     cases: list[Fields] = []
-    for rank, sigma_shift, parameter, size, bound in (
-        (1, 0, 0, (3, 8), 127),
-        (5, 3, 0, (20, 24), 127),
-        (1, 0, 3, (8,), 127),
-        (4, 2, 3, (40,), 100),
-        (1, 0, 1, (8, 24), 127),
-        (3, 4, 8, (24, 8), 127),
-        (256, 12, 2, (8, 8), 127),
-        (1, 4, 2, (2, 384), 40),
-        (2, 0, 2, (2, 704), 127),
+    for rank, sigma_shift, parameter, size, along in (
+        (1, 0, 0, (2, 40), 0),
+        (5, 3, 0, (7, 24), 0),
+        (2, 1, 0, (2, 40), 0),
+        (1, 0, 3, (8,), 0),
+        (4, 2, 3, (40,), 0),
+        (1, 0, 1, (8, 24), 0),
+        (3, 2, 8, (24, 8), 0),
+        (256, 12, 2, (8, 8), 0),
+        (1, 4, 2, (2, 384), 1),  # x as like the noise as can be, and as unlike: its product saturates
+        (1, 1, 2, (2, 384), -1),
+        (2, 0, 2, (2, 704), -1),
     ):
         setting, update, pair = oracle.Noise(2**50 + parameter, rank, sigma_shift, 2), 7, 2**18 + rank
-        weights = numbers(rank + sigma_shift, size, bound)
+        weights = numbers(rank + sigma_shift, size)
+        weights.ravel()[::2] = 127 * np.sign(weights.ravel()[::2])
         before = [np.zeros(0, np.int64)] * parameter + [weights]
         adds, subtracts = (oracle.Member(before, setting, update, 2 * pair + side) for side in (0, 1))
         case: Fields = {"seed": str(setting.seed), "rank": rank, "sigma_shift": sigma_shift, "noise_reuse": 2}
@@ -254,8 +265,8 @@ def perturbation() -> list[Fields]:
             cases.append({**case, "token": token, "read": found})
         else:
             x = numbers(parameter, size[1])
-            if size[1] > 100:  # as like the noise as can be: the product with it saturates
-                x = 127 * np.sign(adds.factors(parameter)[1][0])
+            if along:
+                x = 127 * along * np.sign(adds.factors(parameter)[1][0])
             found = [member.product(parameter, x).tolist() for member in (adds, subtracts)]
             cases.append({**case, "x": x.tolist(), "read": found})
     return cases
@@ -272,8 +283,9 @@ def texts() -> list[Fields]:
         ([(1, word)], 5, 3, 4, 4, 2),
         ([(1, word)], 5, 2, 3, 16, 2**32 - 1),
         ([(1, other)], 257, 3, 9, 2, 4),
+        ([(1, other)], 256, 3, 9, 2, 4),
         ([(1, other)], 4, 3, 9, 2, 4),
-        ([(2, word), (1, other), (4, word[:4])], 5, 8, 3, 1, 5),
+        ([(2, word), (1, other), (4, word[:4])], 5, 9, 3, 1, 5),
         ([(5, other), (3, word)], 300, 5, 4, 4, 11),
     ):
         read, wanted = oracle.texts_read(mixture, vocabulary, count, tokens, targets, update)
@@ -462,6 +474,11 @@ def sampling() -> list[Fields]:
         for v, k in ((256, len(row)), (320, 2), (1, len(row)), (2**15, len(row)), (256, 1)):
             drawn = [oracle.sample(np.array(row), v, k, seed, position) for position in range(16)]
             cases.append({"logits": row, "v": v, "k": k, "seed": str(seed), "tokens": drawn})
+    row = numbers(3, 256, 150)
+    for v, positions in DRAWS_NEAR_AN_END:
+        drawn = [oracle.sample(row, v, len(row), 3, position) for position in positions]
+        case = {"logits": row.tolist(), "v": v, "k": len(row), "seed": "3", "positions": positions}
+        cases.append({**case, "tokens": drawn})
     return cases
 
 
