@@ -1,7 +1,7 @@
 """Checkpoints with orbax: everything needed to go on with the same bits, written atomically, the last few kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
-has a state), `members` (recurrent states) and `meta` (JSON: numerics version and whatever the caller adds). The
+has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and whatever the caller adds). The
 position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS, as
 `sha256sum` writes it: orbax itself does not notice every changed byte.
 """
@@ -20,10 +20,11 @@ import numpy as np
 
 from intlm.errors import RunError
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 KEPT = 3
 CHECKSUMS = "SHA256SUMS"
+_VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 
@@ -73,7 +74,7 @@ class Checkpoints:
         items = {
             "parameters": standard(parameters),
             "members": standard({"states": members}),
-            "meta": ocp.args.JsonSave({**meta, "update": update, "numerics_version": NUMERICS_VERSION}),
+            "meta": ocp.args.JsonSave({**meta, "update": update, **_VERSIONS}),
         }
         if jax.tree.leaves(optimizer):
             items["optimizer"] = standard(optimizer)
@@ -98,15 +99,20 @@ class Checkpoints:
             reason = "No space left on device" if full else str(error)
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
-    def meta(self, update: int) -> dict[str, Any]:
-        """The meta item, its numerics version checked, after the checksums of the whole checkpoint."""
+    def meta(self, update: int, resume: bool = False) -> dict[str, Any]:
+        """The meta item, after the checksums of the whole checkpoint.
+
+        Raises RunError where the inference version is not this package's, or, to `resume` training, the training
+        version. A checkpoint from before there were two has one number for both.
+        """
         self._verify(update)
         meta = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
-        if (found := meta.get("numerics_version")) != NUMERICS_VERSION:
-            raise RunError(
-                f"{self._directory}/{update}: computed by numerics version {found}; this intlm computes version "
-                f"{NUMERICS_VERSION}, whose bits differ"
-            )
+        for name in _VERSIONS if resume else ("inference_version",):
+            if (found := meta.get(name, meta.get("numerics_version"))) != _VERSIONS[name]:
+                raise RunError(
+                    f"{self._directory}/{update}: {name} = {found}: expected {_VERSIONS[name]}, the one that this "
+                    "intlm computes: the bits of another differ"
+                )
         return meta
 
     def parameters(self, update: int, architecture: Architecture) -> Parameters:

@@ -43,7 +43,7 @@ from intlm.tracking import metrics, picture, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
 from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible, value
-from intlm.version import NUMERICS_VERSION
+from intlm.version import TRAINING_VERSION
 
 PARTS = ("base", "seeds", "keys", "variants", "grid")
 POLL_SECONDS = 0.2
@@ -193,7 +193,7 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             counted = {key: value(config, key) for key in overrides if key not in UNCOUNTED}
             text = Path(data.train)
             identity = {"study": study.path.stem, "variant": variant, "seed": seed, "keys": keys | counted}
-            identity |= {"text": text.name, "numerics": NUMERICS_VERSION}
+            identity |= {"text": text.name, "numerics": TRAINING_VERSION}
             directory = runs / f"{variant}-{text.stem}-{seed}"
             settings = dict.fromkeys([*keys, *overrides, "seed", "threads"])
             flags = [f"--{key}={value(config, key)}" for key in settings]

@@ -3,7 +3,7 @@
 Every export holds what is needed to use it far from its run, whatever else is in it:
 
 model.safetensors    the weights, int8, by the names of `intlm.model.parameters`
-config.json          the architecture, the numerics version and the weights' SHA-256
+config.json          the architecture, the inference version and the weights' SHA-256
 config.toml          the run's configuration
 tokenizer.json       the tokenizer
 
@@ -22,7 +22,7 @@ from intlm import config as configuration
 from intlm.errors import RunError
 from intlm.export import c, onnx
 from intlm.run import WEIGHTS, LanguageModel, load, open_run
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION
 
 MODEL_TYPE = "intlm"
 COMMON = (WEIGHTS, "config.json", "config.toml", "tokenizer.json")
@@ -81,9 +81,9 @@ def _write_common(run: Path, model: LanguageModel, out: Path) -> None:
     config, tokenizer = open_run(run)
     weights = {name: np.ascontiguousarray(value) for name, value in model.parameters.items()}
     # One entry: safetensors writes several in any order, and an export is the same bytes every time.
-    found = save(weights, {"numerics_version": str(NUMERICS_VERSION)})
+    found = save(weights, {"inference_version": str(INFERENCE_VERSION)})
     (out / WEIGHTS).write_bytes(found)
-    described = {"model_type": MODEL_TYPE, "numerics_version": NUMERICS_VERSION, **model.architecture._asdict()}
+    described = {"model_type": MODEL_TYPE, "inference_version": INFERENCE_VERSION, **model.architecture._asdict()}
     described["weights_sha256"] = hashlib.sha256(found).hexdigest()
     (out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     (out / "config.toml").write_text(configuration.dumps(config))
