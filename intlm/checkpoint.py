@@ -1,8 +1,8 @@
 """Checkpoints with orbax: everything needed to go on with the same bits, written atomically, the last few kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
-has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and whatever the caller adds). The
-position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS, as
+has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and whatever the caller
+adds). The position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS, as
 `sha256sum` writes it: orbax itself does not notice every changed byte.
 """
 

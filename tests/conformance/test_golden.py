@@ -30,7 +30,7 @@ from intlm.data.shards import Corpus, CorpusWriter, Split
 from intlm.data.streams import MixedStreams
 from intlm.data.tokenizers import AlphabetTokenizer
 from intlm.eggroll import fitness, threshold
-from intlm.eggroll.perturbation import Factors, PerturbedWeights, Perturbation, parameter_noise, votes
+from intlm.eggroll.perturbation import Factors, Perturbation, PerturbedWeights, parameter_noise, votes
 from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
 from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise

@@ -97,7 +97,8 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         (
             "sums rescaled at once",
             "return int32(a + b + read",
-            "a = rescale(read.product(first + input_, n) + read.product(first + state, s), by)\n        b = 0\n        return int32(a + b + read",
+            "a = rescale(read.product(first + input_, n) + read.product(first + state, s), by)\n"
+            "        b = 0\n        return int32(a + b + read",
         ),
         ("each saturated before the sum", "return int32(a + b + read", "return int32(sat8(a) + sat8(b) + read"),
         ("the sum without the bias saturated", "return int32(a + b + read", "return int32(sat8(a + b) + read"),
@@ -245,8 +246,10 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ("biases drawn", 'if "bias" in name:', "if False:"),
         (
             "parameters numbered without biases",
-            'enumerate(zip(parameter_names(shape), parameter_shapes(shape), strict=True)):\n        if "bias" in name:\n            values.append(np.zeros(size, dtype=np.int64))',
-            'zip((0, 1, 2, 0, 3, 4, 0, 5, 6, 7), zip(parameter_names(shape), parameter_shapes(shape))):\n        if "bias" in name:\n            values.append(np.zeros(size, dtype=np.int64))',
+            "enumerate(zip(parameter_names(shape), parameter_shapes(shape), strict=True)):\n"
+            '        if "bias" in name:\n            values.append(np.zeros(size, dtype=np.int64))',
+            "zip((0, 1, 2, 0, 3, 4, 0, 5, 6, 7), zip(parameter_names(shape), parameter_shapes(shape))):\n"
+            '        if "bias" in name:\n            values.append(np.zeros(size, dtype=np.int64))',
         ),
         ("matrices by columns", "(0, 0, n), count).reshape(size)", '(0, 0, n), count).reshape(size, order="F")'),
     ],
@@ -331,15 +334,20 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "A before B",
-            "b.append(gaussian(key, stream, fan_in, first))\n        a.append(gaussian(key, stream, fan_out, first + 16 * blocks_in))",
-            "a.append(gaussian(key, stream, fan_out, first))\n        b.append(gaussian(key, stream, fan_in, first + 16 * blocks_out))",
+            "b.append(gaussian(key, stream, fan_in, first))\n"
+            "        a.append(gaussian(key, stream, fan_out, first + 16 * blocks_in))",
+            "a.append(gaussian(key, stream, fan_out, first))\n"
+            "        b.append(gaussian(key, stream, fan_in, first + 16 * blocks_out))",
         ),
         ("factors without gaps", "first + 16 * blocks_in))", "first + fan_in))"),
         ("components without gaps", "first = 16 * k * (blocks_in + blocks_out)", "first = k * (fan_in + fan_out)"),
         (
             "all B first",
-            "first = 16 * k * (blocks_in + blocks_out)\n        b.append(gaussian(key, stream, fan_in, first))\n        a.append(gaussian(key, stream, fan_out, first + 16 * blocks_in))",
-            "b.append(gaussian(key, stream, fan_in, 16 * k * blocks_in))\n        a.append(gaussian(key, stream, fan_out, 16 * (noise.rank * blocks_in + k * blocks_out)))",
+            "first = 16 * k * (blocks_in + blocks_out)\n"
+            "        b.append(gaussian(key, stream, fan_in, first))\n"
+            "        a.append(gaussian(key, stream, fan_out, first + 16 * blocks_in))",
+            "b.append(gaussian(key, stream, fan_in, 16 * k * blocks_in))\n"
+            "        a.append(gaussian(key, stream, fan_out, 16 * (noise.rank * blocks_in + k * blocks_out)))",
         ),
         ("c_r rounded down", "(isqrt(2**16 // rank) + 1) >> 1", "isqrt(2**14 // rank)"),
         ("a quantile of an interval's left end", '(i + Decimal("128.5")) / 256', '(i + Decimal("128")) / 256'),
@@ -528,8 +536,10 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ("vectors decay", "(0, rshift(s, 1)) if vector", "(optimizer.weight_decay, rshift(s, 1)) if vector"),
         (
             "decay after the move",
-            "    master = int32(master - rshift(rshift(master, 10) * rshift(s * decay, 8), 14))\n    master = clamp(int32(master + rshift(clamp(rho, 2047) * own, 8)), 127 * 2**16)",
-            "    master = clamp(int32(master + rshift(clamp(rho, 2047) * own, 8)), 127 * 2**16)\n    master = int32(master - rshift(rshift(master, 10) * rshift(s * decay, 8), 14))",
+            "    master = int32(master - rshift(rshift(master, 10) * rshift(s * decay, 8), 14))\n"
+            "    master = clamp(int32(master + rshift(clamp(rho, 2047) * own, 8)), 127 * 2**16)",
+            "    master = clamp(int32(master + rshift(clamp(rho, 2047) * own, 8)), 127 * 2**16)\n"
+            "    master = int32(master - rshift(rshift(master, 10) * rshift(s * decay, 8), 14))",
         ),
         ("decay without the step", "rshift(s * decay, 8), 14)", "rshift(2**17 * decay, 8), 14)"),
         (
@@ -566,7 +576,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
 
 
 def misread(old: str, new: str) -> ModuleType:
-    """The oracle with one piece replaced, without its assertions. What is slow to make, and the same, is the oracle's."""
+    """The oracle with one piece replaced, without its assertions. What is slow to make is taken from the oracle."""
     assert SOURCE.count(old) == 1, f"{old!r} is {SOURCE.count(old)} times in the oracle"
     tree = ast.parse(SOURCE.replace(old, new))
     kept = {name: table for name, (table, _) in oracle.TABLES.items()} | {"upper_tail": oracle.upper_tail}
@@ -574,7 +584,7 @@ def misread(old: str, new: str) -> ModuleType:
     tree.body = [
         node
         for node in tree.body
-        if not (isinstance(node, ast.With) and same or isinstance(node, ast.FunctionDef) and node.name in kept)
+        if not ((isinstance(node, ast.With) and same) or (isinstance(node, ast.FunctionDef) and node.name in kept))
     ]
     module = ModuleType("misread")
     vars(module).update(kept)

@@ -126,7 +126,7 @@ def norm() -> list[Fields]:
 
 
 def layer() -> list[Fields]:
-    """One layer of the plain model."""
+    """One layer of the plain model; in the last cases its accumulators pass int16."""
     cases = []
     for seed, nonlinearity in ((1, "clip"), (2, "table")):
         shape = oracle.Shape(2, 8, 24, 1, nonlinearity)
@@ -360,7 +360,7 @@ def update() -> list[Fields]:
 
 
 def optimizers() -> list[Fields]:
-    """A few weights under momentum and Adam: six updates after each other, through warm-up and decay to a step of 0."""
+    """A few weights under momentum, Adam and threshold: updates after each other, through warm-up, decay and past it."""
     cases: list[Fields] = []
     for kind, k, size in (
         ("momentum", 0, (2, 4)),
