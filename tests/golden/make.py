@@ -360,7 +360,7 @@ def update() -> list[Fields]:
 
 
 def optimizers() -> list[Fields]:
-    """A few weights under momentum, Adam and threshold: updates after each other, through warm-up, decay and past it."""
+    """A few weights under momentum, Adam and threshold: updates in a row, through warm-up, decay and past it."""
     cases: list[Fields] = []
     for kind, k, size in (
         ("momentum", 0, (2, 4)),
