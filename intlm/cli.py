@@ -91,7 +91,7 @@ def _generate(args: argparse.Namespace) -> int:
     from intlm.generation import generate
     from intlm.run import load
 
-    prompt = args.prompt_file.read_bytes() if args.prompt_file else os.fsencode(args.prompt)
+    prompt = _bytes_of(args.prompt_file) if args.prompt_file else os.fsencode(args.prompt)
     written = generate(load(args.run), prompt, args.tokens, args.temperature, args.top_k, args.sample_seed)
     # UTF-8 whatever the terminal's locale, a character when its last byte is there.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -101,6 +101,13 @@ def _generate(args: argparse.Namespace) -> int:
         print(decoder.decode(some), end="", flush=True)
     print(decoder.decode(b"", final=True))
     return 0
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file's text, or what comes through a pipe."""
+    from intlm.data import files
+
+    return path.read_bytes() if path.is_fifo() else files.read(path)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -179,12 +186,13 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from(low: int) -> Callable[[str], int]:
-    """The type of a flag: a whole number, `low` or more."""
+def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]:
+    """The type of a flag: a whole number from `low` to `high`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low}")
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+            shown = configuration.shown(text)
+            raise argparse.ArgumentTypeError(f"{shown}: expected a whole number from {low} to {high}")
         return int(text)
 
     return number
@@ -262,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
-    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument(
         "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
     )
@@ -303,7 +311,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--seed",
-        type=_from(0),
+        type=_from(0, 2**64 - 1),
         default=0,
         dest="sample_seed",
         metavar="N",
@@ -319,7 +327,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
     machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime", "model")
     made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
-    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help="of the text (default: 1000)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.add_argument("--hardware", type=Path, metavar="FILE", help="model: hardware described in TOML, required")

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from intlm.arithmetic import LARGEST_NOISE
 from intlm.errors import ConfigError
 
 INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
 MAX_PAIRS = 2**19
 MAX_TOKENS_PER_UPDATE = 32768
 MIN_VOCAB, MAX_VOCAB = 2, 65536
@@ -402,8 +404,9 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
             raise refuse("expected an integer")
         if limits["low"] is not None and number < limits["low"]:
             raise refuse(f"must be at least {limits['low']}")
-        if limits["high"] is not None and number > limits["high"]:
-            raise refuse(f"must be at most {limits['high']}")
+        high = INT64_MAX if limits["high"] is None else limits["high"]
+        if number > high:
+            raise refuse(f"must be at most {high}")
         if number % limits["multiple"]:
             wanted = "even" if limits["multiple"] == 2 else f"a multiple of {limits['multiple']}"
             raise refuse(f"must be {wanted} ({limits['why']})")
@@ -420,7 +423,7 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
         return os.path.abspath(directory / os.path.expanduser(value))
     if limits["shares"] and value:
         entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
-        if not all(len(entry) == 2 and entry[0].isdecimal() and int(entry[0]) > 0 for entry in entries):
+        if not all(len(entry) == 2 and re.fullmatch("0*[1-9][0-9]{0,8}", entry[0]) for entry in entries):
             raise refuse(f"expected {_expected(key)}")
         paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
         return ", ".join(f"{share} {path}" for share, path in paths)
@@ -458,5 +461,8 @@ def nearest(name: str) -> str:
 
 def shown(value: Any) -> str:
     """`value` as TOML would write it, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    if isinstance(value, int) and abs(value) >= 1 << 256:
+        text = hex(value)  # Python refuses to write thousands of digits in base 10
+    else:
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

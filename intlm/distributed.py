@@ -59,7 +59,7 @@ def place(given: Place, environment: Mapping[str, str]) -> Place | None:
             raise ConfigError(f"--{flag}: missing: expected --coordinator HOST:PORT --processes N --process I")
     assert coordinator is not None and processes is not None and process is not None
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 1 << 16:
         raise ConfigError(f"--coordinator = {coordinator}: expected HOST:PORT of process 0")
     if not 0 <= process < processes:
         raise ConfigError(f"--process = {process}: expected 0 to {processes - 1}, one less than --processes")

@@ -36,6 +36,12 @@ class LostProcess(IntlmError):
         super().__init__(f"another process of this run was lost; resume all of them with --resume ({reason})")
 
 
+def reason(error: BaseException) -> str:
+    """What an error says of itself, in a line that is never empty."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """An OSError inside becomes a RunError that names the file: a full disk's own names none."""

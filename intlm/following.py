@@ -1,6 +1,7 @@
 """What runs have done so far: many at a glance, or some beside each other. No run is changed, or waited for."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -232,8 +233,10 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
         label, _, level = reference.rpartition("=")
         try:
             levels[label] = float(level)
+            if not math.isfinite(levels[label]):
+                raise ValueError
         except ValueError:
-            raise ConfigError(f"--reference {reference}: expected LABEL=BITS, such as trigram=2.773") from None
+            raise ConfigError(f"--reference {reference[:60]}: expected LABEL=BITS, such as trigram=2.773") from None
     entries: list[Entry] = []
     ladders: list[dict[str, float] | None] = []
     for source in tqdm(sources, "reading runs", disable=None, delay=1, leave=False):

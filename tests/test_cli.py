@@ -426,3 +426,25 @@ def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main(["train", str(tiny.CONFIG)]) == 0
     assert main(["train", str(tiny.CONFIG), "--run-dir", "there"]) == 0
     assert seen == [Path("runs/tiny"), Path("there")]
+
+
+def test_numbers_of_any_size_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Given to any flag that takes one, huge exponents and thousands of digits among them: at once and in one line."""
+    run, digits = tiny.trained().directory, "9" * 9999
+    for arguments in (
+        ["generate", run, "--tokens"], ["generate", run, "--top-k"], ["generate", run, "--seed"],
+        ["evaluate", run, "--batch"], ["simulate", run, "--on", "host", "--tokens"], ["bench", tiny.CONFIG, "--rounds"],
+        ["sweep", tiny.CONFIG, "--jobs"], ["train", tiny.CONFIG, "--processes"],
+    ):  # fmt: skip
+        for number in (digits, "1e999999999", "0x" + digits):
+            said = usage(capsys, *arguments, number).splitlines()[-1]
+            assert "expected a whole number from" in said and len(said) < 250
+    for number in (digits, "1e999999999", "0x" + digits):
+        for key, field in config.KEYS.items():
+            if field.type is int:
+                assert f"{key} = " in refused(capsys, "train", tiny.CONFIG, f"--{key}", number)
+        assert "data.mixture = " in refused(capsys, "train", tiny.CONFIG, "--data.mixture", f"{number} x.toml")
+        assert "--reference" in refused(capsys, "compare", run, "--reference", f"x={number}")
+    toml = tmp_path / "big.toml"
+    toml.write_text(f"seed = 0x{digits}\n[data]\ntrain = 'x'\n")
+    assert "seed = 0x999" in refused(capsys, "prepare", toml)

@@ -35,6 +35,10 @@ CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
 
 
+class Changed(DataError):
+    """What an interrupted preparation left, or the text that it had read, is no longer what it was."""
+
+
 class Split:
     """One split of a corpus: a sequence of tokens on disk, read where it is wanted.
 
@@ -80,6 +84,12 @@ class Split:
             done += len(run)
         return result
 
+    def equals(self, other: "Split") -> bool:
+        """Whether both are the same tokens."""
+        if self.tokens != other.tokens:
+            return False
+        return all(np.array_equal(self.read(at, CHUNK), other.read(at, CHUNK)) for at in range(0, self.tokens, CHUNK))
+
     def document_spans(self) -> Iterator[tuple[int, int]]:
         """Each document's (start, end) in tokens, its separator left out. DataError if not as counted."""
         found, start = 0, 0
@@ -116,6 +126,8 @@ class Corpus:
         splits: the splits by name: "train", and "valid" where text is held out.
         request: what `prepare` was asked for.
         found: what it counted in the text (`sources.COUNTED`): of "train", and of "valid" where it has its own source.
+        files: by the same names, the files that were read ("read", as rows where "has_rows" says so), and by the reason
+            those that were not ("left_out").
         identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
     """
 
@@ -127,6 +139,7 @@ class Corpus:
             raise ValueError(error) from error
         self.request: dict[str, Any] = index["request"]
         self.found: dict[str, dict[str, int]] = index.get("found", {})
+        self.files: dict[str, dict[str, Any]] = index.get("files", {})
         if index["tokenizer_identity"] != identity(self.tokenizer):
             raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
         if index["dtype"] != self.tokenizer.dtype.name:
@@ -210,20 +223,36 @@ class CorpusWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `save` returned. Whatever was written after it is dropped."""
-        self._splits = splits
+        """Go on from what `save` noted. Whatever was written after it is dropped. Changed: a shard is not as noted."""
         for split, counts in splits.items():
-            shard = counts["shards"][-1]
-            file = (self._scratch / shard["file"]).open("r+b")
-            file.truncate(shard["tokens"] * self._tokenizer.dtype.itemsize)
-            self._files[split], self._hashes[split] = file, hashlib.file_digest(file, "sha256")
+            for number, shard in enumerate(counts["shards"]):
+                path, left = (
+                    self._scratch / _shard_name(split, number),
+                    shard["tokens"] * self._tokenizer.dtype.itemsize,
+                )
+                try:
+                    file = self._files[split] = path.open("r+b")
+                    digest = self._hashes[split] = hashlib.sha256()
+                    while left and (block := file.read(min(left, CHUNK))):
+                        digest.update(block)
+                        left -= len(block)
+                except OSError as error:
+                    raise Changed(f"{path}: cannot be read: {error.strerror}") from None
+                if digest.hexdigest() != shard["sha256"]:
+                    raise Changed(f"{path}: not as an interrupted preparation left it")
+                if number + 1 < len(counts["shards"]):
+                    file.close()
+            file.truncate()
             file.seek(0, os.SEEK_END)
+        self._splits = splits
 
     def save(self, progress: dict[str, Any]) -> None:
         """See that all that was written is on the disk, and note there `progress` (JSON) and what `resume` needs."""
-        for file in self._files.values():
+        for split, file in self._files.items():
             _sync(file)
-        _write_json(self._scratch / PROGRESS, progress | {"splits": self._splits})
+            self._splits[split]["shards"][-1]["sha256"] = self._hashes[split].hexdigest()
+        noted = progress | {"splits": self._splits}
+        _write_json(self._scratch / PROGRESS, noted | {"checksum": _digest(noted)})
 
     def write(self, split: str, text: bytes, new_document: bool) -> None:
         """Add `text` to `split`, as the beginning of a document or as more of its last one."""
@@ -242,7 +271,7 @@ class CorpusWriter:
         while len(tokens):
             if not shards or shards[-1]["tokens"] == self._shard_tokens:
                 self._close_shard(split)
-                shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
+                shards.append({"file": _shard_name(split, len(shards)), "tokens": 0})
                 self._files[split] = (self._scratch / shards[-1]["file"]).open("wb")
                 self._hashes[split] = hashlib.sha256()
             run, tokens = np.split(tokens, [self._shard_tokens - shards[-1]["tokens"]])
@@ -250,13 +279,21 @@ class CorpusWriter:
             self._files[split].write(run.data)
             self._hashes[split].update(run.data)
 
-    def finish(self, request: dict[str, Any], found: dict[str, dict[str, int]] | None = None) -> None:
-        """Write the index, with `request` and `found` (see `Corpus`) in it, and give the directory its name.
+    def finish(
+        self,
+        request: dict[str, Any],
+        found: dict[str, dict[str, int]] | None = None,
+        files: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """Write the index, with `request`, `found` and `files` (see `Corpus`), and give the directory its name.
 
-        Every split must have been written to; a corpus has a "train" split at least.
+        Every split must have been written to; a corpus has a "train" split at least. DataError where two are the same.
         """
         for split in self._splits:
             self._close_shard(split)
+        sums = [[shard["sha256"] for shard in split["shards"]] for split in self._splits.values()]
+        if sums[0] in sums[1:]:
+            raise DataError(f"{self._directory}: the held-out text is the training text: expected other text")
         index = {
             "format": FORMAT,
             "version": VERSION,
@@ -265,18 +302,17 @@ class CorpusWriter:
             "tokenizer_identity": identity(self._tokenizer),
             "request": request,
             "found": found or {},
+            "files": files or {},
             "splits": self._splits,
         }
         _write_json(self._scratch / "index.json", index | {"checksum": _digest(index)})
         shards = {shard["file"] for split in self._splits.values() for shard in split["shards"]}
         if self._directory.is_dir():
             # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
-            old = self._scratch.with_name(f".{self._directory.name}.replaced-{os.getpid()}")
-            self._directory.rename(old)
-            self._scratch.rename(self._directory)
-            shutil.rmtree(old)
-        else:
-            self._scratch.rename(self._directory)
+            discard_replaced(self._directory)
+            self._directory.rename(_replaced(self._directory))
+        self._scratch.rename(self._directory)
+        discard_replaced(self._directory)
         for path in self._directory.iterdir():  # what served to go on
             if path.name not in shards | {"index.json"}:
                 path.unlink()
@@ -292,6 +328,29 @@ class CorpusWriter:
 def scratch(directory: Path) -> Path:
     """Where a corpus is written until it is whole."""
     return directory.parent / f".{directory.name}.partial"
+
+
+def discard_replaced(directory: Path) -> None:
+    """Delete what a corpus that is there replaced, as a process that was killed may not have done."""
+    shutil.rmtree(_replaced(directory), ignore_errors=True)
+
+
+def _replaced(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.replaced"
+
+
+def read_progress(directory: Path) -> dict[str, Any] | None:
+    """What `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is not as it was written."""
+    path = directory / PROGRESS
+    if not path.exists():
+        return None
+    try:
+        progress = json.loads(path.read_bytes())
+        if progress.pop("checksum", None) == _digest(progress):
+            return dict(progress)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise Changed(f"{path}: not as an interrupted preparation left it")
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -310,6 +369,10 @@ def read_index(directory: Path) -> dict[str, Any]:
     if index.pop("checksum", None) != _digest(index):
         raise DataError(f"{path}: damaged: its contents do not match its checksum")
     return index
+
+
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05}.bin"
 
 
 def _digest(value: Any) -> str:

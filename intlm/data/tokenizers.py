@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from intlm.data import files
 from intlm.errors import DataError
 from intlm.model import SEPARATOR
 
@@ -271,10 +272,9 @@ def tokenizer_from_json(description: Any) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. DataError where it is none."""
+    text = files.read(path)
     try:
-        return tokenizer_from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        return tokenizer_from_json(json.loads(text))
     except (ValueError, DataError) as error:
         raise DataError(f"{path}: not a tokenizer: {error}") from None
 
