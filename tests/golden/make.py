@@ -72,7 +72,7 @@ def rescale() -> list[Fields]:
     """Accumulators brought to their scale: saturated or not, at ties and beside them, for many fan-ins."""
     cases = []
     for kind, rule in (("act", oracle.act), ("act3", oracle.act3), ("logit", oracle.logit)):
-        for fan_in in (8, 16, 24, 64, 72, 256, 264, 1024, 1032, 4096, 65_536):
+        for fan_in in (8, 16, 24, 64, 72, 256, 264, 1024, 1032, 4096, 4104, 65_536):
             by = rule(fan_in)
             half, unit = 1 << max(0, by.s - 1), 1 << by.s
             edges = (half, 3 * half, 2**14 * unit, 32_766 * unit + half, 32_767 * unit + half, 127 * 127 * fan_in)
