@@ -211,7 +211,8 @@ def fitness() -> list[Fields]:
         [7] * 8,
         [40_000, 40_001] * 4,
         (10_000 + numbers(6, 128, 900)).tolist(),  # pairs enough that rank 256 lowers D
-        [0, 2**24, 2**22, 0, 5, 6, 9, 7],  # a difference that is cut
+        [0, 2**24, 2**22, 0, 5, 6, 9, 8],  # a difference that is cut
+        [2**24, 0, 1_661_894, 0],  # and one where a unit of the cut shows
         [6, 0, 0, 248, 0, 127, 127, 0],  # a mean of 127, and a tie below 0
         [*range(22), 0, 900],  # more than four means
     ):
@@ -375,6 +376,7 @@ def optimizers() -> list[Fields]:
     for kind, k, size, steps in (
         ("momentum", 2, (2, 4), (7, 3, 6, 13)),  # a step of 0 from the end of the warm-up on
         ("momentum", 1, (8,), (511, 4, 4, 0)),  # no update between warm-up and the end
+        ("momentum", 2, (8,), (300, 4, 3, 1)),  # one update
         ("momentum", 0, (2, 4), (1, 2**31 - 1, 0, 200)),
         ("adam", 4, (2, 4), (33, 3, 0, 100)),  # updates past the end
     ):
