@@ -125,7 +125,7 @@ def resume(out: Path) -> None:
 
     def train(name: str, updates: int, engine: str, platform: str, *further: str) -> None:
         command = [
-            sys.executable, "-m", "intlm.cli", "train", "benchmarks/gpu.toml", "--run-dir", str(runs / name),
+            sys.executable, "-P", "-m", "intlm.cli", "train", "benchmarks/gpu.toml", "--run-dir", str(runs / name),
             "--data.train", str(out / "text.txt"), "--data.prepared", str(out / "prepared"), "--engine", engine,
             "--train.updates", str(updates), "--train.tokens_per_update", "40", *flags, *further,
         ]  # fmt: skip

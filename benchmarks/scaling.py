@@ -38,8 +38,8 @@ def train(directory: Path, name: str, processes: int, flags: Sequence[str]) -> l
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = some.getsockname()[1]
-    command = [sys.executable, "-m", "intlm.cli", "train", str(REPOSITORY / "configs/quickstart.toml"), *QUIET, *flags]
-    command += ["--run-dir", name, "--data.prepared", str(directory / "prepared")]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "train", str(REPOSITORY / "configs/quickstart.toml")]
+    command += [*QUIET, *flags, "--run-dir", name, "--data.prepared", str(directory / "prepared")]
     place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
     with (directory / f"{name}.log").open("wb") as log:
         places = [[*place, str(i)] for i in range(processes)] if processes > 1 else [[]]

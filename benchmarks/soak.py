@@ -56,7 +56,7 @@ TIMINGS = ("seconds", "tokens_per_second", "waiting")
 def start(directory: Path, run: str, processes: int) -> list[subprocess.Popen[bytes]]:
     """The run, begun or gone on with."""
     resume = ["--resume"] if (directory / run / "config.toml").exists() else []
-    command = [sys.executable, "-m", "intlm.cli", "train", "soak.toml", "--run-dir", run, *resume]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "train", "soak.toml", "--run-dir", run, *resume]
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = some.getsockname()[1]

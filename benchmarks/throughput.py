@@ -70,9 +70,9 @@ def ours(config: Path, text: Path, updates: int, scratch: Path, engine: str) -> 
     run = scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [
-        sys.executable, "-u", "-m", "intlm.cli", "train", str(config), "--run-dir", str(run), "--data.train", str(text),
-        "--data.prepared", str(scratch / "prepared"), "--train.updates", str(updates), "--train.sample_every", "0",
-        "--train.evaluate_every", "0", "--engine", engine,
+        sys.executable, "-u", "-P", "-m", "intlm.cli", "train", str(config), "--run-dir", str(run),
+        "--data.train", str(text), "--data.prepared", str(scratch / "prepared"), "--train.updates", str(updates),
+        "--train.sample_every", "0", "--train.evaluate_every", "0", "--engine", engine,
     ]  # fmt: skip
     _, first, memory = watch(command, ROOT, dict(os.environ), "update 1/")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -459,7 +459,7 @@ def peak_memory() -> int:
     if held := jax.local_devices()[0].memory_stats():
         return held["peak_bytes_in_use"]
     try:  # where it is, for getrusage counts what the process held that started this one
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1 << 10)

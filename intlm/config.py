@@ -4,7 +4,8 @@
   else: the TOML loader, the command line flags and the error messages are all made from them.
 - A mistake is a `ConfigError` that names where the value came from (the file, or "command line"), the key,
   the value and what was expected.
-- `dumps` writes what `load` reads: a run's saved config.toml gives the same `Config`, from any directory.
+- `dumps` writes what `load` reads: a run's saved config.toml gives the same `Config`, from any directory. It also
+  says where it was written, so that the paths in it are found again where the whole project was moved.
 - `check_limits` holds the arithmetic limits that docs/numerics.md proves.
 """
 
@@ -15,8 +16,7 @@ import hashlib
 import json
 import os
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import tomli_w
 
 from intlm.arithmetic import LARGEST_NOISE
 from intlm.errors import ConfigError
+from intlm.schema import parse_toml, read_text
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -34,6 +35,7 @@ MIN_VOCAB, MAX_VOCAB = 2, 65536
 SERVICES = ("wandb", "trackio")
 
 COMMAND_LINE = "command line"
+_WRITTEN_IN = "written_in"  # beside the keys of a saved file: the directory that it was written in
 
 _GROUPS_OF_8 = "the kernels and the exported model work on whole groups of 8 channels"
 _ANTITHETIC = "members come in antithetic pairs"
@@ -232,23 +234,19 @@ def load(path: Path, overrides: Mapping[str, str] | None = None, layers: Layers 
     layers: keys of other files, over those of `path` and under `overrides`. Raises ConfigError for a file that cannot
     be read or is not TOML, and for the first key that is not valid.
     """
-    try:
-        text = Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return from_toml(text, path, overrides, layers)
+    return from_toml(read_text(path), path, overrides, layers)
 
 
 def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None, layers: Layers = ()) -> Config:
     """As `load`, for `text` already read; `path` is named in errors and anchors relative paths."""
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        last = f"at end of document, line {text.count(chr(10)) + 1}"
-        raise ConfigError(f"{path}: not TOML: {str(error).replace('at end of document', last)}") from None
+    tables = parse_toml(text, path)
 
+    here = Path(os.path.abspath(Path(path).parent))
+    written_in = tables.pop(_WRITTEN_IN, str(here))
+    if not isinstance(written_in, str):
+        raise ConfigError(f"{path}: {_WRITTEN_IN} = {shown(written_in)}: expected the path of a directory")
+    if not (here / "tokenizer.json").is_file():  # not of a run or an export: a copy means what it says
+        written_in = str(here)
     given: dict[str, tuple[str, Any]] = {}  # dotted key -> (source, value)
     for name, value in tables.items():
         if name not in _SECTIONS:
@@ -265,16 +263,22 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
         if name not in KEYS:
             raise ConfigError(f"{source}: {name}: unknown key{nearest(name)}")
         section, _, key = name.rpartition(".")
-        directory = Path.cwd() if source == COMMAND_LINE else Path(source).parent
-        values[section][key] = _valid(name, value, source, directory)
+        directory = Path.cwd() if source == COMMAND_LINE else Path(os.path.abspath(Path(source).parent))
+        values[section][key] = _valid(name, value, source, directory, written_in if source == str(path) else directory)
     if not values["data"].get("train"):
         raise ConfigError(f"{path}: data.train: missing: expected {KEYS['data.train'].metadata['help']}")
 
     data = DataConfig(**values["data"])
     if not data.prepared:
         asked = dataclasses.asdict(dataclasses.replace(data, processes=0))
+        for name, text in asked.items():  # seen from here, so that a project that is moved finds its text again
+            metadata = KEYS[f"data.{name}"].metadata
+            if metadata["path"] or metadata["shares"]:
+                asked[name] = _each_path(text, metadata["shares"], lambda place: os.path.relpath(place))
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
+        if not _is_utf8(str(prepared)):
+            raise ConfigError(f"data.prepared: expected a directory whose path is UTF-8, as that of {path} is not")
         data = dataclasses.replace(data, prepared=str(prepared))
     config = Config(
         model=ModelConfig(**values["model"]),
@@ -289,9 +293,14 @@ def from_toml(text: str, path: Path, overrides: Mapping[str, str] | None = None,
     return config
 
 
-def dumps(config: Config) -> str:
-    """`config` as TOML with every key written out. `from_toml` gives an equal Config back."""
-    return tomli_w.dumps(dataclasses.asdict(config))
+def dumps(config: Config, directory: Path | None = None) -> str:
+    """`config` as TOML with every key written out. `from_toml` gives an equal Config back.
+
+    directory: where the file will be. Moved from there with the files that it names, it finds them again.
+    """
+    place = os.path.abspath(directory).encode("utf-8", "replace").decode() if directory else ""
+    written_in = {_WRITTEN_IN: place} if place else {}
+    return tomli_w.dumps(written_in | dataclasses.asdict(config))
 
 
 def check_limits(config: Config, vocab_size: int | None) -> None:
@@ -385,8 +394,11 @@ def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
 
 
-def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
-    """`value` of the key `name`, checked alone; text from the command line parsed, a path made absolute."""
+def _valid(name: str, value: Any, source: str, directory: Path, written_in: str | Path) -> int | str:
+    """`value` of the key `name`, checked alone; text from the command line parsed, a path made absolute.
+
+    directory: what paths are relative to. written_in: what it was when the file was written.
+    """
     key = KEYS[name]
     limits = key.metadata
 
@@ -417,17 +429,43 @@ def _valid(name: str, value: Any, source: str, directory: Path) -> int | str:
     if limits["choices"] and value not in limits["choices"]:
         close = difflib.get_close_matches(value, limits["choices"], 1)
         raise refuse(f"expected {_expected(key)}" + (f'; did you mean "{close[0]}"?' if close else ""))
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise refuse("expected text that UTF-8 can write")  # or the run's config.toml could not be saved
-    if limits["path"] and value and not value.startswith("hub:"):
-        return os.path.abspath(directory / os.path.expanduser(value))
     if limits["shares"] and value:
         entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
         if not all(len(entry) == 2 and re.fullmatch("0*[1-9][0-9]{0,8}", entry[0]) for entry in entries):
             raise refuse(f"expected {_expected(key)}")
-        paths = ((share, os.path.abspath(directory / os.path.expanduser(path))) for share, path in entries)
-        return ", ".join(f"{share} {path}" for share, path in paths)
+    if limits["path"] or limits["shares"]:
+        if "\0" in value:
+            raise refuse("expected a path, which has no NUL")
+        made = name == "data.prepared"
+        value = _each_path(value, limits["shares"], lambda path: _absolute(path, directory, written_in, made))
+    if not _is_utf8(value):
+        raise refuse("expected text that UTF-8 can write")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write `text`, as a config.toml needs. Names of files that are not UTF-8 hold surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _each_path(value: str, shares: bool, change: Callable[[str], str]) -> str:
+    """The value of a key of a path, or of `shares` before each of several, its paths changed."""
+    if shares and value:
+        entries = (entry.split(maxsplit=1) for entry in value.split(","))
+        return ", ".join(f"{share} {change(path.strip())}" for share, path in entries)
+    return change(value) if value and not value.startswith("hub:") else value
+
+
+def _absolute(path: str, directory: Path, written_in: str | Path, made: bool) -> str:
+    """`path` as seen from `directory`, absolute.
+
+    Where the file that names it was written elsewhere, its project was moved (what the path names lies as it did to the
+    file, or, where it is made when it is missing, its place is gone) or only the file was (it lies where it did).
+    """
+    found = os.path.abspath(directory / os.path.expanduser(path))
+    moved = os.path.abspath(directory / os.path.relpath(found, written_in))
+    gone = made and not os.path.exists(found) and not os.path.exists(os.path.dirname(found))
+    return moved if os.path.exists(moved) or gone else found
 
 
 def _expected(key: dataclasses.Field[Any]) -> str:

@@ -1,8 +1,11 @@
 """The project's own error types: what the command line turns into one line and an exit code."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+INTERNAL = 70  # exit code of an error that is no IntlmError: EX_SOFTWARE of sysexits.h
 
 
 class IntlmError(Exception):
@@ -49,6 +52,25 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of the file `path`, at once, as the context ends.
+
+    A device or a pipe is written itself, of a link what it leads to. An OSError becomes a RunError that names the file.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        there = Path(os.path.realpath(path))
+        temporary = there.with_name(f".{there.name}.tmp")  # what a kill leaves is used by the next time
+        try:
+            yield temporary
+            os.replace(temporary, there)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class MissingPackage(IntlmError):

@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from intlm.tracking.table import format_table
 SEGMENT = 1024
 WARM_UP = 256
 BATCH_LOGITS = 1 << 24  # logits held at once
+MOST_ROWS = 256  # of a batch, where nothing is asked
 FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
 SHOWN = 3  # documents, of the best and of the worst
 BEGINNING = 48  # characters of a document that are shown
@@ -133,8 +134,10 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
         data = replace(config.data, valid="", valid_split="", max_bytes=0)
         source = sources_of(replace(data, train=str(text.absolute() if str(text).startswith(HUB) else text)))[0]
         return text_documents(source, tokenizer), str(text), source.size
-    corpus = open_corpus(config, tokenizer).split(split)
-    return split_documents(corpus), f"{split} split", corpus.bytes
+    corpus = open_corpus(config, tokenizer, run)
+    found = corpus.split(split)
+    corpus.verify(split)
+    return split_documents(found), f"{split} split", found.bytes
 
 
 def text_documents(source: Source, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -328,13 +331,15 @@ def segments_of(tokens: np.ndarray, document: int = 0) -> Iterator[Segment]:
 
 def default_batch(model: LanguageModel) -> int:
     """How many segments are read side by side where nothing is asked."""
-    return max(1, min(256, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
+    return max(1, min(MOST_ROWS, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
 
 
 def read(model: LanguageModel, segments: Iterable[Segment], batch: int | None = None) -> Iterator[Block]:
     """Read segments from a zero state, `batch` of them side by side. Blocks that count nothing are left out."""
-    batch = batch or default_batch(model)
-    for chosen, inputs, targets in batches(segments, batch):
+    queue, batch = iter(segments), batch or default_batch(model)
+    first_batch = list(islice(queue, batch))
+    batch = min(batch, max(len(first_batch), MOST_ROWS))  # no memory for rows that count nothing
+    for chosen, inputs, targets in batches(chain(first_batch, queue), batch):
         states = model.start(batch)
         width = inputs.shape[1]
         starts = np.array([s.start - (width - len(s.targets)) for s in chosen])

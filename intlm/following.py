@@ -1,6 +1,5 @@
 """What runs have done so far: many at a glance, or some beside each other. No run is changed, or waited for."""
 
-import json
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from intlm import config as configuration
 from intlm.config import KEYS, Config, shown
+from intlm.data.references import LADDER, read_ladder
 from intlm.errors import ConfigError, IntlmError, RunError
 from intlm.model.parameters import specifications
 from intlm.run import WEIGHTS, architecture_of, open_run
@@ -109,10 +109,6 @@ def status(directory: Path) -> Status:
         architecture = architecture_of(config, open_run(directory)[1].vocab_size)
         parameters = sum(int(np.prod(s.shape)) for s in specifications(architecture))
     lines = metrics.read(log) if log.exists() else []
-    for number, line in enumerate(lines, start=1):
-        for name in ("tokens_evaluated", "tokens_read", "seconds", "train_bits_per_byte"):
-            if not isinstance(line.get(name), int | float):
-                raise RunError(f"{log}: line {number}: damaged: {name}: expected a number")
     age = max(0.0, time.time() - (log if lines else saved).stat().st_mtime)
     return Status(directory, config, lines, parameters, alive(directory), age)
 
@@ -252,11 +248,8 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
         label = label or (short if sum(Path(s).absolute().name == short for s in sources) == 1 else name)
         settings = {key: value(run.config, key) for key in KEYS}
         entries.append(Entry(label, run.summary(), settings, run.curve(label)))
-        ladder = Path(name) / "references.json"
-        try:
-            ladders.append(json.loads(ladder.read_bytes()) if ladder.exists() else None)
-        except ValueError:
-            raise RunError(f"{ladder}: damaged: expected one JSON object") from None
+        ladder = Path(name) / LADDER
+        ladders.append(read_ladder(ladder) if ladder.exists() else None)
     if not levels and ladders[0] and all(ladder == ladders[0] for ladder in ladders):
         levels = ladders[0]
     out.parent.mkdir(parents=True, exist_ok=True)

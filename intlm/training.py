@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import json
 import math
+import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +25,13 @@ import numpy as np
 from intlm import config as configuration
 from intlm import distributed
 from intlm.arithmetic.fixed_point import Array
-from intlm.checkpoint import Checkpoints
+from intlm.checkpoint import Checkpoints, check_path
 from intlm.config import KEYS, Config
 from intlm.data.prepare import corpora, prepare
-from intlm.data.references import references
+from intlm.data.references import LADDER, read_ladder, references
 from intlm.data.shards import Corpus
 from intlm.data.streams import Batch, MixedStreams, ReadAhead
+from intlm.eggroll.optimizer import check_state
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
@@ -58,6 +61,7 @@ SAMPLE_TOKENS = 300
 SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
 LATE = 5  # seconds of an update from which on processes meet before anything crosses
 # What each process of a run may set for itself.
+TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # paths: known by what is there
 OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = OF_A_MACHINE | {
@@ -141,18 +145,27 @@ class Trainer:
         path = self.directory / "checkpoints"
         checkpoints = Checkpoints(path, read_only=True) if path.is_dir() else None
         if checkpoints and (updates := checkpoints.updates()):
-            if checkpoints.meta(updates[-1], resume=True).get("corpus") != self.identity:
+            if checkpoints.meta(updates[-1], resume=True).corpus != self.identity:
                 raise RunError(
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"
                 )
             like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
-            self.place(TrainState(*checkpoints.restore(updates[-1], like)))
+            state = TrainState(*checkpoints.restore(updates[-1], like))
+            check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
+            self.place(state)
             self.update = self.saved = updates[-1]
+        elif distributed.writes():  # it begins again, perhaps with another text
+            (self.directory / "references.json").unlink(missing_ok=True)
         log = self.directory / "metrics.jsonl"
-        if log.exists() and distributed.writes():
+        if distributed.writes():
             metrics.truncate_after(log, self.update)
-            lines = metrics.read(log)
+            lines = metrics.read(log) if log.exists() else []
+            if len(lines) < self.update:
+                raise RunError(
+                    f"{log}: ends with update {len(lines)}, but the checkpoint is of update {self.update}: lines are "
+                    "lost: put them back, or begin a new run with these weights (--from)"
+                )
             self.seconds = lines[-1]["seconds"] if lines else 0.0
 
     def digest(self) -> str:
@@ -178,12 +191,9 @@ class Trainer:
 
     def references(self) -> None:
         """Measure the ladder on the held-out text, once a run."""
-        path = self.directory / "references.json"
+        path = self.directory / LADDER
         if path.exists():
-            try:
-                self.ladder = {str(name): float(bits) for name, bits in json.loads(path.read_bytes()).items()}
-            except (ValueError, TypeError, AttributeError):
-                raise RunError(f"{path}: damaged: expected bits per byte by name; delete it to measure again") from None
+            self.ladder = read_ladder(path)
         elif self.valid:
             self.ladder = references(self.split.to_bytes(REFERENCE_BYTES), self.valid.to_bytes(REFERENCE_BYTES))
             write_whole(path, json.dumps(self.ladder))
@@ -206,9 +216,13 @@ class Trainer:
         """
         settings, writes = self.config.train, distributed.writes()
         saved, between, slow = time.monotonic(), float(settings.checkpoint_seconds), True
-        stop = stopped() if distributed.alone() else False
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
+
+            def wants_to_stop() -> bool:
+                return stopped() or bool(progress and progress.unread)
+
+            stop = distributed.alone() and wants_to_stop()
             log = stack.enter_context(Log(self.directory, self.config)) if writes else None
             ahead = stack.enter_context(closing(ReadAhead(self.streams, self.update, settings.updates)))
             while self.update < settings.updates and not stop:
@@ -216,7 +230,7 @@ class Trainer:
                 batch = self.put(ahead.next())
                 setting = np.int32(self.optimizer.setting(self.update))
                 save = writes and began - saved >= between
-                wishes = self.sharding.put_words((stopped(), save, slow))
+                wishes = self.sharding.put_words((wants_to_stop(), save, slow))
                 self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting, wishes)
                 loss = number(report.loss)
                 took = time.monotonic() - began
@@ -241,14 +255,14 @@ class Trainer:
                 # What any process wishes, all do.
                 stop, save, self.late = (bool(wish) for wish in np.asarray(report.wishes))
                 if distributed.alone():
-                    stop = stopped()
+                    stop = wants_to_stop()
                 if save:
                     began = time.monotonic()
-                    self.save(checkpoints)
+                    self.save(checkpoints, log)
                     saved = time.monotonic()
                     most = SAVING_SHARE * (saved - began)
                     between = settings.checkpoint_seconds and max(settings.checkpoint_seconds, most)
-            self.save(checkpoints)
+            self.save(checkpoints, log)
         return self.update >= settings.updates
 
     def put(self, batch: Batch) -> tuple[Array, ...]:
@@ -283,13 +297,15 @@ class Trainer:
         }
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
-    def save(self, checkpoints: Checkpoints | None) -> None:
-        """Write a checkpoint of now, by the process that has `checkpoints`."""
+    def save(self, checkpoints: Checkpoints | None, log: Log | None = None) -> None:
+        """Write a checkpoint of now, by the process that has `checkpoints`, after the lines up to it."""
         if self.update == self.saved:
             return
         self.saved = self.update
         take = self.sharding
         optimizer, members = take.take_slices(self.state.optimizer), take.take_pairs(self.state.members)
+        if log:
+            log.sync()
         if checkpoints:
             meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
             checkpoints.save(self.update, self.whole_parameters(), optimizer, members, meta)
@@ -317,7 +333,7 @@ class Trainer:
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run's directory against a second trainer. Raises RunError if one has it."""
-    with open(directory / ".lock", "w") as lock:
+    with open(directory / ".lock", "wb") as lock:
         for left in reversed(range(10)):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -332,7 +348,7 @@ def exclusive(directory: Path) -> Iterator[None]:
 def alive(directory: Path) -> bool:
     """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
     try:
-        with open(directory / ".lock") as lock:
+        with open(directory / ".lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -343,20 +359,23 @@ def alive(directory: Path) -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once.
+
+    The end of the terminal (SIGHUP) is a request too, however often it is told, unless `nohup` has it ignored.
+    """
     requested: list[int] = []
+    terminals = [file for file in (1, 2) if os.isatty(file)]
 
     def request(number: int, frame: FrameType | None) -> None:
-        if requested:
+        if requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         requested.append(number)
+        for file in terminals:
+            if not os.isatty(file):  # it is gone: what is still to be said is not to fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with distributed.handling(request):
         yield lambda: bool(requested)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_directory(config: Config, directory: Path, resume: bool) -> None:
@@ -364,10 +383,10 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
 
     Raises RunError, before anything is written, where the directory holds something else or another run.
     """
+    check_path(directory)
     saved = directory / "config.toml"
     if not resume:
-        # Hidden files are those of a run that was killed before it began.
-        if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
+        if directory.exists() and any(not _begun(path) for path in directory.iterdir()):
             what = "holds a run already: add --resume to go on with it, or" if saved.exists() else "is not empty:"
             raise RunError(f"{directory}: {what} choose another --run-dir")
     elif not saved.exists():
@@ -375,12 +394,26 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
     else:
         old = configuration.load(saved)
         for key in KEYS:
-            was, now = value(old, key), value(config, key)
+            was, now = kept(old, key), kept(config, key)
             if was != now and key not in FREE_ON_RESUME:
                 raise RunError(
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
                     "run any more; resume with the value it had, or start another in a new --run-dir"
                 )
+
+
+def _begun(path: Path) -> bool:
+    """Whether a file in a directory is what a run leaves that is killed before it is one: hidden, or a copy of the
+    weights that it begins with (`start`), a checkpoint of update 0 that may not be whole."""
+    weights = path.name == "checkpoints" and path.is_dir() and not path.with_name("config.toml").exists()
+    return path.name.startswith(".") or (weights and all(inner.name.split(".")[0] == "0" for inner in path.iterdir()))
+
+
+def kept(config: Config, key: str) -> Any:
+    """What a resumed run must have again of a key: of texts, which are compared themselves, only a mixture's shares."""
+    if key in TEXTS:
+        return [share for share, _ in config.data.others] if key == "data.mixture" else None
+    return value(config, key)
 
 
 def value(config: Config, key: str) -> Any:
@@ -430,10 +463,13 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         if resume:
             trainer.resume()
         distributed.same("state", trainer.digest())
+        if writes and not resume and (directory / "checkpoints").exists():
+            shutil.rmtree(directory / "checkpoints")  # of a run that was killed here before it was one (_begun)
         if start:  # before the directory is a run: resumed, it must know where it began
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
-            write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
+            # First: it makes the directory a run.
+            write_whole(directory / "config.toml", configuration.dumps(config, directory))
             write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
         distributed.wait("begun")
         checkpoints = Checkpoints(directory / "checkpoints") if writes else None

@@ -60,6 +60,7 @@ def make_optimizer(eggroll: EggrollConfig) -> Optimizer:
         stepped.init,
         partial(stepped.update, eggroll.momentum, eggroll.weight_decay),
         partial(scheduled_step, eggroll.step, eggroll.warmup_updates, eggroll.decay_updates),
+        stepped.limits(eggroll.momentum),
     )
 
 

@@ -30,5 +30,5 @@ def header() -> str:
 if __name__ == "__main__":
     path = Path(__file__).with_name("tables.h")
     if "--check" in sys.argv:
-        sys.exit(path.read_text() != header())
-    path.write_text(header())
+        sys.exit(path.read_text("utf-8") != header())
+    path.write_text(header(), "utf-8")

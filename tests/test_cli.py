@@ -1,10 +1,8 @@
 """intlm.cli: what each command says, and its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
 
 import json
-import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import pytest
 import tiny
 
 import intlm
-from intlm import cli, config
-from intlm.checkpoint import CHECKSUMS, Checkpoints
+from intlm import checksums, config
+from intlm.checkpoint import Checkpoints
+from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.export import FORMS
 from intlm.run import load
@@ -116,20 +115,10 @@ def test_the_command_is_installed() -> None:
     assert found.load() is main
 
 
-def test_train_script(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_script() -> None:
     """`python train.py CONFIG` is `intlm train CONFIG`; tests/test_training.py also ends a run with it."""
-    given = []
-
-    def noted(arguments: Sequence[str] | None = None) -> int:
-        given.append(arguments)
-        return 7
-
-    monkeypatch.setattr(cli, "main", noted)
-    monkeypatch.setattr(sys, "argv", ["train.py", "a.toml", "--seed", "3"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
-    assert stopped.value.code == 7
-    assert given == [["train", "a.toml", "--seed", "3"]]
+    done = tiny.intlm("absent.toml", "--seed", "3", python=(str(REPOSITORY / "train.py"),))
+    assert done.returncode == 2 and done.stderr.startswith("intlm: absent.toml: "), done.stderr
 
 
 def test_arguments_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,8 +265,19 @@ def test_damaged_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
             assert said.startswith(f"intlm: {path}: {what}: ")
             assert str(step_of(run)) in said
             path.write_bytes(whole)
+    sums = step_of(run) / CHECKSUMS
+    lines = sums.read_text().splitlines(keepends=True)
+    for cut in ("", "".join(lines[1:]), "".join(lines[:-1]), lines[0], lines[0].replace("  ", "  ../")):
+        sums.write_text(cut)
+        assert f"{step_of(run)}/" in (said := refused(capfd, "generate", run)) and "not listed in SHA256SUMS" in said
+    sums.write_text("".join([*lines, f"{'0' * 64}  ../../config.toml\n"]))
+    assert f"{step_of(run)}/../../config.toml: missing" in refused(capfd, "generate", run)
+    sums.write_text("".join(lines))
+    (step_of(run) / "parameters" / "another").write_text("unlisted")
+    assert "another: not listed" in refused(capfd, "generate", run)
+    (step_of(run) / "parameters" / "another").unlink()
     load(run)
-    flip(step_of(run) / CHECKSUMS)
+    flip(sums)
     assert str(step_of(run)) in refused(capfd, "generate", run)
 
 
@@ -291,13 +291,14 @@ def test_a_damaged_checkpoint_serves_no_command(
     assert refused(capsys, command, run).startswith(f"intlm: {path}: damaged: ")
 
 
-def test_a_damaged_checkpoint_without_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a run leaves it that was killed in that moment: what orbax says, in one line that names the checkpoint."""
+def test_a_checkpoint_without_checksums_is_not_whole(tmp_path: Path) -> None:
+    """As a run leaves it that was killed in that moment: the one before it is taken, and the run makes it anew."""
     run = tiny.copied(tmp_path / "run")
     (step_of(run) / CHECKSUMS).unlink()
-    assert load(run)
     truncate(step_of(run) / "meta" / "metadata")
-    assert refused(capsys, "generate", run).startswith(f"intlm: {step_of(run)}: the checkpoint cannot be read: ")
+    assert load(run)
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 0
+    tiny.assert_same_run(run, tiny.trained().directory)
 
 
 def change_versions(run: Path, **versions: int) -> None:
@@ -305,7 +306,8 @@ def change_versions(run: Path, **versions: int) -> None:
     path = step_of(run) / "meta" / "metadata"
     meta = {key: value for key, value in json.loads(path.read_text()).items() if not key.endswith("_version")}
     path.write_text(json.dumps(meta | versions))
-    (step_of(run) / CHECKSUMS).unlink(missing_ok=True)
+    (step_of(run) / CHECKSUMS).unlink()
+    checksums.write(step_of(run))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 def test_a_reader_that_leaves() -> None:
     """`intlm evaluate RUN | head -0`: no traceback, and nothing said."""
-    command = [sys.executable, "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
     process.stdout.close()

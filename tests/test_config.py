@@ -244,6 +244,32 @@ def test_text_that_utf8_cannot_write_is_refused() -> None:
     assert "UTF-8" in message(overrides={"data.train": "caf\udce9.txt"})  # as argv holds a non-UTF-8 name
 
 
+@pytest.mark.parametrize("key", ["data.train", "data.valid", "data.tokenizer_file", "data.prepared", "data.mixture"])
+def test_a_path_with_nul_is_refused(key: str) -> None:
+    value = "1 a\0b" if key == "data.mixture" else "a\0b"
+    assert f"{key} = " in (said := message(overrides={"data.train": "x", key: value})) and "NUL" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[data]\nx = " + "[" * 10**5,
+        "[data]\nx = " + "9" * 5000,
+        "[data]\nx = 0x" + "f" * 5000,
+        "[" + ".".join("a" * 2000) + "]",
+        "model." + ".".join("a" * 2000) + " = 1",
+    ],
+)
+def test_what_no_message_could_show_is_refused(text: str) -> None:
+    """Too deep, or a number of too many digits."""
+    said = message(text)
+    assert said.startswith(f"{FILE}: not TOML: ") and ("nested too deeply" in said or "4300 digits" in said)
+
+
+def test_a_share_of_many_digits() -> None:
+    assert "data.mixture = " in message(overrides={"data.train": "x", "data.mixture": "9" * 5000 + " a.toml"})
+
+
 def values_of(name: str) -> st.SearchStrategy[int | str]:
     key, limits = KEYS[name], KEYS[name].metadata
     if name == "train.targets":
@@ -253,7 +279,7 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
     if limits["choices"]:
         return st.sampled_from(limits["choices"])
     if limits["path"]:
-        text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+        text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
         return text.map(lambda tail: "/" + tail.replace("/", "").replace(".", "") + "x")
     if limits["shares"]:
         return st.sampled_from(["", "3 /a.toml", "12 /b c.toml, 1 /d.toml"])

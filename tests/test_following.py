@@ -94,7 +94,7 @@ def test_directories_without_runs(tmp_path: Path) -> None:
 def test_a_line_without_its_numbers_is_damaged(line: str, tmp_path: Path) -> None:
     run = tiny.copied(tmp_path / "run")
     (run / "metrics.jsonl").write_text(line + "\n")
-    with pytest.raises(RunError, match=r"metrics.jsonl: line 1: damaged: tokens_"):
+    with pytest.raises(RunError, match=r"metrics.jsonl: line 1: damaged: .*tokens_"):
         status(run)
 
 

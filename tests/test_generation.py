@@ -278,8 +278,8 @@ def test_command_shows_utf8(tmp_path: Path) -> None:
     (tmp_path / "prompt").write_bytes("naïve \x00 ".encode() + b"\xe2\x82")
     script = (
         "import os, subprocess, sys; environment = {**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii'};"
-        "sys.stdout.buffer.write(subprocess.run([sys.executable, '-m', 'intlm.cli', *sys.argv[1:]], env=environment,"
-        " check=True, stdout=subprocess.PIPE).stdout)"
+        "command = [sys.executable, '-P', '-m', 'intlm.cli', *sys.argv[1:]];"
+        "sys.stdout.buffer.write(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)"
     )
     words = ("generate", run, "--prompt-file", tmp_path / "prompt", "--tokens", 120, "--temperature", 2)
     done = tiny.intlm(*words, python=("-c", script))  # which decodes as UTF-8, strictly

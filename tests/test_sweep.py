@@ -1,5 +1,6 @@
 """intlm.sweep: what a study's file means, what is refused before anything runs, and that a sweep goes on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from intlm.cli import main
 from intlm.errors import ConfigError, MissingPackage, RunError
 from intlm.sweep import Sweep, load_study, plan, sweep
 from intlm.tracking import metrics, results
-from intlm.training import exclusive, train
+from intlm.training import alive, exclusive, train
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (REPOSITORY / "benchmarks" / "learning").glob("*.toml") if path.stem != "base")
@@ -227,7 +228,7 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = runs / "base-text-3"
     log = run / "metrics.jsonl"
-    command = [sys.executable, "-m", "intlm.cli", "sweep", str(path), "--runs", str(runs)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "sweep", str(path), "--runs", str(runs)]
 
     def begun(past: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tiny.HOME)
@@ -246,8 +247,14 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert 20 <= stopped < 600 and (run / "checkpoints" / str(stopped)).exists()
 
     process = begun(stopped + 20)
-    process.kill()  # its run goes on alone: the sweep, when it goes on, waits for it
+    process.kill()  # its run saves and ends too
     process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while alive(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed = metrics.read(log)[-1]["update"]
+    assert stopped + 20 <= killed < 600 and (run / "checkpoints" / str(killed)).exists()
     done = run_sweep(path)
     assert done.returncode == 0, done.stderr
     (line,) = results.read(runs / "results.jsonl")
@@ -278,8 +285,8 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     run = tiny.copied(tmp_path / "runs" / "base-text-3")
     with exclusive(run):
         process = subprocess.Popen(
-            [sys.executable, "-m", "intlm.cli", "sweep", str(path), "--runs", str(tmp_path / "runs")], cwd=tiny.HOME,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-P", "-m", "intlm.cli", "sweep", str(path), "--runs", str(tmp_path / "runs")],
+            cwd=tiny.HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr and "0/1 runs" in process.stderr.readline()
         time.sleep(0.5)
@@ -287,3 +294,20 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "1 of 1 runs are done" in said
     assert len(results.read(tmp_path / "runs" / "results.jsonl")) == 1
+
+
+def test_a_finished_run_that_is_damaged_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study(tmp_path / "s.toml", f"keys = {{ 'train.updates' = {tiny.UPDATES} }}")
+    log = tiny.copied(tmp_path / "runs" / "base-text-3") / "metrics.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    unmeasured = [json.loads(line) for line in whole]
+    for line in unmeasured:
+        line.pop("valid_bits_per_byte", None)
+    damages = {
+        "line 3: damaged: ": "".join(whole[:2] + whole[3:]),
+        "damaged: no line has valid": "".join(json.dumps(line) + "\n" for line in unmeasured),
+    }
+    for reason, text in damages.items():
+        log.write_text(text)
+        assert main(["sweep", str(path), "--runs", str(tmp_path / "runs")]) == 2
+        assert f"failed: base, seed 3: {log}: {reason}" in capsys.readouterr().out

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from processes import finished, on_devices, wait_for_lines
 
 from intlm import config as configuration
-from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
+from intlm.checkpoint import KEPT, Checkpoints
+from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.eggroll import fitness
 from intlm.errors import ConfigError
@@ -223,6 +225,31 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     assert not list((run / "checkpoints").glob("*tmp*"))
 
 
+@pytest.mark.parametrize("at", [20, "config"])
+def test_killed_before_it_is_a_run(at: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With weights to begin with, inside their checkpoint and after it: it is started again, with the same weights or
+    without. What was no run is not resumed."""
+    run, short = tmp_path / "run", ("--train.updates", "2", "--train.sample_every", "0")
+    words = ("train", str(tiny.CONFIG), "--run-dir", str(run), "--from", str(tiny.trained().directory), *short)
+    where = ("change", 2, "SIGKILL", run / ".config.toml") if at == "config" else ("change", at, "SIGKILL", run)
+    assert tiny.intlm(*where, *words, python=("-c", DRIVER)).returncode == -signal.SIGKILL
+    assert (run / "checkpoints").exists() and not (run / "config.toml").exists()
+    if at == "config":
+        assert (run / "checkpoints" / "0").exists() and len(list(run.glob(".config.toml*"))) == 1
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    if at == "config":
+        assert main(list(words)) == 0
+        assert Checkpoints(run / "checkpoints", read_only=True).updates() == [0, 1, 2]
+        began = dict(tiny.state_of(run, 0))
+        weights = [(name, value) for name, value in tiny.state_of(tiny.trained().directory) if name.startswith("[0]")]
+        assert [path.name for path in run.glob(".*")] == [".lock"]
+        assert weights and all((began[name] == value).all() for name, value in weights)
+    else:
+        assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), *short]) == 0
+        assert Checkpoints(run / "checkpoints", read_only=True).updates() == [1, 2]
+
+
 def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
     """Ctrl-C saves and says how to resume, with what was given as flags; then lines past it are dropped again."""
     run = tmp_path / "a run"
@@ -351,6 +378,21 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_text() == "old"
     write_whole(path, "new")
     assert path.read_text() == "new"
+
+
+def test_a_run_is_read_while_it_saves(tmp_path: Path) -> None:
+    """After every update, as often as it can: a reader never finds a checkpoint half there or gone."""
+    run, often = tmp_path / "run", ("--train.updates", 120, "--train.evaluate_every", 0, "--train.sample_every", 0)
+    trainer = on_devices(1, "train", tiny.CONFIG, "--run-dir", run, *often)
+    wait_for_lines(run, 5)
+    read = 0
+    while trainer.poll() is None:
+        load(run)
+        read += 1
+        if read == 10:
+            assert main(["generate", str(run), "--tokens", "1"]) == 0
+    finished(trainer)
+    assert read > 30 and set(os.listdir(run / "checkpoints")) == {"118", "119", "120"}
 
 
 REFUSED = [
@@ -484,7 +526,7 @@ def test_what_the_trainer_refuses_leaves_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Or the mistake, once mended, would be a run that can be neither started nor resumed."""
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "missing", lambda: "not in this installation")
     assert main(["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run"), "--engine", "native"]) == 2
     assert "not in this installation" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

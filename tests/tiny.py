@@ -157,10 +157,12 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def intlm(*arguments: object, python: Sequence[str] = ("-m", "intlm.cli")) -> subprocess.CompletedProcess[str]:
+def intlm(
+    *arguments: object, python: Sequence[str] = ("-P", "-m", "intlm.cli"), cwd: Path = HOME
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
     command = [sys.executable, *python, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, cwd=HOME)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, cwd=cwd)
 
 
 def make_model(tokenizer: Tokenizer | None = None, hidden: int = 16, layers: int = 2, seed: int = 0) -> LanguageModel:

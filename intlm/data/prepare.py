@@ -123,7 +123,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
         discard_replaced(directory)
-        if read_index(directory)["request"] == request:
+        if _is_same(read_index(directory)["request"], request):
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")
@@ -132,7 +132,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     with _exclusive(scratch(directory)) as made, tempfile.TemporaryFile(dir=directory.parent) as spool:
         try:
             progress = read_progress(made)
-            if progress and progress["request"] == request:
+            if progress and _is_same(progress["request"], request):
                 return _make(data, train, valid, given, request, progress, spool)
         except Changed as error:
             print(f"intlm: {error}: preparing from the beginning", file=sys.stderr)
@@ -286,14 +286,32 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
     else:
         tokenizer = data.tokenizer
     texts = {
-        name: source._asdict() | {"place": _fingerprint(source)} if source else None
+        name: source._asdict() | {"place": _fingerprint(source, Path(data.prepared))} if source else None
         for name, source in (("train", train), ("valid", valid))
     }
     return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer, "reader": sources.VERSION}
 
 
-def _fingerprint(source: Source) -> dict[str, str]:
-    """Which place a source is and whether it has changed: its name and a digest."""
+def _is_same(one: Any, other: dict[str, Any]) -> bool:
+    """Whether two requests, the first as a file has it, are one: where a project was moved, its text lies as it did to
+    the corpus."""
+
+    def seen(request: Any, text: str, name: str) -> Any:
+        found = request.get(text)
+        if not isinstance(found, dict) or not isinstance(place := found.get("place"), dict):
+            return found
+        return found | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
+
+    if not isinstance(one, dict) or any(one.get(key) != other[key] for key in other.keys() - {"train", "valid"}):
+        return False
+    return all(
+        any(seen(one, text, name) == seen(other, text, name) for name in ("name", "beside"))
+        for text in ("train", "valid")
+    )
+
+
+def _fingerprint(source: Source, corpus: Path) -> dict[str, str]:
+    """Which place a source is, by itself and seen from the corpus, and a digest that tells whether it has changed."""
     if source.is_remote:
         return {"name": source.place}
     digest = hashlib.sha256()
@@ -303,14 +321,15 @@ def _fingerprint(source: Source) -> dict[str, str]:
         for path in source.layout.files:
             stat = path.stat()
             digest.update(f"{path.relative_to(source.path)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {"name": str(source.path.resolve()), "sha256": digest.hexdigest()}
+    place = source.path.resolve()
+    return {"name": str(place), "beside": os.path.relpath(place, corpus.resolve()), "sha256": digest.hexdigest()}
 
 
 @contextmanager
 def _exclusive(made: Path) -> Iterator[Path]:
     """Hold the directory in which a corpus is made. Raises DataError if another process has it."""
     made.mkdir(exist_ok=True)
-    with (made / ".lock").open("w") as lock:
+    with (made / ".lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -513,11 +532,17 @@ def _encoded(
         return
     # Not forked: JAX has threads. A worker imports what tokenizers need, and no JAX.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+    with _safe_path():  # which starts a process too, that watches over the others
+        pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+
+    def submit(parts: list[Part]) -> "Future[list[Run]]":  # which starts a worker where all are busy
+        with _safe_path():
+            return pool.submit(_encode_in_worker, parts)
+
     waiting: deque[tuple[Future[list[Run]], Position]] = deque()
     try:
         for parts, position in blocks:
-            waiting.append((pool.submit(_encode_in_worker, parts), position))
+            waiting.append((submit(parts), position))
             if len(waiting) > 2 * processes:
                 future, position = waiting.popleft()
                 yield future.result(), position
@@ -529,6 +554,19 @@ def _encoded(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """A Python that is started inside imports nothing from the working directory; its paths are then this one's."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 _worker: Tokenizer

@@ -26,7 +26,7 @@ def summary(corpus: Corpus) -> str:
     tables = [format_table(["split", "documents", "tokens", "bytes", "bytes per token"], rows)]
     headers = ["read for", "empty", "filtered", "not UTF-8", "with NUL", "longest, bytes"]
     keys = ("empty", "filtered", "not_utf8", "with_nul", "longest")
-    found = [(name, *(f"{counts[key]:,}" for key in keys)) for name, counts in corpus.found.items()]
+    found = [(name, *(f"{counts.get(key, 0):,}" for key in keys)) for name, counts in corpus.found.items()]
     if found:
         tables.append(format_table(headers, found))
     lines = []

@@ -15,24 +15,59 @@ it, where `progress.json` says how much of it is sure to be on the disk, so that
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from intlm.data.tokenizers import SEPARATOR, Tokenizer, identity, tokenizer_from_json
 from intlm.errors import DataError
+from intlm.schema import Count, Positive, Sha256, check_range, convert, read_object
 
 FORMAT = "intlm token shards"
 VERSION = 1
 SHARD_TOKENS = 1 << 28  # at most so many tokens in a file
 CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
+
+
+ShardName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z]+-[0-9]{5,}\.bin\Z")]  # never out of the directory
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """A file of tokens, as the index describes it."""
+
+    file: ShardName
+    tokens: Positive
+    sha256: Sha256
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """A split, as the index describes it."""
+
+    documents: Positive
+    tokens: Positive
+    bytes: Positive
+    shards: Annotated[list[Shard], msgspec.Meta(min_length=1)]
+
+
+class Index(msgspec.Struct, frozen=True):
+    """An index, but for what `read_index` checks."""
+
+    dtype: str
+    tokenizer: dict[str, Any]
+    tokenizer_identity: str
+    request: dict[str, Any]
+    splits: dict[str, Counts]
+    found: dict[str, dict[str, Count]] = {}
+    files: dict[str, dict[str, Any]] = {}
 
 
 class Changed(DataError):
@@ -49,15 +84,15 @@ class Split:
         vocab_size: tokens are below it.
     """
 
-    def __init__(self, description: dict[str, Any], directory: Path, tokenizer: Tokenizer) -> None:
-        self.tokens: int = description["tokens"]
-        self.documents: int = description["documents"]
-        self.bytes: int = description["bytes"]
+    def __init__(self, counts: Counts, directory: Path, tokenizer: Tokenizer) -> None:
+        self.tokens = counts.tokens
+        self.documents = counts.documents
+        self.bytes = counts.bytes
         self.vocab_size: int = tokenizer.vocab_size
         self._tokenizer = tokenizer
-        self._path = directory / description["shards"][0]["file"]
-        self._shards = [_map(directory, shard, tokenizer.dtype) for shard in description["shards"]]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._path = directory / counts.shards[0].file
+        self._shards = [_Mapped(directory / shard.file, shard.tokens, tokenizer) for shard in counts.shards]
+        self._ends = np.cumsum([shard.tokens for shard in counts.shards])
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """The tokens at `positions`, int64 in 0..tokens-1 of any shape: that shape, uint8 or uint16."""
@@ -66,9 +101,8 @@ class Split:
         result = np.empty(positions.shape, self._tokenizer.dtype)
         shard_of = np.searchsorted(self._ends, positions, side="right")
         for number in np.unique(shard_of):
-            here = shard_of == number
-            start = self._ends[number] - len(self._shards[number])
-            result[here] = self._shards[number][positions[here] - start]
+            here, shard = shard_of == number, self._shards[number]
+            result[here] = shard[positions[here] - (self._ends[number] - shard.tokens)]
         return result
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -78,8 +112,9 @@ class Split:
         while done < count:
             position = (start + done) % self.tokens
             number = int(np.searchsorted(self._ends, position, side="right"))
-            offset = position - int(self._ends[number])  # negative: from the shard's end
-            run = self._shards[number][offset:][: count - done]
+            shard = self._shards[number]
+            first = position - int(self._ends[number]) + shard.tokens
+            run = shard[first : first + count - done]
             result[done : done + len(run)] = run
             done += len(run)
         return result
@@ -117,6 +152,34 @@ class Split:
         return bytes(result[:limit])
 
 
+class _Mapped:
+    """A shard, mapped into memory: indexed as an array [tokens] is, checking what is read.
+
+    A file that is cut while it is mapped would end the process (SIGBUS): its size is looked at before each reading.
+    """
+
+    def __init__(self, path: Path, tokens: int, tokenizer: Tokenizer) -> None:
+        self.tokens = tokens
+        self._path, self._size, self._vocab_size = path, tokens * tokenizer.dtype.itemsize, tokenizer.vocab_size
+        try:
+            with path.open("rb") as file:
+                self._check(os.fstat(file.fileno()).st_size)
+                self._file = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        self._array = np.frombuffer(self._file, tokenizer.dtype)
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        self._check(self._file.size())  # of the file, now
+        found = self._array[index]
+        check_range(found, 0, self._vocab_size - 1, self._path, DataError)
+        return found
+
+    def _check(self, size: int) -> None:
+        if size != self._size:
+            raise DataError(f"{self._path}: damaged: {size} bytes, expected {self._size}")
+
+
 class Corpus:
     """A prepared directory, open for reading.
 
@@ -131,26 +194,29 @@ class Corpus:
         identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
     """
 
-    def __init__(self, directory: Path, index: dict[str, Any]) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, index: Index) -> None:
+        path = directory / "index.json"
         try:
-            self.tokenizer = tokenizer_from_json(index["tokenizer"])
+            self.tokenizer = tokenizer_from_json(index.tokenizer)
         except DataError as error:  # which does not know the file
-            raise ValueError(error) from error
-        self.request: dict[str, Any] = index["request"]
-        self.found: dict[str, dict[str, int]] = index.get("found", {})
-        self.files: dict[str, dict[str, Any]] = index.get("files", {})
-        if index["tokenizer_identity"] != identity(self.tokenizer):
-            raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
-        if index["dtype"] != self.tokenizer.dtype.name:
-            raise ValueError(f'"dtype" is {index["dtype"]}, expected {self.tokenizer.dtype.name}')
-        for name, split in index["splits"].items():
-            if sum(shard["tokens"] for shard in split["shards"]) != split["tokens"]:
-                raise ValueError(f'the shards of "{name}" do not add up to its {split["tokens"]} tokens')
-        splits: dict[str, Any] = index["splits"]
-        self.splits = {name: Split(split, directory, self.tokenizer) for name, split in splits.items()}
-        self.identity = _digest([index["tokenizer_identity"], index["splits"]])
-        self._sums = {shard["file"]: shard["sha256"] for split in splits.values() for shard in split["shards"]}
+            raise DataError(f"{path}: damaged: {error}") from None
+        self.directory = directory
+        self.request = index.request
+        self.found = index.found
+        self.files = index.files
+        for key, value, expected in (
+            ("tokenizer_identity", index.tokenizer_identity, identity(self.tokenizer)),
+            ("dtype", index.dtype, self.tokenizer.dtype.name),
+            *(
+                (f"tokens of {k}", split.tokens, sum(s.tokens for s in split.shards))
+                for k, split in index.splits.items()
+            ),
+        ):
+            if value != expected:
+                raise DataError(f"{path}: damaged: {key} = {value}, expected {expected}")
+        self.splits = {name: Split(counts, directory, self.tokenizer) for name, counts in index.splits.items()}
+        self.identity = _digest([index.tokenizer_identity, msgspec.to_builtins(index.splits)])
+        self._counts = index.splits
 
     @classmethod
     def open(cls, directory: Path) -> "Corpus":
@@ -159,26 +225,28 @@ class Corpus:
         Raises:
             DataError: it is missing, of another kind or damaged; the message names the file.
         """
-        index = read_index(directory)
-        try:
-            return cls(directory, index)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{directory / 'index.json'}: damaged: {error}") from error
+        return cls(directory, convert(read_index(directory), Index, directory / "index.json"))
 
-    def verify(self) -> None:
-        """Read all of it, with a bar where that takes long, and compare the checksums. DataError: a file is damaged."""
-        size = sum(split.tokens for split in self.splits.values()) * self.tokenizer.dtype.itemsize
+    def verify(self, *names: str) -> None:
+        """Read the splits of these names, or all, with a bar where that takes long, and compare the checksums.
+
+        Raises DataError where a file is damaged, or holds tokens that the vocabulary has not.
+        """
+        dtype = self.tokenizer.dtype
+        counts = [self._counts[name] for name in names or self._counts]
         form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
-        with tqdm(desc="checking shards", total=size, **form) as bar:
-            for name, expected in self._sums.items():
-                digest = hashlib.sha256()
-                with (self.directory / name).open("rb") as file:
-                    while block := file.read(CHUNK):
+        with tqdm(desc="checking shards", total=sum(c.tokens for c in counts) * dtype.itemsize, **form) as bar:
+            for shard in (shard for split in counts for shard in split.shards):
+                digest, path = hashlib.sha256(), self.directory / shard.file
+                with path.open("rb") as file:
+                    while block := file.read(CHUNK * dtype.itemsize):
                         digest.update(block)
+                        tokens = np.frombuffer(block, dtype, len(block) // dtype.itemsize)
+                        check_range(tokens, 0, self.tokenizer.vocab_size - 1, path, DataError)
                         bar.update(len(block))
-                if digest.hexdigest() != expected:
+                if digest.hexdigest() != shard.sha256:
                     found = digest.hexdigest()
-                    raise DataError(f"{self.directory / name}: damaged: its sha256 is {found}, expected {expected}")
+                    raise DataError(f"{path}: damaged: its sha256 is {found}, expected {shard.sha256}")
 
     def split(self, name: str) -> Split:
         """The split of that name, or DataError where the corpus has none."""
@@ -224,6 +292,10 @@ class CorpusWriter:
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
         """Go on from what `save` noted. Whatever was written after it is dropped. Changed: a shard is not as noted."""
+        try:
+            msgspec.convert(splits, dict[Literal["train", "valid"], Counts])
+        except msgspec.ValidationError as error:
+            raise Changed(f"{self._scratch / PROGRESS}: not as an interrupted preparation left it: {error}") from None
         for split, counts in splits.items():
             for number, shard in enumerate(counts["shards"]):
                 path, left = (
@@ -356,13 +428,8 @@ def read_progress(directory: Path) -> dict[str, Any] | None:
 def read_index(directory: Path) -> dict[str, Any]:
     """The index of a prepared directory, known to be as it was written. DataError otherwise."""
     path = directory / "index.json"
-    try:
-        index = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Expected a prepared corpus") from error
-    except ValueError as error:
-        raise DataError(f"{path}: damaged: not JSON: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    index = read_object(path, ": expected a prepared corpus")
+    if index.get("format") != FORMAT:
         raise DataError(f'{path}: not the index of a prepared corpus: expected "format": "{FORMAT}"')
     if index.get("version") != VERSION:
         raise DataError(f"{path}: version {index.get('version')} of the format: expected {VERSION}")
@@ -380,22 +447,10 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _map(directory: Path, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
-    """The tokens of a shard, mapped into memory: [tokens] of dtype."""
-    path = directory / shard["file"]
-    expected = shard["tokens"] * dtype.itemsize
-    try:
-        if path.stat().st_size != expected:
-            raise DataError(f"{path}: damaged: {path.stat().st_size} bytes, expected {expected}")
-        return np.asarray(np.memmap(path, dtype, "r"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def _write_json(path: Path, value: Any) -> None:
     """Replace a file by `value`, at once and to the disk."""
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
         _sync(file)

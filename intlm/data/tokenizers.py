@@ -26,6 +26,7 @@ import numpy as np
 from intlm.data import files
 from intlm.errors import DataError
 from intlm.model import SEPARATOR
+from intlm.schema import parse_json
 
 PIECES = ("unigram", "bpe")
 """The tokenizers whose tokens stand for several bytes."""
@@ -274,8 +275,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. DataError where it is none."""
     text = files.read(path)
     try:
-        return tokenizer_from_json(json.loads(text))
-    except (ValueError, DataError) as error:
+        return tokenizer_from_json(parse_json(text, dict[str, Any], path))
+    except DataError as error:
         raise DataError(f"{path}: not a tokenizer: {error}") from None
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from intlm.arithmetic.fixed_point import Array, rounding_shift
 from intlm.eggroll.optimizer import (
     FRACTION,
+    MASTER_LIMITS,
     deviation,
     masters,
+    mean_limits,
     moved,
     rounded,
     standardised,
@@ -44,6 +46,11 @@ def init(parameters: Parameters) -> AdamState:
         {name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
         {name: jnp.full(shape, 1 << (FRACTION + SQUARE_SHIFT), jnp.int32) for name, shape in shapes.items()},
     )
+
+
+def limits(momentum: int) -> tuple[tuple[int, int], ...]:
+    """See `Optimizer.limits`."""
+    return MASTER_LIMITS, mean_limits(momentum), (0, (1 << 26) + (1 << 5))
 
 
 def reciprocal_root(x: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from intlm.arithmetic.fixed_point import Array, rounding_shift
-from intlm.eggroll.optimizer import deviation, masters, moved, rounded, standardised
+from intlm.eggroll.optimizer import MASTER_LIMITS, deviation, masters, mean_limits, moved, rounded, standardised
 from intlm.model.parameters import Parameters, Specification
 
 
@@ -25,6 +25,11 @@ def init(parameters: Parameters) -> MomentumState:
     return MomentumState(
         masters(parameters), {name: jnp.zeros(weight.shape, jnp.int32) for name, weight in parameters.items()}
     )
+
+
+def limits(momentum: int) -> tuple[tuple[int, int], ...]:
+    """See `Optimizer.limits`."""
+    return MASTER_LIMITS, mean_limits(momentum)
 
 
 def update(

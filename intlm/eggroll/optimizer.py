@@ -12,15 +12,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from intlm.arithmetic.fixed_point import MAX8, Array, integer_sqrt, rounding_shift
 from intlm.eggroll.perturbation import VECTOR_SHIFT, is_matrix
 from intlm.model.parameters import Parameters, Specification
+from intlm.schema import check_range
 
 FRACTION = 8  # bits of a vote in standard deviations
 MASTER = 16  # fraction bits of a master weight
 _VOTE_LIMIT = 1 << 14  # 64 standard deviations
 _RATIO_LIMIT = (1 << 11) - 1  # a step is that of just below 8 standard deviations at most
+MASTER_LIMITS = -MAX8 << MASTER, MAX8 << MASTER
 _KEPT = 10  # bits of a master that decay does not look at
 
 
@@ -32,6 +35,20 @@ class Optimizer(NamedTuple):
     # element: arrays may be any slice of a parameter's. energy: of the fitness that voted.
     update: Callable[..., tuple[Parameters, Any]]
     setting: Callable[[int], int]
+    limits: tuple[tuple[int, int], ...] = ()  # of each field of the state, the least and the greatest value
+
+
+def check_state(optimizer: Optimizer, state: Any, place: object) -> None:
+    """Raise RunError that names `place` and the field for a value that no update can have left (numerics.md, 11)."""
+    for field, arrays, (low, high) in zip(getattr(state, "_fields", ()), state, optimizer.limits, strict=True):
+        for name, array in arrays.items():
+            check_range(np.asarray(array), low, high, f"{place}: optimizer: {field} of {name}")
+
+
+def mean_limits(momentum: int) -> tuple[int, int]:
+    """Of the mean of standardised votes over 2^momentum updates."""
+    greatest = (_VOTE_LIMIT << momentum) + (1 << momentum >> 1)
+    return -greatest, greatest
 
 
 def deviation(specification: Specification, energy: Array, rank: int) -> Array:
@@ -76,7 +93,7 @@ def moved(specification: Specification, master: Array, ratio: Array, step: Array
     else:
         step = rounding_shift(step, VECTOR_SHIFT)
     move = rounding_shift(jnp.clip(ratio, -_RATIO_LIMIT, _RATIO_LIMIT) * step, FRACTION)
-    return jnp.clip(master + move, -MAX8 << MASTER, MAX8 << MASTER)
+    return jnp.clip(master + move, *MASTER_LIMITS)
 
 
 def rounded(masters: Parameters) -> Parameters:

@@ -28,7 +28,6 @@ from intlm.model import SEPARATOR
 from intlm.run import LanguageModel
 from intlm.version import INFERENCE_VERSION
 
-FILES = ("model.onnx",)
 OPSET = 21
 _RAISED = 30
 
@@ -99,7 +98,7 @@ def write(model: LanguageModel, out: Path) -> None:
     )
     onnx.helper.set_model_props(made, {"inference_version": str(INFERENCE_VERSION)})
     onnx.checker.check_model(made, full_check=True)
-    onnx.save(made, out / FILES[0])
+    onnx.save(made, out / "model.onnx")
 
 
 class _Graph:

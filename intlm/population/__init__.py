@@ -17,7 +17,7 @@ def make_engine(name: str, problem: Problem) -> Engine:
     from intlm.population import native
     from intlm.population.xla import XlaEngine
 
-    why = "no native engine here (it needs a C++ compiler when the package is installed)"
+    why = ""
     if name == "gpu" or (name == "auto" and jax.default_backend() == "gpu"):
         from intlm.population import gpu  # only here: Pallas takes a while to import
 
@@ -33,9 +33,9 @@ def make_engine(name: str, problem: Problem) -> Engine:
     if name in ("auto", "native") and native.available():
         return native.NativeEngine(problem)
     if name == "native":
-        raise ConfigError('engine = "native": not in this installation; expected a C++ compiler when it was installed')
+        raise ConfigError(f'engine = "native": {native.missing()}')
     if name == "auto":
-        _say_once(f"intlm: {why}; XLA is used")
+        _say_once(f"intlm: {why or f'no native engine here ({native.missing()})'}; XLA is used")
     return XlaEngine(problem)
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from intlm.arithmetic.fixed_point import Array
+from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import ConfigError
-from intlm.model.parameters import Parameters, specifications
+from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population.engine import FIRST, Prepared, Problem
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
@@ -21,20 +22,33 @@ _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
 
 
 @cache
-def available() -> bool:
-    """Whether this installation has the kernels, and JAX runs on a CPU. Registers them with JAX."""
-    if not _LIBRARY.exists() or jax.default_backend() != "cpu":
-        return False
+def missing() -> str:
+    """Why the kernels cannot be used here; empty where they can. Registers them with JAX, and runs one.
+
+    A library may be there and not run: compiled for another processor, from other sources, or with the headers of a
+    newer jaxlib than the one here.
+    """
+    if jax.default_backend() != "cpu":
+        return "JAX does not run on a CPU"
+    if not _LIBRARY.exists():
+        return "it needs a C++ compiler when the package is installed"
+    again = f"install intlm again beside this jaxlib ({jax.lib.__version__})"
     try:
         library = kernels()
-    except OSError:  # compiled for another processor
-        return False
-    if not instruction_set():
-        raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
-    for name in _CALLS:
-        symbol = getattr(library, f"Intlm{name.title()}")
-        jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
-    return True
+        if not instruction_set():
+            raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
+        for name in _CALLS:
+            symbol = getattr(library, f"Intlm{name.title()}")
+            jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
+        NativeEngine(Problem(Architecture(2, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)).probe()
+    except (OSError, AttributeError, ValueError, jax.errors.JaxRuntimeError) as error:
+        return f"{_LIBRARY} does not run here: {str(error).strip()[:300]}: {again}"
+    return ""
+
+
+def available() -> bool:
+    """Whether the kernels can be used here."""
+    return not missing()
 
 
 @cache
@@ -124,6 +138,11 @@ class NativeEngine:
     def prepared_size(self) -> int:
         """Bytes of what `prepare` makes: it depends on the instruction set."""
         return kernels().intlm_prepared_size(self.attribute.ctypes.data_as(ctypes.c_void_p), self.attribute.size)
+
+    def probe(self) -> None:
+        """Run a kernel. Raises what JAX raises where that fails."""
+        call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
+        jax.block_until_ready(call(np.zeros(sum(self.sizes), np.int8), problem=self.attribute))
 
     def _flat(self, parameters: Parameters) -> Array:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache, partial
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from intlm.cli import main
 from intlm.eggroll.fitness import fitness_maximum
 from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, Parameters, specifications
@@ -191,3 +193,49 @@ def test_every_build_gives_the_same_digest() -> None:
     run = subprocess.run([str(ROOT / "kernels" / "check.sh")], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert {line.split()[0] for line in run.stdout.splitlines()[:-1]} == {"7e426a0cba36c96f"}
+
+
+# What a library answers that was compiled with the headers of a much newer jaxlib.
+NEWER = """
+#include "xla/ffi/api/c_api.h"
+static XLA_FFI_Error* answer(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)frame->extension_start)->metadata;
+  metadata->api_version.major_version = 0;
+  metadata->api_version.minor_version = 999;
+  return 0;
+}
+#define CALL(name) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) { return answer(frame); }
+CALL(IntlmEvaluate) CALL(IntlmAccumulate) CALL(IntlmPrepare) CALL(IntlmInfer) CALL(IntlmGenerate)
+const char* intlm_isa(void) { return "plain"; }
+const char* intlm_phases(void) { return ""; }
+long long intlm_multiply(void) { return 0; }
+long long intlm_read(void) { return 0; }
+long long intlm_prepared_size(void) { return 8; }
+void intlm_measured(long long* times) {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(NEWER, "API version (0.999)"), ("int x;", "undefined symbol: intlm_isa")],
+)
+def test_a_library_that_does_not_run(
+    code: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a newer jaxlib's headers, of other sources: one line says so, and XLA gives the same bits."""
+    library = tmp_path / "library.so"
+    compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
+    (tmp_path / "library.c").write_text(code)
+    flags = ["-shared", "-fPIC", "-w", "-I", jax.ffi.include_dir(), str(tmp_path / "library.c"), "-o", str(library)]
+    subprocess.run([compiler, *flags], check=True)
+    script = (
+        "import sys, pathlib; from intlm.population import native; from intlm.cli import main;"
+        "native._LIBRARY = pathlib.Path(sys.argv[1]); sys.exit(main(sys.argv[2:]))"
+    )
+    run = tiny.trained().directory
+    done = tiny.intlm(library, "generate", run, "--tokens", 20, python=("-c", script))
+    assert done.returncode == 0 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"intlm: no native engine here ({library} does not run here: ")
+    assert reason in done.stderr and done.stderr.endswith("XLA is used\n")
+    assert main(["generate", str(run), "--tokens", "20"]) == 0
+    assert done.stdout == capsys.readouterr().out

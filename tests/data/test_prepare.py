@@ -443,6 +443,19 @@ def test_what_was_begun_for_another_request_is_dropped(tmp_path: Path, monkeypat
     assert not partial.exists()
 
 
+def test_what_a_kill_left_of_a_replaced_corpus_is_deleted(tmp_path: Path) -> None:
+    """Between the new corpus's name and the end, or before it has the name."""
+    (tmp_path / "text").write_text(text_of(1))
+    run(tmp_path)
+    left = tmp_path / ".corpus.replaced"
+    for text in (text_of(1), text_of(2)):
+        (tmp_path / "text").write_text(text)
+        left.mkdir()
+        (left / "index.json").touch()
+        assert documents(run(tmp_path), "train") == [text.encode()]
+        assert not left.exists()
+
+
 def test_only_one_process_prepares(tmp_path: Path) -> None:
     (tmp_path / "text").write_text(text_of(1))
     with module._exclusive(scratch(tmp_path / "corpus")), pytest.raises(DataError, match="another `intlm prepare`"):
