@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from intlm import config as configuration
+from intlm import plugins
 from intlm.errors import INTERNAL, ConfigError, IntlmError
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
@@ -212,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, call: object, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
+        made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers parts")
         return made
 
     made = command("prepare", _prepare, "Turn a config's text into token shards.")
@@ -398,6 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """Parse a command's arguments and call what does it. Returns its exit code."""
+    for plugin in plugins.asked_for(arguments):
+        plugins.load(plugin)
     top = parser()
     try:
         args, unknown = top.parse_known_args(arguments)
@@ -405,7 +409,8 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()  # help that cannot be written is an error too
     args.given = arguments
     if unknown:
-        flags = [f"--{key}" for key in configuration.KEYS if key in args]
+        known = configuration.keys()
+        flags = [f"--{name}" for name in known if name in args]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
     _configure_libraries()

@@ -24,19 +24,18 @@ import msgspec
 import numpy as np
 
 from intlm import config as configuration
-from intlm.arithmetic.fixed_point import MAX8, Array
+from intlm.arithmetic.fixed_point import MAX8
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.shards import Corpus
 from intlm.data.tokenizers import Tokenizer, load_tokenizer
-from intlm.eggroll.fitness import fitness_maximum
-from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import DataError, RunError, replacing
+from intlm.lazy import Array
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.population import Engine, Problem, make_engine
+from intlm.population import Engine, Population, make_engine
 from intlm.population.engine import Prepared
 from intlm.schema import Sha256, check_range, read_bytes, read_json
 from intlm.version import INFERENCE_VERSION
@@ -53,18 +52,13 @@ def architecture_of(config: Config, vocab_size: int) -> Architecture:
     return Architecture(vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity)
 
 
-def problem_of(config: Config, vocab_size: int) -> Problem:
-    """What the engine is built for."""
+def population_of(config: Config, vocab_size: int) -> Population:
+    """What a run's engine is built for."""
     eggroll = config.eggroll
-    return Problem(
-        architecture_of(config, vocab_size),
-        Perturbation(config.seed, eggroll.rank, eggroll.sigma_shift, eggroll.noise_reuse),
-        config.pairs,
-        eggroll.group_size,
-        1 if eggroll.fitness == "sign" else fitness_maximum(config.pairs, eggroll.rank),
-        eggroll.chunk_size,
-        config.threads,
-    )
+    return Population(
+        architecture_of(config, vocab_size), eggroll.estimator, eggroll.population, config.seed, config.objective,
+        eggroll.chunk_size, config.threads,
+    )  # fmt: skip
 
 
 class Described(msgspec.Struct):
@@ -156,7 +150,7 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
     path = directory / "config.toml"
     if not path.is_file():
         raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
-    config = configuration.load(path)
+    config = configuration.load(path, trained=True)
     path = directory / "tokenizer.json"
     try:
         return config, load_tokenizer(path)
@@ -197,17 +191,18 @@ def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
     """
     directory = Path(directory)
     config, tokenizer = open_run(directory)
-    problem = problem_of(config, tokenizer.vocab_size)
+    population = Population(architecture_of(config, tokenizer.vocab_size), threads=config.threads)
     if (directory / WEIGHTS).exists():
-        parameters = exported_parameters(directory / WEIGHTS, problem.architecture)
+        parameters = exported_parameters(directory / WEIGHTS, population.architecture)
     else:
 
         def read(checkpoints: Checkpoints, updates: list[int]) -> Parameters:
             checkpoints.meta(updates[-1])
-            return checkpoints.parameters(updates[-1], problem.architecture)
+            return checkpoints.parameters(updates[-1], population.architecture)
 
         parameters = read_checkpoints(directory, read)
-    return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(engine or config.engine, problem))
+    made = make_engine(engine or config.engine, population)
+    return LanguageModel(population.architecture, parameters, tokenizer, made)
 
 
 def exported_parameters(path: Path, architecture: Architecture) -> Parameters:

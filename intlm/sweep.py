@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from intlm import config as configuration
-from intlm.config import KEYS, Config, DataConfig, shown
+from intlm import plugins
+from intlm.config import RENAMED, Config, DataConfig, flatten, shown
 from intlm.data.prepare import corpora
 from intlm.distributed import start_worker
 from intlm.errors import ConfigError, IntlmError, RunError
@@ -42,10 +43,10 @@ from intlm.schema import read_toml
 from intlm.tracking import metrics, picture, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
-from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible, value
+from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible
 from intlm.version import TRAINING_VERSION
 
-PARTS = ("base", "seeds", "keys", "variants", "grid")
+PARTS = ("base", "seeds", "keys", "variants", "grid", "plugins")
 POLL_SECONDS = 0.2
 # What a run may set otherwise and its result be the same one.
 UNCOUNTED = FREE_ON_RESUME - {"train.updates", "train.evaluate_every"} | {"seed", "data.train"}
@@ -104,6 +105,9 @@ def load_study(path: Path) -> Study:
     base = tables.get("base")
     if not isinstance(base, str) or "\0" in base:
         raise ConfigError(f"{path}: base: expected the path of a configuration")
+    for named in (path, path.parent / base):
+        for plugin in plugins.named_by(named):
+            plugins.load(plugin)
     seeds = _values(path, "seeds", tables["seeds"]) if "seeds" in tables else None
     if seeds is not None and any(type(seed) is not int for seed in seeds):
         raise ConfigError(f"{path}: seeds = {shown(seeds)}: expected integers")
@@ -134,13 +138,10 @@ def _table(path: Path, name: str, tables: Mapping[str, Any], prefix: str = "") -
 
 def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys, written with quotes or as tables in the table. Raises ConfigError for an unknown one."""
-    sections = {key.rpartition(".")[0] for key in KEYS} - {""}
-    found: dict[str, Any] = {}
-    for name, entry in table.items():
-        inner = {f"{name}.{key}": v for key, v in entry.items()} if isinstance(entry, dict) and name in sections else {}
-        found.update(inner or {name: entry})
+    found = configuration.dotted(table, f"{path}: {where}")
+    known = configuration.keys()
     for name in found:
-        if name not in KEYS:
+        if name not in known and name not in RENAMED:
             raise ConfigError(f"{path}: {where}: {name}: unknown key{configuration.nearest(name)}")
         if name == "seed":
             raise ConfigError(f"{path}: {where}: seed: expected in seeds = [...]")
@@ -164,7 +165,8 @@ def _values(path: Path, where: str, entry: Any) -> list[Any]:
 
 def _part(key: str, chosen: Any) -> str:
     """A key's value in the name of a variant."""
-    text = Path(str(chosen)).stem if KEYS[key].metadata["path"] else str(chosen)
+    known = configuration.keys()
+    text = Path(str(chosen)).stem if key in known and known[key].is_path else str(chosen)
     return f"{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', text)}"
 
 
@@ -173,7 +175,8 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
     if "seed" in overrides:
         raise ConfigError("command line: seed: a sweep has seeds of its own; --seeds N takes the first N")
     found = []
-    own = configuration.load(study.base, overrides).seed if study.seeds is None else 0
+    base = flatten(configuration.load(study.base))
+    own = base["seed"] if study.seeds is None else 0
     for seed in study.seeds or [own]:
         for variant, keys in study.variants.items():
             try:
@@ -187,14 +190,14 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             if jobs > 1:
                 threads = max(1, (config.threads or os.cpu_count() or 1) // jobs)
                 config = dataclasses.replace(config, threads=threads)
-            counted = {key: value(config, key) for key in overrides if key not in UNCOUNTED}
+            flat, always = flatten(config), {"seed", "threads", *overrides}
+            counted = {key: flat.get(key, given) for key, given in overrides.items() if key not in UNCOUNTED}
             text = Path(data.train)
             identity = {"study": study.path.stem, "variant": variant, "seed": seed, "keys": keys | counted}
             identity |= {"text": text.name, "numerics": TRAINING_VERSION}
             directory = runs / f"{variant}-{text.stem}-{seed}"
-            settings = dict.fromkeys([*keys, *overrides, "seed", "threads"])
-            flags = [f"--{key}={value(config, key)}" for key in settings]
-            command = ["train", str(study.base), "--run-dir", str(directory), *flags]
+            flags = [f"--{key}={setting}" for key, setting in flat.items() if key in always or base.get(key) != setting]
+            command = ["train", str(study.base), "--run-dir", str(directory), *plugins.flags(), *flags]
             found.append(Planned(identity, config, directory, command))
     return found
 

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,21 +24,21 @@ import numpy as np
 
 from intlm import config as configuration
 from intlm import distributed
-from intlm.arithmetic.fixed_point import Array
 from intlm.checkpoint import Checkpoints, check_path
-from intlm.config import KEYS, Config
+from intlm.config import Config, flatten
 from intlm.data.prepare import corpora, prepare
 from intlm.data.references import LADDER, read_ladder, references
 from intlm.data.shards import Corpus
-from intlm.data.streams import Batch, MixedStreams, ReadAhead
-from intlm.eggroll.optimizer import check_state
+from intlm.data.streams import Batch, ReadAhead
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
+from intlm.lazy import Array
 from intlm.model.parameters import Architecture, specifications
+from intlm.optimizers import check_state
 from intlm.population import make_engine, native
 from intlm.population.sharding import DIVIDED, SAME, Sharding, number
-from intlm.run import LanguageModel, load, open_corpus, open_run, problem_of, write_whole
+from intlm.run import LanguageModel, load, open_corpus, open_run, population_of, write_whole
 from intlm.tracking import metrics, picture
 from intlm.tracking.log import Log
 from intlm.tracking.progress import Progress
@@ -51,7 +51,6 @@ from intlm.update import (
     cosine,
     initial_state,
     make_health,
-    make_optimizer,
     saturated,
 )
 
@@ -91,27 +90,25 @@ class Trainer:
         configuration.check_limits(config, tokenizer.vocab_size)
         self.split = self.corpus.split("train")
         self.valid = self.corpus.splits.get("valid")  # None where no text is held out
-        self.problem = problem_of(config, tokenizer.vocab_size)
+        self.population = population_of(config, tokenizer.vocab_size)
         if self.devices and not config.threads:  # each of a process's devices has its share of the cores
             threads = max(1, native.cores() // len(jax.local_devices()))
-            self.problem = self.problem._replace(threads=threads)
-        self.sharding = Sharding(self.problem, self.devices)
-        self.texts = config.pairs // config.eggroll.group_size
-        settings, name = config.train, config.eggroll.fitness
+            self.population = replace(self.population, threads=threads)
+        self.sharding = Sharding(self.population, self.devices)
         self.mixture = corpora(config.data) if config.data.mixture else [(1, self.corpus)]
         self.splits = [corpus.split("train") for _, corpus in self.mixture]
         shares = [(share, split) for (share, _), split in zip(self.mixture, self.splits, strict=True)]
-        own = self.sharding.process_texts
-        self.streams = MixedStreams(shares, self.texts, settings.tokens_per_update, settings.targets, own)
-        self.optimizer = make_optimizer(config.eggroll)
-        self.engine = make_engine(config.engine, self.problem)
+        length, own = config.train.tokens_per_update, self.sharding.process_texts
+        self.streams = config.objective.streams(shares, self.population.texts, length, own)
+        self.optimizer = config.eggroll.optimizer
+        self.engine = make_engine(config.engine, self.population)
         meet = None if distributed.alone() else self.meet
-        self.step = compile_update(self.problem, self.engine, name, self.optimizer, self.sharding, meet)
-        health = make_health(self.problem, self.engine, name, self.sharding)
+        self.step = compile_update(self.population, self.engine, self.optimizer, self.sharding, meet)
+        health = make_health(self.population, self.engine, self.sharding)
         self.measure_health = self.sharding.compile(health, (DIVIDED, DIVIDED, SAME), SAME)
-        self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
-        self.place(initial_state(self.problem, config.seed, self.optimizer))
-        self.model = LanguageModel(self.problem.architecture, self.whole_parameters(), tokenizer, self.engine)
+        self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.population.architecture))
+        self.place(initial_state(self.population, self.optimizer))
+        self.model = LanguageModel(self.population.architecture, self.whole_parameters(), tokenizer, self.engine)
         self.update = 0  # updates done
         self.seconds = 0.0  # of training, earlier parts of the run included
         self.ladder: dict[str, float] = {}
@@ -122,17 +119,17 @@ class Trainer:
         """Divide a whole state among the devices."""
         put = self.sharding
         self.state = TrainState(
-            put.put_same(state.parameters), put.put_slices(state.optimizer), put.put_pairs(state.members)
+            put.put_same(state.parameters), put.put_slices(state.optimizer), put.put_units(state.members)
         )
 
     def whole_parameters(self) -> Any:
         """The shared weights, for a program of one device."""
         return self.sharding.take_same(self.state.parameters)
 
-    def meet(self, losses: Array) -> None:
+    def meet(self, seen: Any) -> None:
         """Wait for the other processes where one may be late."""
         if self.late:
-            losses.block_until_ready()
+            jax.block_until_ready(seen)
             distributed.wait(f"update {self.update}")
 
     @property
@@ -150,7 +147,7 @@ class Trainer:
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"
                 )
-            like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
+            like = jax.eval_shape(lambda: initial_state(self.population, self.optimizer))
             state = TrainState(*checkpoints.restore(updates[-1], like))
             check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
             self.place(state)
@@ -183,10 +180,10 @@ class Trainer:
                 f"{directory}: its tokenizer is not that of {self.config.data.prepared}: prepare the text with the "
                 f'same (data.tokenizer_file = "{directory / "tokenizer.json"}")'
             )
-        for name, was, now in zip(Architecture._fields, model.architecture, self.problem.architecture, strict=True):
+        for name, was, now in zip(Architecture._fields, model.architecture, self.population.architecture, strict=True):
             if was != now:
                 raise RunError(f"{directory}: its model has {name} = {was}, the configuration {now}")
-        whole = initial_state(self.problem, self.config.seed, self.optimizer)
+        whole = initial_state(self.population, self.optimizer)
         self.place(whole._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters)))
 
     def references(self) -> None:
@@ -230,8 +227,9 @@ class Trainer:
                 batch = self.put(ahead.next())
                 setting = np.int32(self.optimizer.setting(self.update))
                 save = writes and began - saved >= between
-                wishes = self.sharding.put_words((wants_to_stop(), save, slow))
-                self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting, wishes)
+                self.state, report = self.step(self.state, batch, np.uint32(self.update), setting)
+                # What any process wishes, all do.
+                stop, save, self.late = self.sharding.any((wants_to_stop(), save, slow))
                 loss = number(report.loss)
                 took = time.monotonic() - began
                 slow = took > LATE
@@ -252,8 +250,6 @@ class Trainer:
                     progress.update(**line)
                 if measured or sampled:
                     distributed.wait(f"measured {self.update}")
-                # What any process wishes, all do.
-                stop, save, self.late = (bool(wish) for wish in np.asarray(report.wishes))
                 if distributed.alone():
                     stop = wants_to_stop()
                 if save:
@@ -272,24 +268,23 @@ class Trainer:
     def line(self, report: UpdateReport, loss: int, took: float) -> dict[str, Any]:
         """What the metrics say of the update just made. loss: of all members, 256 = one bit; took: seconds."""
         tokens = self.config.train.tokens_per_update
-        per_update = 2 * self.config.pairs * tokens
+        members, scored = self.population.members, self.population.estimator.scored(self.population.members)
         counted = list(zip(self.streams.counts, self.splits, strict=True))
-        tokens_per_byte = self.texts / sum(count * split.bytes / split.tokens for count, split in counted)
+        tokens_per_byte = self.population.texts / sum(count * split.bytes / split.tokens for count, split in counted)
         return {
             "update": self.update,
-            "tokens_evaluated": self.update * per_update,
+            "tokens_evaluated": self.update * members * tokens,
             "tokens_read": sum(min(self.update * count * tokens, split.tokens) for count, split in counted),
             "seconds": round(self.seconds, 3),
-            "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
+            "train_bits_per_byte": loss / 256 / (scored * tokens) * tokens_per_byte,
             "changed": int(report.changed) / self.weights,
-            "tokens_per_second": round(per_update / took, 1),
+            "tokens_per_second": round(members * tokens / took, 1),
         }
 
     def health(self, report: UpdateReport) -> dict[str, float]:
         """What tells a run that learns from one that does not, of the update just made."""
-        found = self.measure_health(report.losses, self.state.members, np.uint32(self.update - 1))
-        shape = self.problem.architecture
-        states = 2 * self.problem.pairs * shape.num_layers * shape.hidden_size
+        found = self.measure_health(report.seen, self.state.members, np.uint32(self.update - 1))
+        states = self.population.units * self.population.estimator.states_of_a_unit(self.population.architecture)
         named = {
             "agreement": cosine(found.halves),
             "saturated_weights": saturated(self.state.parameters.values()),
@@ -303,7 +298,7 @@ class Trainer:
             return
         self.saved = self.update
         take = self.sharding
-        optimizer, members = take.take_slices(self.state.optimizer), take.take_pairs(self.state.members)
+        optimizer, members = take.take_slices(self.state.optimizer), take.take_units(self.state.members)
         if log:
             log.sync()
         if checkpoints:
@@ -392,9 +387,9 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
     elif not saved.exists():
         raise RunError(f"{directory}: nothing to resume: expected a run with config.toml in it")
     else:
-        old = configuration.load(saved)
-        for key in KEYS:
-            was, now = kept(old, key), kept(config, key)
+        old, new = kept(configuration.load(saved)), kept(config)
+        for key in old | new:
+            was, now = old.get(key), new.get(key)
             if was != now and key not in FREE_ON_RESUME:
                 raise RunError(
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
@@ -409,19 +404,10 @@ def _begun(path: Path) -> bool:
     return path.name.startswith(".") or (weights and all(inner.name.split(".")[0] == "0" for inner in path.iterdir()))
 
 
-def kept(config: Config, key: str) -> Any:
-    """What a resumed run must have again of a key: of texts, which are compared themselves, only a mixture's shares."""
-    if key in TEXTS:
-        return [share for share, _ in config.data.others] if key == "data.mixture" else None
-    return value(config, key)
-
-
-def value(config: Config, key: str) -> Any:
-    """A configuration's value under its dotted name."""
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    return found
+def kept(config: Config) -> dict[str, Any]:
+    """What a resumed run must have again, by key: of texts, which are compared themselves, only a mixture's shares."""
+    found = {key: value for key, value in flatten(config).items() if key not in TEXTS}
+    return found | {"data.mixture": [share for share, _ in config.data.others]}
 
 
 def train(config: Config, directory: Path, resume: bool = False, start: Path | None = None) -> bool:
@@ -438,7 +424,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
     check_directory(config, directory, resume)
     if distributed.writes():
         check_installed(config)
-    shared = {key: value(config, key) for key in KEYS if key not in OF_A_MACHINE}
+    shared = {key: value for key, value in flatten(config).items() if key not in OF_A_MACHINE}
     distributed.same("configuration", json.dumps(shared))
     writes = distributed.writes()
     if writes:

@@ -17,7 +17,7 @@ from intlm.cli import main
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.population import native
-from intlm.run import problem_of
+from intlm.run import population_of
 from intlm.training import prepare_corpus
 
 VOCABULARY = 5
@@ -58,7 +58,7 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
         for factor in factors
     ]
     told = {"engine": "native", "instruction_set": "some", "streams": tiny.MEMBERS, **fields}
-    return Report("tiny", config, problem_of(config, VOCABULARY), threads=2, written=50, peak_memory=1 << 30,
+    return Report("tiny", config, population_of(config, VOCABULARY), threads=2, written=50, peak_memory=1 << 30,
                   rounds=rounds, **told)  # fmt: skip
 
 

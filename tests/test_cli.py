@@ -60,12 +60,10 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         main([command, *(["train"] if command == "tokenizer" else []), "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, key in config.KEYS.items():
-        kind = "PATH" if key.metadata["path"] else "N" if key.type is int else "TEXT"
-        flag = f"--{name} {'|'.join(key.metadata['choices']) or kind}"
-        assert (f"{flag} {key.metadata['help']} (" in text) == (
-            command in ("prepare", "tokenizer", "train", "sweep", "bench")
-        )
+    for name, key in config.keys().items():
+        kind = "PATH" if key.is_path else "N" if key.field.type is int else "TEXT"
+        flag = f"--{name} {'|'.join(key.choices) or kind}"
+        assert (f"{flag} {key.help} (" in text) == (command in ("prepare", "tokenizer", "train", "sweep", "bench"))
     wanted = {
         "bench": ["--json", "--picture FILE", "--rounds N"],
         "prepare": ["--report"],

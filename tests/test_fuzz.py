@@ -25,7 +25,7 @@ from intlm.data.shards import Corpus
 from intlm.data.tokenizers import load_tokenizer
 from intlm.errors import IntlmError
 from intlm.export import export
-from intlm.run import WEIGHTS, exported_parameters, load, open_run, problem_of
+from intlm.run import WEIGHTS, exported_parameters, load, open_run, population_of
 from intlm.tracking import metrics
 
 JSON = st.recursive(
@@ -83,7 +83,7 @@ def altered(draw: st.DrawFn, value: Any) -> Any:
     return draw(JSON)
 
 
-KEYS = st.sampled_from([*configuration.KEYS, "data", "model", "nothing", "model.nothing"])
+KEYS = st.sampled_from([*configuration.keys(), "data", "model", "nothing", "model.nothing"])
 VALUES = st.integers() | st.text(max_size=12) | st.booleans() | st.floats() | st.lists(st.integers(), max_size=2)
 
 
@@ -158,7 +158,7 @@ def test_safetensors(data: st.DataObject) -> None:
     """Damaged bytes, under the old checksum and under one that fits them."""
     directory = exported()
     config, tokenizer = open_run(directory)
-    architecture = problem_of(config, tokenizer.vocab_size).architecture
+    architecture = population_of(config, tokenizer.vocab_size).architecture
     copy = WORK / "weights"
     copy.mkdir(exist_ok=True)
     good = (directory / WEIGHTS).read_bytes()

@@ -22,12 +22,11 @@ from intlm import config as configuration
 from intlm.checkpoint import KEPT, Checkpoints
 from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.eggroll import fitness
 from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
 from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
-from intlm.run import load, open_corpus, open_run, problem_of, write_whole
+from intlm.run import load, open_corpus, open_run, population_of, write_whole
 from intlm.tracking import metrics
 from intlm.training import (
     FREE_ON_RESUME,
@@ -137,13 +136,15 @@ def test_saturated() -> None:
 
 def test_halves_are_those_of_the_whole_populations_votes() -> None:
     """Of an odd number of pairs the second half has one more; fitness is shaped by all of them."""
-    config = tiny.load_config(eggroll__population=10, eggroll__group_size=1, eggroll__fitness="normalised")
-    problem = problem_of(config, 5)
-    engine = make_engine("auto", problem)
+    member = {"eggroll__member__group_size": 1, "eggroll__member__fitness": "normalised"}
+    config = tiny.load_config(eggroll__population=10, **member)
+    population = population_of(config, 5)
+    engine = make_engine("auto", population)
     losses, update = jnp.asarray(np.random.default_rng(0).integers(0, 900, (5, 2)), jnp.int32), jnp.uint32(7)
-    scores = jax.jit(fitness.shape, static_argnums=(0, 2))("normalised", losses, problem.perturbation.rank)
+    shaping = population.estimator.fitness
+    scores = shaping.shape(losses, 1, 5, shaping.totals(losses))
     members = jnp.zeros((5, 2, 1, 8), jnp.int8).at[0, 1, 0, :3].set(jnp.array([127, -127, 126], jnp.int8))
-    health = jax.jit(make_health(problem, engine, "normalised", Sharding(problem)))(losses, members, update)
+    health = jax.jit(make_health(population, engine, Sharding(population)))(losses, members, update)
     assert number(health.saturated) == 2
     for half, own in zip(health.halves, (slice(0, 2), slice(2, 5)), strict=True):
         expected = engine.accumulate(jnp.zeros(5, jnp.int8).at[own].set(scores[own]), update)
@@ -402,20 +403,16 @@ REFUSED = [
     ("model.feed_forward_size", 24, 16),
     ("model.nonlinearity", "table", "clip"),
     ("eggroll.population", 64, 32),
-    ("eggroll.group_size", 4, 2),
-    ("eggroll.rank", 2, 1),
-    ("eggroll.sigma_shift", 3, 4),
-    ("eggroll.noise_reuse", 2, 1),
-    ("eggroll.fitness", "normalised", "sign"),
+    ("eggroll.member.group_size", 4, 2),
+    ("eggroll.member.rank", 2, 1),
+    ("eggroll.member.sigma_shift", 3, 4),
+    ("eggroll.member.noise_reuse", 2, 1),
+    ("eggroll.member.fitness", "normalised", "sign"),
     ("eggroll.optimizer", "adam", "threshold"),
-    ("eggroll.alpha", 5, 4),
-    ("eggroll.step", 255, 256),
-    ("eggroll.momentum", 1, 0),
-    ("eggroll.weight_decay", 1, 0),
-    ("eggroll.warmup_updates", 1, 0),
-    ("eggroll.decay_updates", 7, 1000),
+    ("eggroll.threshold.alpha", 5, 4),
+    ("eggroll.threshold.decay_updates", 7, 1000),
     ("train.tokens_per_update", 16, 8),
-    ("train.targets", 2, 1),
+    ("next_token.targets", 2, 1),
     ("data.valid_bytes", 2000, 3000),
     ("data.tokenizer", "bytes", "alphabet"),
     ("data.document_separator", "abba", ""),
@@ -433,7 +430,9 @@ REFUSED = [
 def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every key that changes a bit: one line with the key and both values, and nothing is touched."""
     texts = {"data.train", "data.valid", "data.valid_split", "data.tokenizer_file", "data.mixture"}
-    assert {key for key, _, _ in REFUSED} | texts == set(configuration.KEYS) - FREE_ON_RESUME
+    texts |= {"objective", "eggroll.estimator"}  # there is one of each so far
+    kept = set(configuration.flatten(tiny.load_config())) - FREE_ON_RESUME
+    assert {key for key, _, _ in REFUSED} | texts == kept
     run = tiny.copied(tmp_path / "run")
     before, prepared = tiny.contents(run), tiny.contents(tiny.HOME / "prepared")
     for key, now, was in REFUSED:
@@ -561,7 +560,7 @@ def test_it_learns_without_held_out_text(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "text.txt").write_bytes(b"ab" * 500 + b" ")  # the alphabet of the other text: the same program
     keys = {
         **tiny.KEYS, "data.train": "text.txt", "data.valid_bytes": 0, "data.prepared": "prepared",
-        "eggroll.decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
+        "eggroll.threshold.decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
         "train.sample_every": 200,
     }  # fmt: skip
     words = ["train", str(tiny.write_config(tmp_path / "a.toml", keys)), "--run-dir", str(tmp_path / "run")]

@@ -234,7 +234,7 @@ def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
             lacking |= {"columns": "columns", "filter": "columns"}
         what = "a recipe" if train.is_recipe else "a single file" if train.is_data_set else "a text"
         for key, missing in lacking.items():
-            value, default = getattr(data, key), configuration.KEYS[f"data.{key}"].default
+            value, default = getattr(data, key), configuration.keys()[f"data.{key}"].default
             if value != default:
                 raise DataError(f"data.{key} = {value!r}: {data.train} is {what}, which has no {missing}")
     if valid:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intlm.arithmetic.fixed_point import Array
-from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import ConfigError
+from intlm.estimators.member import Member
+from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.population.engine import FIRST, Prepared, Problem
+from intlm.objectives.next_token import NextToken
+from intlm.population.engine import FIRST, Population, Prepared
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
 _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
@@ -40,7 +41,7 @@ def missing() -> str:
         for name in _CALLS:
             symbol = getattr(library, f"Intlm{name.title()}")
             jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
-        NativeEngine(Problem(Architecture(2, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)).probe()
+        NativeEngine(Population(Architecture(2, 8, 1, 8, "clip"))).probe()
     except (OSError, AttributeError, ValueError, jax.errors.JaxRuntimeError) as error:
         return f"{_LIBRARY} does not run here: {str(error).strip()[:300]}: {again}"
     return ""
@@ -110,27 +111,39 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.specifications = specifications(problem.architecture)
+    def __init__(self, population: Population) -> None:
+        self.population = population
+        self.specifications = specifications(population.architecture)
         self.sizes = [int(np.prod(s.shape)) for s in self.specifications]
-        self.attribute = self._attribute(problem.pairs)
+        self.attribute = self._attribute(population.units)
+
+    @staticmethod
+    def serves(population: Population) -> str:
+        """See `Engine.serves`."""
+        if reason := missing():
+            return reason
+        if type(population.estimator) is not Member:
+            return f"it does not serve the estimator {population.estimator.name}"
+        if type(population.objective) is not NextToken:
+            return f"it does not serve the objective {population.objective.name}"
+        return ""
 
     def _attribute(self, pairs: int) -> np.ndarray:
-        architecture, perturbation = self.problem.architecture, self.problem.perturbation
+        architecture, estimator = self.population.architecture, self.population.estimator
+        rank, sigma_shift = (estimator.rank, estimator.sigma_shift) if isinstance(estimator, Member) else (1, 0)
         values = [
             architecture.vocab_size,
             architecture.hidden_size,
             architecture.num_layers,
             architecture.feed_forward_size,
             architecture.nonlinearity == "table",
-            perturbation.rank,
-            perturbation.sigma_shift,
+            rank,
+            sigma_shift,
             pairs,
-            self.problem.group_size,
-            perturbation.seed & 0xFFFFFFFF,
-            perturbation.seed >> 32,
-            self.problem.threads,
+            self.population.group_size,
+            self.population.seed & 0xFFFFFFFF,
+            self.population.seed >> 32,
+            self.population.threads,
         ]
         return np.array(values, np.int64)
 
@@ -153,14 +166,14 @@ class NativeEngine:
         """See `Engine.evaluate`."""
         shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
         call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), problem=self._attribute(states.shape[0]))
-        epoch = self.problem.perturbation.epoch(update)
+        epoch = self.population.perturbation.epoch(update)
         losses, states = call(self._flat(parameters), tokens, targets, states, epoch, first)
         return losses, states
 
     def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`."""
         call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
-        epoch = self.problem.perturbation.epoch(update)
+        epoch = self.population.perturbation.epoch(update)
         flat = call(fitness, epoch, first, problem=self._attribute(fitness.shape[0]))
         parts = jax.lax.split(flat, self.sizes)
         return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
@@ -172,7 +185,7 @@ class NativeEngine:
 
     def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
-        vocab = self.problem.architecture.vocab_size
+        vocab = self.population.architecture.vocab_size
         shapes = (
             jax.ShapeDtypeStruct((*tokens.shape, vocab), jnp.int16),
             jax.ShapeDtypeStruct(states.shape, jnp.int8),

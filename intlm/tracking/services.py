@@ -4,7 +4,6 @@ The run's directory keeps the identity under which the service knows the run, an
 resumed run is the same there, and what it computes again, the same numbers, is not told twice.
 """
 
-import dataclasses
 import importlib
 import importlib.util
 import os
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from intlm.config import Config
+from intlm.config import Config, tables
 from intlm.errors import MissingPackage, RunError
 from intlm.schema import Count, read_json
 
@@ -61,7 +60,7 @@ class Service:
         own = {"id": identity, "name": title, "dir": directory} if name == "wandb" else {"name": f"{title}-{identity}"}
         project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
         try:
-            self._run = module.init(project=project, config=dataclasses.asdict(config), resume="allow", **own)
+            self._run = module.init(project=project, config=tables(config), resume="allow", **own)
         except Exception as error:  # each has many kinds of its own
             raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
         self._note()

@@ -25,18 +25,19 @@ from intlm.arithmetic.fixed_point import (
     saturate8,
 )
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
-from intlm.config import EggrollConfig
 from intlm.data.shards import Corpus, CorpusWriter, Split
 from intlm.data.streams import MixedStreams
 from intlm.data.tokenizers import AlphabetTokenizer
-from intlm.eggroll import fitness, threshold
-from intlm.eggroll.perturbation import Factors, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.fitness import FITNESS
 from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
 from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
 from intlm.model.sampling import sample
-from intlm.population import Problem, make_engine, native
-from intlm.update import TrainState, make_optimizer
+from intlm.optimizers import OPTIMIZERS
+from intlm.optimizers.threshold import Threshold
+from intlm.population import Population, make_engine, native
+from intlm.update import TrainState
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -245,10 +246,10 @@ def test_layer(case: Case) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", numbered("logits"))
 def test_logits(engine: str, case: Case, bridge: Any) -> None:
-    problem = bridge.problem(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
-    assert problem.architecture == architecture(case)
+    population = bridge.population(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
+    assert population.architecture == architecture(case)
     tokens, states = jnp.array([case["tokens"]], jnp.uint16), jnp.array([case["states"]], jnp.int8)
-    made = make_engine(engine, problem)
+    made = make_engine(engine, population)
     prepared = jax.jit(made.prepare)(parameters(case["parameters"]))
     found, after = jax.jit(made.infer)(prepared, tokens, states)
     assert found[0].tolist() == case["logits"] and after[0].tolist() == case["states_after"]
@@ -264,12 +265,13 @@ def test_loss() -> None:
 
 
 def test_fitness() -> None:
-    compiled = jax.jit(fitness.shape, static_argnums=(0, 2))
     for case in cases("fitness"):
         losses = jnp.array(case["losses"], jnp.int32).reshape(-1, 2)
-        assert fitness.fitness_maximum(losses.shape[0], case["rank"]) == case["D"]
+        assert FITNESS["normalised"]().largest(losses.shape[0], case["rank"]) == case["D"]
         for kind in ("sign", "normalised"):
-            assert compiled(kind, losses, case["rank"]).tolist() == case[kind]
+            shaping = FITNESS[kind]()
+            found = shaping.shape(losses, case["rank"], losses.shape[0], shaping.totals(losses))
+            assert found.tolist() == case[kind]
 
 
 @pytest.mark.parametrize("case", numbered("votes"))
@@ -285,16 +287,17 @@ def test_votes(case: Case) -> None:
 def test_update(engine: str, case: Case, bridge: Any) -> None:
     setting = oracle.Noise(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
     pairs, kind = case["pairs"], case["fitness_kind"]
-    problem = bridge.problem(oracle.Shape(**case["model"]), setting, pairs, case["group_size"], kind, chunk_size=4)
-    run = bridge.update(engine, problem, kind)
+    shape, group_size = oracle.Shape(**case["model"]), case["group_size"]
+    population = bridge.population(shape, setting, pairs, group_size, kind, chunk_size=4)
+    run = bridge.update(engine, population)
     weights = parameters(case["parameters"])
-    state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), problem.architecture))
+    state = TrainState(weights, (), zero_states((pairs, 2), population.architecture))
     for step in case["updates"]:
         number, quantile = step["update"], step["quantile"]
-        assert threshold.quantile(case["alpha"], case["decay_updates"], number) == quantile
+        assert Threshold(alpha=case["alpha"], decay_updates=case["decay_updates"]).setting(number) == quantile
         batch = (jnp.array(step[name], jnp.uint16) for name in ("tokens", "targets"))
-        state, report, scores, found = run(state, *batch, jnp.uint32(number), jnp.int32(quantile))
-        assert report.losses.ravel().tolist() == step["losses"]
+        state, report, scores, found = run(state, tuple(batch), jnp.uint32(number), jnp.int32(quantile))
+        assert report.seen.ravel().tolist() == step["losses"]
         states = np.array(step["states_after"])
         np.testing.assert_array_equal(state.members.reshape(states.shape), states)
         assert scores.tolist() == step["fitness"]
@@ -304,23 +307,25 @@ def test_update(engine: str, case: Case, bridge: Any) -> None:
 
 @pytest.mark.parametrize("case", numbered("optimizers"))
 def test_optimizers(case: Case) -> None:
-    settings = {name: case[name] for name in EggrollConfig.__dataclass_fields__ if name in case}
-    optimizer = make_optimizer(EggrollConfig(**settings))
+    name = "sgd" if case["optimizer"] == "momentum" and not case["momentum"] else case["optimizer"]
+    made = OPTIMIZERS[name]
+    optimizer = made(**{field: case[field] for field in made.__dataclass_fields__ if field in case})  # type: ignore[attr-defined]
     weights = {"w": jnp.array(case["weights"], jnp.int8)}
-    described = [Specification("w", weights["w"].shape, Kind.MATRIX if weights["w"].ndim == 2 else Kind.BIAS)]
-    compiled = jax.jit(partial(optimizer.update, described), static_argnums=4)
+    described = Specification("w", weights["w"].shape, Kind.MATRIX if weights["w"].ndim == 2 else Kind.BIAS)
+    estimator = Member(rank=case["rank"])
+    compiled = jax.jit(partial(optimizer.update, {"w": described.kind}))
     state = optimizer.init(weights)
     if "before" in case:
         state = state._replace(**{name: {"w": jnp.array(leaf, jnp.int32)} for name, leaf in case["before"].items()})
     for step in case["updates"]:
         setting = step["quantile" if case["optimizer"] == "threshold" else "s"]
         assert optimizer.setting(step["update"]) == setting
-        energy = fitness.energy(jnp.array(step["fitness"], jnp.int8))
+        energy = jnp.sum(jnp.square(jnp.array(step["fitness"], jnp.int32)))
         votes = {"w": jnp.array(step["votes"], jnp.int32)}
-        weights, state = compiled(weights, votes, state, energy, case["rank"], jnp.int32(setting))
-        assert {name: leaf["w"].tolist() for name, leaf in state._asdict().items()} == {
-            name: step[name] for name in ("master", "mean", "square") if name in step
-        }
+        deviations = estimator.deviations(None, [described], energy)  # type: ignore[arg-type]
+        weights, state = compiled(weights, votes, state, deviations, jnp.int32(setting))
+        fields = state._asdict()  # of sgd the master alone: a mean over one update is the vote
+        assert {field: leaf["w"].tolist() for field, leaf in fields.items()} == {field: step[field] for field in fields}
         assert weights["w"].tolist() == step["weights_after"]
 
 
@@ -328,9 +333,9 @@ def draws(vocabulary: int) -> list[Callable[..., Any]]:
     """What draws a token: the reference, and the native engine where there is one."""
     if not native.available():
         return [sample]
-    problem = Problem(Architecture(vocabulary, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)
-    engine = make_engine("native", problem)
-    prepared = engine.prepare(initialise(problem.architecture, 0))
+    population = Population(Architecture(vocabulary, 8, 1, 8, "clip"))
+    engine = make_engine("native", population)
+    prepared = engine.prepare(initialise(population.architecture, 0))
 
     def draw(logits: Any, key: Any, position: Any, inverse: Any, top_k: int) -> Any:
         states = jnp.zeros((1, 8), jnp.int8)

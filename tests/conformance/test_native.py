@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from intlm.cli import main
-from intlm.eggroll.fitness import fitness_maximum
-from intlm.eggroll.perturbation import Perturbation
+from intlm.estimators.member import Member
+from intlm.fitness import FITNESS
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population import native
-from intlm.population.engine import Problem
+from intlm.population.engine import Population
 from intlm.population.xla import XlaEngine
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
@@ -55,8 +56,8 @@ def parameters_of(architecture: Architecture, rng: np.random.Generator, kind: st
     return made
 
 
-PROBLEMS = st.builds(
-    Problem,
+POPULATIONS = st.builds(
+    Population,
     st.builds(
         Architecture,
         st.integers(2, 300) | st.sampled_from([16, 96, 256, 4100]),
@@ -66,36 +67,39 @@ PROBLEMS = st.builds(
         st.sampled_from(["clip", "table"]),
     ),
     st.builds(
-        Perturbation, st.integers(0, 2**64 - 1), st.integers(1, 5), st.integers(0, 12), st.sampled_from([0, 1, 3])
+        Member,
+        rank=st.integers(1, 5),
+        sigma_shift=st.integers(0, 12),
+        noise_reuse=st.sampled_from([0, 1, 3]),
+        fitness=st.just(FITNESS["normalised"]()),
     ),
-    st.integers(1, 31),
-    st.just(1),
-    st.just(127),
-    st.just(0),
-    st.integers(1, 3),
+    st.integers(1, 31).map(lambda pairs: 2 * pairs),
+    st.integers(0, 2**64 - 1),
+    threads=st.integers(1, 3),
 )
 
 
 @hypothesis_settings(max_examples=4)  # compiling the reference is most of what an example costs
-@given(PROBLEMS, st.sampled_from(["any", "ends", "normal"]), st.sampled_from([1, 2, 8]), st.integers(0, 2**31))
-def test_every_shape(problem: Problem, kind: str, count: int, seed: int) -> None:
+@given(POPULATIONS, st.sampled_from(["any", "ends", "normal"]), st.sampled_from([1, 2, 8]), st.integers(0, 2**31))
+def test_every_shape(population: Population, kind: str, count: int, seed: int) -> None:
     """Random shapes, odd remainders of tiles and lanes, extreme weights and states; all calls."""
     rng = np.random.default_rng(seed)
-    architecture, pairs = problem.architecture, problem.pairs
-    problem = problem._replace(group_size=int(rng.choice([g for g in range(1, pairs + 1) if pairs % g == 0])))
+    architecture, pairs = population.architecture, population.units
+    group_size = int(rng.choice([g for g in range(1, pairs + 1) if pairs % g == 0]))
+    population = replace(population, estimator=replace(population.estimator, group_size=group_size))
     parameters = parameters_of(architecture, rng, kind)
-    size = (pairs // problem.group_size, 4)
+    size = (pairs // population.group_size, 4)
     tokens, targets = (
         jnp.asarray(rng.integers(0, architecture.vocab_size, s), jnp.uint16) for s in (size, (*size, count))
     )
     shape = (pairs, 2, architecture.num_layers, architecture.hidden_size)
     states = jnp.asarray(rng.integers(-127, 128, shape), jnp.int8)
-    most = fitness_maximum(pairs, problem.perturbation.rank)
+    most = population.largest_fitness
     fitness = jnp.asarray(rng.integers(-most, most + 1, pairs), jnp.int8)
     update = jnp.uint32(rng.integers(0, 2**32))
-    reference, engine = XlaEngine(problem), native.NativeEngine(problem)
+    reference, engine = XlaEngine(population), native.NativeEngine(population)
     jit = partial(jax.jit, compiler_options=tiny.quick_options())
-    texts = tokens.repeat(problem.group_size, axis=0)
+    texts = tokens.repeat(population.group_size, axis=0)
     logits = jnp.asarray(rng.integers(-16000, 16000, architecture.vocab_size), jnp.int16)
     key = jnp.asarray(rng.integers(0, 2**32, 4), jnp.uint32)
     inverse, top_k = jnp.int32(rng.integers(1, 1024)), int(rng.integers(1, architecture.vocab_size, endpoint=True))
@@ -120,9 +124,9 @@ def test_every_shape(problem: Problem, kind: str, count: int, seed: int) -> None
 
 def test_hostile_shapes_are_refused() -> None:
     """At the boundary, before a kernel reads anything."""
-    problem = Problem(Architecture(16, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 2, 1, 1)
-    engine = native.NativeEngine(problem)
-    parameters = parameters_of(problem.architecture, np.random.default_rng(0), "any")
+    population = Population(Architecture(16, 8, 1, 8, "clip"), members=4)
+    engine = native.NativeEngine(population)
+    parameters = parameters_of(population.architecture, np.random.default_rng(0), "any")
     states = jnp.zeros((2, 2, 1, 8), jnp.int8)
 
     good, follow = jnp.zeros((2, 3), jnp.uint16), jnp.zeros((2, 3, 4), jnp.uint16)

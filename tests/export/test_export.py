@@ -97,7 +97,7 @@ def test_an_export_of_an_export_is_the_same(safetensors: Path, tmp_path: Path) -
 def test_training_begins_with_the_weights_of_an_export(safetensors: Path, tmp_path: Path) -> None:
     """With a step of nearly nothing they are still there after an update; from the seed they would not be."""
     run = tmp_path / "run"
-    keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "momentum", "eggroll.step": 1}
+    keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "sgd", "eggroll.sgd.step": 1}
     config = tiny.write_config(tmp_path / "tiny.toml", keys)
     assert main(["train", str(config), "--run-dir", str(run), "--from", str(safetensors)]) == 0
     before, after = load(safetensors).parameters, load(run).parameters

@@ -12,21 +12,20 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intlm.config import EggrollConfig
-from intlm.eggroll import adam
-from intlm.eggroll.fitness import energy
-from intlm.eggroll.optimizer import Optimizer
-from intlm.model.parameters import Kind, Specification, specifications
-from intlm.update import make_optimizer
+from intlm.estimators.member import Member
+from intlm.model.parameters import Kind, specifications
+from intlm.optimizers import OPTIMIZERS, adam
 
 SHAPE = oracle.Shape(3, 8, 16, 1, "clip")
 LIMIT = 127 << 16  # of a master weight
 
 
-def both(settings: oracle.Averaging) -> Optimizer:
-    """The package's optimizer of these settings, by way of a configuration."""
+def both(settings: oracle.Averaging) -> Any:
+    """The package's optimizer of these settings; momentum over one update is `sgd`."""
     keys = {name: value for name, value in vars(settings).items() if name not in ("kind", "k")}
-    return make_optimizer(EggrollConfig(optimizer=settings.kind, momentum=settings.k, **keys))
+    if settings.kind == "momentum" and not settings.k:
+        return OPTIMIZERS["sgd"](**keys)
+    return OPTIMIZERS[settings.kind](momentum=settings.k, **keys)
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
@@ -36,10 +35,13 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
     fitness of nothing."""
     settings = oracle.Averaging(kind, k, 512, 6, 2, weight_decay)
     optimizer, described = both(settings), specifications(bridge.architecture(SHAPE))
-    run = jax.jit(
-        lambda *arguments: optimizer.update(described, *arguments[:-1], rank, arguments[-1]),
-        compiler_options=tiny.quick_options(),
-    )
+    kinds = {s.name: s.kind for s in described}
+
+    def once(parameters: Any, votes: Any, state: Any, energy: Any, setting: Any) -> Any:
+        deviations = Member(rank=rank).deviations(None, described, energy)  # type: ignore[arg-type]
+        return optimizer.update(kinds, parameters, votes, state, deviations, setting)
+
+    run = jax.jit(once, compiler_options=tiny.quick_options())
     rng = np.random.default_rng(rank)
     values = bridge.random_parameters(SHAPE, rng)
     for w in values:
@@ -56,8 +58,8 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
             sigma = oracle.deviation(fitness, rank, v.ndim)
             size = rng.choice([0, 1, sigma, 300 * sigma + 7, 2**14 * sigma, 2**31 - 1], v.shape)
             votes.append(size * rng.choice([-1, 1], v.shape))
-        arguments = (parameters, bridge.named(SHAPE, votes), state, energy(jnp.array(fitness, jnp.int8)), jnp.int32(s))
-        parameters, state = run(*arguments)
+        energy = jnp.int32(sum(f * f for f in fitness))
+        parameters, state = run(parameters, bridge.named(SHAPE, votes), state, energy, jnp.int32(s))
         for n, vote in enumerate(votes):
             sigma, vector = oracle.deviation(fitness, rank, vote.ndim), vote.ndim == 1
             weights = zip(vote.ravel().tolist(), expected[n], strict=True)
@@ -68,30 +70,29 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
             columns = ([getattr(weight, field) for weight in weights] for weights in expected)
             return [np.reshape(found, v.shape) for found, v in zip(columns, values, strict=True)]
 
-        assert state._fields == (("master", "mean") if kind == "momentum" else oracle.Averages._fields)
-        for field in state._fields:
-            bridge.assert_equal(SHAPE, getattr(state, field), column(field))
+        fields = state._asdict()
+        assert tuple(fields) == (oracle.Averages._fields if kind == "adam" else ("master", "mean")[: 1 + (k > 0)])
+        for field, value in fields.items():
+            bridge.assert_equal(SHAPE, value, column(field))
         bridge.assert_equal(SHAPE, parameters, [oracle.rshift(master, 16) for master in column("master")])
         assert all(weight.dtype == jnp.int8 for weight in parameters.values())
 
 
-def repeated(optimizer: Optimizer, kind: Kind, state: Any, votes: list[int], step: int, updates: int) -> Any:
+def repeated(optimizer: Any, kind: Kind, state: Any, votes: list[int], step: int, updates: int) -> Any:
     """The state after many updates with the same votes, in units of a 256th of a standard deviation."""
-    described = [Specification("w", (len(votes),), kind)]
 
     @jax.jit
     def run(state: Any) -> Any:
         def once(_: int, state: Any) -> Any:
             drawn = {"w": jnp.array(votes, jnp.int32)}
-            return optimizer.update(described, {}, drawn, state, jnp.int32(1), 1, jnp.int32(step))[1]
+            return optimizer.update({"w": kind}, {}, drawn, state, {"w": jnp.int32(1)}, jnp.int32(step))[1]
 
         return jax.lax.fori_loop(0, updates, once, state)
 
     return run(state)
 
 
-@pytest.mark.parametrize("kind", ["momentum", "adam"])
-@pytest.mark.parametrize("k", [0, 3, 10])
+@pytest.mark.parametrize(("kind", "k"), [("momentum", 3), ("momentum", 10), ("adam", 0), ("adam", 3), ("adam", 10)])
 def test_averages_come_to_rest_at_what_they_average(kind: str, k: int) -> None:
     """Exactly, from either side: no difference is too small to move them."""
     votes = [-(2**14), -3000, -1, 0, 1, 2, 700, 2**14]

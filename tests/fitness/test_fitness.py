@@ -1,6 +1,7 @@
 """Fitness against the oracle and against exact rational arithmetic, up to the largest population and losses."""
 
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intlm import config
-from intlm.eggroll.fitness import fitness_maximum, shape
+from intlm.arithmetic import LARGEST_NOISE
+from intlm.estimators.member import MAX_PAIRS
+from intlm.fitness import FITNESS, largest_fitness
 
 LARGEST_LOSS = 32_768 * 36_865  # of a text
 LOSS = st.one_of(st.integers(0, LARGEST_LOSS), st.integers(0, 1000), st.just(0))
 LOSSES = st.sampled_from([1, 7]).flatmap(lambda p: st.lists(LOSS, min_size=2 * p, max_size=2 * p))
 RANKS = st.sampled_from([1, 256])
-compiled = jax.jit(shape, static_argnums=(0, 2))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def compiled(kind: str, losses: jax.Array, rank: int) -> jax.Array:
+    """The fitness of a whole population."""
+    shaping = FITNESS[kind]()
+    return shaping.shape(losses, rank, losses.shape[0], shaping.totals(losses))
 
 
 def package(kind: str, losses: list[int], rank: int) -> list[int]:
@@ -51,7 +60,7 @@ def test_normalised_is_the_rounded_quotient(losses: list[int], rank: int) -> Non
     d = [b - a for a, b in zip(losses[::2], losses[1::2], strict=True)]
     d = [max(-(2**23) + 1, min(2**23 - 1, x)) for x in d]
     mean = max(1, sum(map(abs, d)) // len(d))
-    largest = fitness_maximum(len(d), rank)
+    largest = largest_fitness(len(d), rank)
     for x, f in zip(d, package("normalised", losses, rank), strict=True):
         wanted = min(Fraction(largest), Fraction(abs(x) * largest, 4 * mean))
         assert abs(abs(f) - wanted) <= Fraction(1, 2) and f * x >= 0
@@ -68,7 +77,7 @@ def test_the_largest_populations(pairs: int) -> None:
     losses = np.zeros((pairs, 2), np.int32)
     losses[:, 1] = LARGEST_LOSS
     assert set(compiled("sign", losses, 1).tolist()) == {1}
-    largest = fitness_maximum(pairs, 1)
+    largest = largest_fitness(pairs, 1)
     assert set(compiled("normalised", losses, 1).tolist()) == {(largest + 2) // 4}
     losses[: pairs // 2, 1] = 4095  # low limbs alone, and a mean that is no power of two
     losses[5::7, 1] = 123_456
@@ -78,27 +87,28 @@ def test_the_largest_populations(pairs: int) -> None:
     np.testing.assert_array_equal(compiled("normalised", losses, 1), np.array(expected)[inverse])
 
 
-def test_fitness_maximum() -> None:
+def test_largest_fitness() -> None:
     """Wherever a configuration validates there is one, it is the oracle's, and votes of all pairs stay in int32."""
     for pairs in [*range(1, 3000), *(2**k for k in range(12, 20)), 3 * 2**17, 2**19]:
         for rank in (1, 2, 3, 5, 16, 256):
             if pairs * rank * 46**2 > config.INT32_MAX:  # configuration refuses it
-                assert fitness_maximum(pairs, rank) == 0
+                assert largest_fitness(pairs, rank) == 0
                 continue
-            largest = fitness_maximum(pairs, rank)
+            largest = largest_fitness(pairs, rank)
             assert 1 <= largest == oracle.fitness_bound(pairs, rank) <= 127
             assert pairs * rank * largest * 46**2 < 2**31 and 16 * 46 * pairs * largest < 2**31
             assert rank * pairs * largest**2 <= 128_900_000  # the update's sum of squares
-    assert fitness_maximum(2**16, 1) == 15  # the bound that docs/numerics.md exists for
+    assert largest_fitness(2**16, 1) == 15  # the bound that docs/numerics.md exists for
 
 
 def test_limits_are_those_of_the_page() -> None:
     """docs/numerics.md, section 11, opens with them; those of targets and optimizers are in it and in section 9."""
-    assert (config.MAX_PAIRS, config.MAX_TOKENS_PER_UPDATE) == (2**19, 32_768)
-    assert (config.MIN_VOCAB, config.MAX_VOCAB, config.LARGEST_NOISE) == (2, 65_536, 46)
-    highest = {key: field.metadata["high"] for key, field in config.KEYS.items()}
+    assert (MAX_PAIRS, config.MAX_TOKENS_PER_UPDATE) == (2**19, 32_768)
+    assert (config.MIN_VOCAB, config.MAX_VOCAB, LARGEST_NOISE) == (2, 65_536, 46)
+    highest = {name: key.field.metadata["high"] for name, key in config.keys().items() if not key.family}
     assert highest["model.hidden_size"] == highest["model.feed_forward_size"] == 65_536
-    assert highest["eggroll.rank"] == 256 and highest["eggroll.sigma_shift"] == 12
-    assert highest["eggroll.alpha"] == 16 and highest["train.targets"] == 1024
+    assert highest["eggroll.member.rank"] == 256 and highest["eggroll.member.sigma_shift"] == 12
+    assert highest["eggroll.threshold.alpha"] == 16 and highest["next_token.targets"] == 1024
     optimizer = {"momentum": 10, "step": 512, "weight_decay": 255}
-    assert {name: highest[f"eggroll.{name}"] for name in optimizer} == optimizer
+    for name in ("momentum", "adam"):
+        assert {setting: highest[f"eggroll.{name}.{setting}"] for setting in optimizer} == optimizer

@@ -9,9 +9,9 @@ import numpy as np
 import oracle
 import pytest
 
-from intlm.eggroll import threshold
-from intlm.eggroll.fitness import energy
+from intlm.estimators.member import Member
 from intlm.model.parameters import specifications
+from intlm.optimizers.threshold import Threshold
 
 SHAPE = oracle.Shape(3, 8, 16, 1, "clip")
 PAIRS = 6
@@ -22,7 +22,7 @@ PAIRS = 6
 def test_quantile(alpha: int, decay: int) -> None:
     optimizer = oracle.Threshold(alpha, decay)
     updates = [0, 1, 2, 99, 1000, 123_457, 2**31 - 1]
-    found = [threshold.quantile(alpha, decay, update) for update in updates]
+    found = [Threshold(alpha=alpha, decay_updates=decay).setting(update) for update in updates]
     assert found == [oracle.threshold_quantile(optimizer, update) for update in updates]
     assert found[0] == 0 and found == sorted(found) and found[-1] < 2100
 
@@ -33,8 +33,10 @@ def compiled(rank: int, bridge: Any) -> Any:
     described = specifications(bridge.architecture(SHAPE))
 
     def run(parameters: Any, votes: Any, fitness: Any, quantile: Any) -> Any:
-        state = threshold.init(parameters)
-        return threshold.update(described, parameters, votes, state, energy(fitness), rank, quantile)[0]
+        energy = jnp.sum(jnp.square(fitness.astype(jnp.int32)))
+        deviations = Member(rank=rank).deviations(None, described, energy)  # type: ignore[arg-type]
+        kinds = {s.name: s.kind for s in described}
+        return Threshold().update(kinds, parameters, votes, (), deviations, quantile)[0]
 
     return jax.jit(run)
 

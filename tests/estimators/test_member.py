@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 from intlm.arithmetic.fixed_point import Array
-from intlm.eggroll.perturbation import Factors, Noise, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.estimators.member import Factors, Noise, Perturbation, PerturbedWeights, parameter_noise, votes
 from intlm.model.parameters import Kind, Layered, Specification
 
 SEED = 2**63 + 11
