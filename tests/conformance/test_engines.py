@@ -206,7 +206,7 @@ def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> No
     tokens, targets = np.array([[1, 2]]), np.array([[[2], [0]]])
     states = np.zeros((2, 1, 8), np.int64)
     expected, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
-    evaluate = jax.jit(make_engine(engine, bridge.problem(shape, noise, 1)).evaluate)
+    evaluate = jax.jit(make_engine(engine, bridge.population(shape, noise, 1)).evaluate)
     members = jnp.zeros((1, 2, 1, 8), jnp.int8)
     losses, found = evaluate(bridge.parameters(shape, values), *uint16(tokens, targets), members, jnp.uint32(update))
     assert losses.ravel().tolist() == expected and len(set(expected)) == 2

@@ -324,7 +324,7 @@ def test_optimizers(case: Case) -> None:
         votes = {"w": jnp.array(step["votes"], jnp.int32)}
         deviations = estimator.deviations(None, [described], energy)  # type: ignore[arg-type]
         weights, state = compiled(weights, votes, state, deviations, jnp.int32(setting))
-        fields = state._asdict()  # of sgd the master alone: a mean over one update is the vote
+        fields = state._asdict() if state else {}  # of sgd the master alone: a mean over one update is the vote
         assert {field: leaf["w"].tolist() for field, leaf in fields.items()} == {field: step[field] for field in fields}
         assert weights["w"].tolist() == step["weights_after"]
 
