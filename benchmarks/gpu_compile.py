@@ -23,9 +23,10 @@ import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-from intlm.eggroll.perturbation import Perturbation  # noqa: E402
+from intlm.estimators.member import Member  # noqa: E402
+from intlm.fitness import FITNESS  # noqa: E402
 from intlm.model.parameters import Architecture, specifications  # noqa: E402
-from intlm.population import Problem, gpu, xla  # noqa: E402
+from intlm.population import Population, gpu, xla  # noqa: E402
 from intlm.tracking.table import format_table  # noqa: E402
 
 H100 = """
@@ -51,15 +52,16 @@ def main() -> None:
     parser.add_argument("--engine", choices=("gpu", "xla"), default="gpu")
     parser.add_argument("--nonlinearity", default="clip")
     sizes = {"hidden": 256, "inner": 1024, "layers": 6, "vocabulary": 256, "rank": 1, "pairs": 1 << 16, "tokens": 100}
-    for name, default in (*sizes.items(), ("targets", 1), ("maximum", 1)):
+    parser.add_argument("--fitness", choices=("sign", "normalised"), default="sign")
+    for name, default in (*sizes.items(), ("targets", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
 
     architecture = Architecture(args.vocabulary, args.hidden, args.layers, args.inner, args.nonlinearity)
-    problem = Problem(architecture, Perturbation(7, args.rank, 4, 1), args.pairs, 1, args.maximum)
+    population = Population(architecture, Member(rank=args.rank, fitness=FITNESS[args.fitness]()), 2 * args.pairs, 7)
     # What the engines would find free on such a device.
     gpu.spare_bytes = xla.spare_bytes = lambda a: (1 << 29) * -(-a.hidden_size // 256)  # type: ignore[assignment]
-    engine = gpu.GpuEngine(problem) if args.engine == "gpu" else xla.XlaEngine(problem)
+    engine = gpu.GpuEngine(population) if args.engine == "gpu" else xla.XlaEngine(population)
     described = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")
     device = NamedSharding(Mesh(described.devices[:1], ("d",)), PartitionSpec())
 

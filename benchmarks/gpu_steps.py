@@ -13,6 +13,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.model.parameters import specifications
 from intlm.population import gpu, make_engine
-from intlm.run import open_run, problem_of
+from intlm.run import open_run, population_of
 from intlm.tracking.table import format_table
-from intlm.update import initial_state, make_optimizer
+from intlm.update import initial_state
 
 ROOT = Path(__file__).resolve().parent.parent
 DRY = bool(os.environ.get("DRY"))
@@ -73,21 +74,21 @@ def products(out: Path) -> None:
         size += ["--eggroll.population", "64", "--model.hidden_size", "16", "--model.feed_forward_size", "32"]
     keys = dict(zip((key[2:] for key in size[::2]), size[1::2], strict=True))
     config = configuration.load(ROOT / "benchmarks" / "gpu.toml", {**keys, "data.train": str(out / "text.txt")})
-    problem = problem_of(config, 256)
+    population = population_of(config, 256)
     found: dict[str, Any] = {}
     for name in ("xla", "gpu"):
-        engine = make_engine(name, problem)
-        texts, length = (problem.pairs, config.train.tokens_per_update), jnp.uint16
+        engine = make_engine(name, population)
+        texts, length = (population.units, config.train.tokens_per_update), jnp.uint16
         evaluate = (
-            {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(problem.architecture)},
+            {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(population.architecture)},
             jax.ShapeDtypeStruct(texts, length),
             jax.ShapeDtypeStruct((*texts, 1), length),
-            jax.ShapeDtypeStruct((problem.pairs, 2, config.model.num_layers, config.model.hidden_size), jnp.int8),
+            jax.ShapeDtypeStruct((population.units, 2, config.model.num_layers, config.model.hidden_size), jnp.int8),
             jax.ShapeDtypeStruct((), jnp.uint32),
         )
         calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
             "evaluate": (engine.evaluate, evaluate),
-            "accumulate": (engine.accumulate, (jax.ShapeDtypeStruct((problem.pairs,), jnp.int8), evaluate[-1])),
+            "accumulate": (engine.accumulate, (jax.ShapeDtypeStruct((population.units,), jnp.int8), evaluate[-1])),
         }
         for call, (function, arguments) in calls.items():
             compiled = jax.jit(function).lower(*arguments).compile()
@@ -125,7 +126,7 @@ def resume(out: Path) -> None:
 
     def train(name: str, updates: int, engine: str, platform: str, *further: str) -> None:
         command = [
-            sys.executable, "-m", "intlm.cli", "train", "benchmarks/gpu.toml", "--run-dir", str(runs / name),
+            sys.executable, "-P", "-m", "intlm.cli", "train", "benchmarks/gpu.toml", "--run-dir", str(runs / name),
             "--data.train", str(out / "text.txt"), "--data.prepared", str(out / "prepared"), "--engine", engine,
             "--train.updates", str(updates), "--train.tokens_per_update", "40", *flags, *further,
         ]  # fmt: skip
@@ -139,9 +140,8 @@ def resume(out: Path) -> None:
     states = []
     for name in ("cpu", "gpu"):
         config, tokenizer = open_run(runs / name)
-        problem = problem_of(config, tokenizer.vocab_size)
-        optimizer = make_optimizer(config.eggroll)
-        like = jax.eval_shape(lambda: initial_state(problem, config.seed, optimizer))  # noqa: B023 (called at once)
+        population = population_of(config, tokenizer.vocab_size)
+        like = jax.eval_shape(partial(initial_state, population, config.eggroll.optimizer))
         states.append(Checkpoints(runs / name / "checkpoints", read_only=True).restore(15, like))
     different = [
         jax.tree_util.keystr(path)

@@ -1,6 +1,6 @@
 """What cutting long documents into segments costs: bits per byte of a run's held-out text, cut and read whole.
 
-    python benchmarks/protocol.py RUN
+python benchmarks/protocol.py RUN
 """
 
 import sys

@@ -30,7 +30,7 @@ SIZES = {
     "hidden 256": ["--model.hidden_size", "256", "--model.num_layers", "6", "--model.feed_forward_size", "256",
                    "--eggroll.population", "2048"],
 }  # fmt: skip
-QUIET = ["--train.evaluate_every", "0", "--train.sample_every", "0", "--train.targets", "1", "--threads", "1"]
+QUIET = ["--train.evaluate_every", "0", "--train.sample_every", "0", "--next_token.targets", "1", "--threads", "1"]
 
 
 def train(directory: Path, name: str, processes: int, flags: Sequence[str]) -> list[dict[str, Any]]:
@@ -38,8 +38,8 @@ def train(directory: Path, name: str, processes: int, flags: Sequence[str]) -> l
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = some.getsockname()[1]
-    command = [sys.executable, "-m", "intlm.cli", "train", str(REPOSITORY / "configs/quickstart.toml"), *QUIET, *flags]
-    command += ["--run-dir", name, "--data.prepared", str(directory / "prepared")]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "train", str(REPOSITORY / "configs/quickstart.toml")]
+    command += [*QUIET, *flags, "--run-dir", name, "--data.prepared", str(directory / "prepared")]
     place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
     with (directory / f"{name}.log").open("wb") as log:
         places = [[*place, str(i)] for i in range(processes)] if processes > 1 else [[]]
@@ -86,7 +86,8 @@ def count_bytes() -> None:
         command = ["unshare", "--map-root-user", "--net", "sh", "-c", inside]
         sys.exit(subprocess.run(command, env={**os.environ, "INTLM_OWN_LOOPBACK": "1"}).returncode)
     from intlm import config as configuration
-    from intlm.training import Trainer, prepare_corpus
+    from intlm.trainer import Trainer
+    from intlm.training import prepare_corpus
 
     for label, size in SIZES.items():
         with tempfile.TemporaryDirectory() as name:
@@ -98,9 +99,10 @@ def count_bytes() -> None:
             config = configuration.load(Path(name) / "10" / "config.toml")
             weights = Trainer(config, Path(os.devnull), prepare_corpus(config)).weights
         each = (carried[1] - carried[0]) / 50 / 2
-        allowed = 4 * weights + config.pairs / 2
+        allowed = 4 * weights + config.eggroll.population / 4
         print(f"{label}: {each:,.0f} bytes each and update, {each / weights:.2f} a parameter ({weights:,} parameters, "
-              f"{config.pairs:,} pairs); {each / allowed:.2f} of 4 a parameter and 1 a pair of its own")  # fmt: skip
+              f"{config.eggroll.population // 2:,} pairs); {each / allowed:.2f} of 4 a parameter "
+              "and 1 a pair of its own")  # fmt: skip
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -123,17 +125,17 @@ def parts(hidden: int) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from intlm.eggroll import momentum
-    from intlm.eggroll.fitness import fitness_maximum
-    from intlm.eggroll.perturbation import Perturbation
+    from intlm.estimators.member import Member
+    from intlm.fitness.normalised import Normalised
     from intlm.model.forward import zero_states
     from intlm.model.parameters import Architecture, initialise, specifications
-    from intlm.population import Problem, make_engine, native
+    from intlm.optimizers.sgd import Sgd
+    from intlm.population import Population, make_engine, native
 
     pairs, tokens = max(16, 262144 // hidden), 4
     architecture = Architecture(256, hidden, 6, hidden, "clip")
-    problem = Problem(architecture, Perturbation(0, 1, 3, 1), pairs, 1, fitness_maximum(pairs, 1))
-    engine = make_engine("native", problem)
+    population = Population(architecture, Member(sigma_shift=3, fitness=Normalised()), 2 * pairs)
+    engine = make_engine("native", population)
     parameters = initialise(architecture, 0)
     rng = np.random.default_rng(0)
     read = jnp.asarray(rng.integers(1, 256, (pairs, tokens)), jnp.uint16)
@@ -147,9 +149,11 @@ def parts(hidden: int) -> dict[str, float]:
         jax.block_until_ready(accumulate(fitness, np.uint32(0)))
     noise = voting * spent["noise"] / sum(spent.values())
     described = specifications(architecture)
-    energy, size = jnp.int32(9999), jnp.int32(9)
-    step = jax.jit(lambda votes, state: momentum.update(0, 0, described, parameters, votes, state, energy, 1, size))
-    state = momentum.init(parameters)
+    kinds = {s.name: s.kind for s in described}
+    deviations = {s.name: jnp.int32(99) for s in described}
+    sgd = Sgd()
+    step = jax.jit(lambda votes, state: sgd.update(kinds, parameters, votes, state, deviations, jnp.int32(9)))
+    state = sgd.init(parameters)
     optimizer = timed(lambda: step(votes, state))
     return {
         "hidden": hidden,

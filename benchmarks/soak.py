@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from intlm.checkpoint import Checkpoints
 from intlm.errors import LostProcess
-from intlm.run import open_run, problem_of
+from intlm.run import open_run, population_of
 from intlm.tracking import metrics
-from intlm.update import initial_state, make_optimizer
+from intlm.update import initial_state
 
 CONFIG = """
 [model]
@@ -56,7 +56,7 @@ TIMINGS = ("seconds", "tokens_per_second", "waiting")
 def start(directory: Path, run: str, processes: int) -> list[subprocess.Popen[bytes]]:
     """The run, begun or gone on with."""
     resume = ["--resume"] if (directory / run / "config.toml").exists() else []
-    command = [sys.executable, "-m", "intlm.cli", "train", "soak.toml", "--run-dir", run, *resume]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "train", "soak.toml", "--run-dir", run, *resume]
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = some.getsockname()[1]
@@ -91,8 +91,8 @@ def last_checkpoint(run: Path) -> int:
 def end(run: Path) -> tuple[str, list[dict[str, object]]]:
     """What a run ended with: the digest of its state, and its metrics."""
     config, tokenizer = open_run(run)
-    problem = problem_of(config, tokenizer.vocab_size)
-    like = jax.eval_shape(lambda: initial_state(problem, config.seed, make_optimizer(config.eggroll)))
+    population = population_of(config, tokenizer.vocab_size)
+    like = jax.eval_shape(lambda: initial_state(population, config.eggroll.optimizer))
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     last = checkpoints.updates()[-1]
     checkpoints.meta(last)

@@ -70,9 +70,9 @@ def ours(config: Path, text: Path, updates: int, scratch: Path, engine: str) -> 
     run = scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [
-        sys.executable, "-u", "-m", "intlm.cli", "train", str(config), "--run-dir", str(run), "--data.train", str(text),
-        "--data.prepared", str(scratch / "prepared"), "--train.updates", str(updates), "--train.sample_every", "0",
-        "--train.evaluate_every", "0", "--engine", engine,
+        sys.executable, "-u", "-P", "-m", "intlm.cli", "train", str(config), "--run-dir", str(run),
+        "--data.train", str(text), "--data.prepared", str(scratch / "prepared"), "--train.updates", str(updates),
+        "--train.sample_every", "0", "--train.evaluate_every", "0", "--engine", engine,
     ]  # fmt: skip
     _, first, memory = watch(command, ROOT, dict(os.environ), "update 1/")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -86,6 +86,7 @@ def peer(
     import numpy as np
 
     model, eggroll = config.model, config.eggroll
+    group = 2 * eggroll.estimator.units_of_a_text()
     if model.feed_forward_size != 4 * model.hidden_size:
         sys.exit("the peer's feed-forward is four times its hidden size")
     files = scratch / "peer"
@@ -97,7 +98,7 @@ def peer(
         python, "-u", str(script), "--dir_path", str(files), "--train_output_path", "train.npy", "--valid_output_path",
         "valid.npy", "--n_embd", str(model.hidden_size), "--n_layer", str(model.num_layers),
         "--parallel_generations_per_gpu", str(eggroll.population), "--tokens_per_update",
-        str(config.train.tokens_per_update), "--group_size", str(2 * eggroll.group_size), "--num_epochs", str(updates),
+        str(config.train.tokens_per_update), "--group_size", str(group), "--num_epochs", str(updates),
         "--validate_every", "0",
     ]  # fmt: skip
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "HF_HOME": str(scratch / "hub"), "WANDB_MODE": "disabled"}

@@ -25,22 +25,23 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from intlm.arithmetic.fixed_point import Array
 from intlm.config import Config
 from intlm.data.shards import Corpus
-from intlm.eggroll import fitness
-from intlm.eggroll.perturbation import is_matrix, noise
 from intlm.errors import ConfigError
+from intlm.estimators.member import noise
 from intlm.generation import generate
+from intlm.lazy import Array
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
-from intlm.model.parameters import Kind, Specification, specifications
-from intlm.population import Problem, native
-from intlm.population.xla import XlaEngine, fold_in_chunks
+from intlm.model.parameters import Kind, Specification, is_matrix, specifications
+from intlm.population import Population, native
+from intlm.population.chunks import fold_in_chunks
+from intlm.population.xla import XlaEngine
 from intlm.run import WRITTEN
 from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
@@ -69,8 +70,8 @@ class Round(NamedTuple):
 
     seconds: dict[str, float]  # of a part's call
     phases: dict[str, dict[str, float]]  # what those of evaluation and accumulation are made of
-    peak: float | None  # multiply-accumulates a second of all threads, or of a GPU; None where neither is
-    reading: float | None  # bytes a second that all threads read of as many as the matrices have, each its share
+    peak: float | None  # the most multiply-accumulates a second of all threads, or of a GPU; None where neither is
+    reading: float | None  # the most bytes a second of all threads that read as many as the matrices have, each a share
 
 
 class Spread(NamedTuple):
@@ -87,7 +88,7 @@ class Report:
 
     name: str
     config: Config
-    problem: Problem
+    population: Population
     engine: str
     instruction_set: str | None  # of the native library, None without it
     threads: int
@@ -98,26 +99,26 @@ class Report:
 
     def macs_per_token(self) -> int:
         """Multiply-accumulates of one token."""
-        return macs_per_token(self.problem)
+        return macs_per_token(self.population)
 
     def noise_values(self) -> int:
         """Values of noise in an update: for each pair both factors of a matrix, and a vector's own."""
-        rank = self.problem.perturbation.rank
-        values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.problem))
-        return self.problem.pairs * sum(values)
+        rank = self.population.perturbation.rank
+        values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.population))
+        return self.population.units * sum(values)
 
     def tokens(self, part: str) -> int:
         """Tokens of text for which one call of a part works."""
         if part == "generation":
             return self.written
-        streams = self.streams if part == "inference" else 2 * self.problem.pairs
+        streams = self.streams if part == "inference" else self.population.members
         return streams * self.config.train.tokens_per_update
 
     def macs(self, part: str) -> int | None:
         """Multiply-accumulates of one call: those of its tokens, but those of the votes for accumulation."""
         if part == "accumulation":
-            weights = sum(_size(s) for s in _parameters(self.problem) if is_matrix(s.kind))
-            return self.problem.pairs * self.problem.perturbation.rank * weights
+            weights = sum(_size(s) for s in _parameters(self.population) if is_matrix(s.kind))
+            return self.population.units * self.population.perturbation.rank * weights
         return None if part in ("noise", "rest") else self.tokens(part) * self.macs_per_token()
 
     def seconds(self, part: str) -> Spread | None:
@@ -172,9 +173,9 @@ class Report:
             "instruction_set": self.instruction_set,
             "threads": self.threads,
             "rounds": len(self.rounds),
-            "members": 2 * self.problem.pairs,
+            "members": self.population.members,
             "tokens_per_update": self.config.train.tokens_per_update,
-            "parameters": sum(_size(s) for s in _parameters(self.problem)),
+            "parameters": sum(_size(s) for s in _parameters(self.population)),
             "inference_streams": self.streams,
             "macs_per_token": self.macs_per_token(),
             "seconds": {part: median(self.seconds(part)) for part in timed},
@@ -272,14 +273,14 @@ class Workload:
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.config = config
         self.trainer = trainer = Trainer(config, Path(os.devnull), corpus)  # nothing is written before it runs
-        self.problem, self.engine = trainer.problem, trainer.engine
+        self.population, self.engine = trainer.population, trainer.engine
         self.threads = config.threads or native.cores()
         shares = 256 * self.threads  # a thread reads so many bytes at once
-        self.readable = max(1, macs_per_token(self.problem) // shares) * shares
+        self.readable = max(1, macs_per_token(self.population) // shares) * shares
         tokens = config.train.tokens_per_update
         logits = MOST_LOGITS_GPU if jax.default_backend() == "gpu" else MOST_LOGITS
-        most = max(1, logits // (tokens * self.problem.architecture.vocab_size))
-        members = 2 * self.problem.pairs
+        most = max(1, logits // (tokens * self.population.architecture.vocab_size))
+        members = self.population.members
         self.reads = -(-members // most)
         self.streams_at_once = -(-members // self.reads)
         self.evaluate, self.accumulate = jax.jit(self.engine.evaluate), jax.jit(self.engine.accumulate)
@@ -292,15 +293,13 @@ class Workload:
             "inference": self.inference,
             "generation": self.generation,
         }
-        self.wishes = trainer.sharding.put_words(())
-        self.multiply: Callable[[int], float] | None = None  # so often; the rate
+        self.multiply: Callable[[float], float] | None = None  # for so many seconds; the rate
         if native.available():
             self.multiply = partial(native.multiply_rate, self.threads)
         elif jax.default_backend() == "gpu":
             from intlm.population import gpu
 
             self.multiply = gpu.multiply_rate
-        self.multiplications = self.readings = 0
         self.written = FEWEST_WRITTEN
 
     def warm_up(self) -> int:
@@ -316,28 +315,31 @@ class Workload:
         self.generation()  # another length may be another program
         for part in ("evaluation", "accumulation"):
             self.phases(part, 1.0)
-        if self.multiply:
-            self.multiply(1)
-            self.multiplications = _repetitions(self.multiply, 1)
-        if native.available():
-            self.readings = _repetitions(lambda n: native.read_rate(self.threads, self.readable, n), 1)
         return memory
 
     def round(self, done: Callable[[], Any]) -> Round:
-        """Every part once, `done` called after each."""
-        peak = self.multiply(self.multiplications) if self.multiply else None
-        reading = None
-        if native.available():
-            reading = native.read_rate(self.threads, self.readable, self.readings)
+        """Every part once, `done` called after each.
+
+        The bounds are measured in turn with the parts' calls, at the clock that these run at. The fastest of a round
+        counts: what else the machine does slows a bound, but does not raise it.
+        """
+        peaks, readings = [], []
+
+        def bound() -> None:
+            if self.multiply:
+                peaks.append(self.multiply(COUNTED / 16))
+            if native.available():
+                readings.append(native.read_rate(self.threads, self.readable, COUNTED / 16))
+
         seconds = {}
         for part, call in self.calls.items():
-            seconds[part] = _mean(call)[0]
+            seconds[part] = _mean(call, bound)[0]
             done()
         phases = {part: self.phases(part, seconds[part]) for part in ("evaluation", "accumulation")}
         seconds["noise"] = phases["evaluation"]["noise"]
         seconds["rest"] = max(0.0, seconds["update"] - seconds["evaluation"] - seconds["accumulation"])
         done()
-        return Round(seconds, phases, peak, reading)
+        return Round(seconds, phases, max(peaks, default=None), max(readings, default=None))
 
     def update(self) -> float:
         """A whole update. The text that it reads is what all else reads until the next."""
@@ -347,8 +349,8 @@ class Workload:
         setting = jnp.int32(trainer.optimizer.setting(trainer.update))
 
         def step() -> Any:
-            trainer.state, report = trainer.step(trainer.state, *self.read, self.number, setting, self.wishes)
-            self.losses = report.losses
+            trainer.state, report = trainer.step(trainer.state, self.read, self.number, setting)
+            self.losses = report.seen
             return trainer.state, report
 
         trainer.update += 1
@@ -361,17 +363,19 @@ class Workload:
 
     def accumulation(self) -> float:
         """The votes that the last update's losses give."""
-        shaped = fitness.shape(self.config.eggroll.fitness, self.losses, self.problem.perturbation.rank)
+        fitness, rank = self.population.estimator.fitness, self.population.estimator.rank
+        shaped = fitness.shape(self.losses, rank, self.population.units, fitness.totals(self.losses))
         jax.block_until_ready(shaped)
         return _timed(lambda: self.accumulate(shaped, self.number))
 
     def inference(self) -> float:
         """The shared weights on the population's text."""
         count = self.streams_at_once
-        texts = np.repeat(self.batch.tokens, 2 * self.problem.group_size, axis=0)
+        texts = np.repeat(self.batch.tokens, 2 * self.population.group_size, axis=0)
         texts = np.resize(texts, (self.reads, count, texts.shape[1]))
         tokens = [jnp.asarray(some, jnp.uint16) for some in texts]
-        states, prepared = zero_states((count,), self.problem.architecture), self.prepare(self.trainer.state.parameters)
+        states = zero_states((count,), self.population.architecture)
+        prepared = self.prepare(self.trainer.state.parameters)
         jax.block_until_ready((tokens, states, prepared))
         return sum(_timed(partial(self.infer, prepared, some, states)) for some in tokens)
 
@@ -401,15 +405,16 @@ class Workload:
 
     def _noise(self, update: Array) -> Array:
         """The sum of all the population's noise, made as the `xla` engine makes it; int32, which may wrap."""
-        architecture, perturbation = self.problem.architecture, self.problem.perturbation
+        population = self.population
+        perturbation, architecture = population.perturbation, population.architecture
         epoch = perturbation.epoch(update)
 
         def add(total: Array, pairs: Array) -> Array:
             drawn = jax.tree.leaves(noise(architecture, perturbation, epoch, pairs))
             return total + sum(jnp.sum(values, dtype=jnp.int32) for values in drawn)
 
-        pairs = jnp.arange(self.problem.pairs, dtype=jnp.uint32)
-        return fold_in_chunks(add, jnp.int32(0), pairs, XlaEngine(self.problem).chunk_pairs)
+        pairs = jnp.arange(self.population.units, dtype=jnp.uint32)
+        return fold_in_chunks(add, jnp.int32(0), pairs, XlaEngine(self.population).chunk_pairs)
 
 
 def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | None = None) -> Report:
@@ -435,7 +440,7 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
     report = Report(
         name,
         config,
-        workload.problem,
+        workload.population,
         workload.engine.name,
         native.instruction_set() if native.available() else None,
         workload.threads,
@@ -449,9 +454,9 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
     return report
 
 
-def macs_per_token(problem: Problem) -> int:
+def macs_per_token(population: Population) -> int:
     """Multiply-accumulates of one token: the weights of all matrices, those of the embedding left out."""
-    return sum(_size(s) for s in _parameters(problem) if s.kind is Kind.MATRIX)
+    return sum(_size(s) for s in _parameters(population) if s.kind is Kind.MATRIX)
 
 
 def peak_memory() -> int:
@@ -459,7 +464,7 @@ def peak_memory() -> int:
     if held := jax.local_devices()[0].memory_stats():
         return held["peak_bytes_in_use"]
     try:  # where it is, for getrusage counts what the process held that started this one
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1 << 10)
@@ -471,8 +476,8 @@ def shown(number: float) -> str:
     return f"{number:,.{max(0, digits)}f}"
 
 
-def _parameters(problem: Problem) -> list[Specification]:
-    return specifications(problem.architecture)
+def _parameters(population: Population) -> list[Specification]:
+    return specifications(population.architecture)
 
 
 def _size(specification: Specification) -> int:
@@ -490,10 +495,17 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def _mean(call: Callable[[], float]) -> tuple[float, int]:
-    """The mean of what a call returns, seconds, over as many calls as are counted; and how many these are."""
-    found = [call()]
+def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None) -> tuple[float, int]:
+    """The mean of what a call returns, seconds, over as many calls as are counted; and how many these are.
+
+    `between` is called before the first, and again after every eighth of that time.
+    """
+    found: list[float] = []
+    turns = 0
     while sum(found) < COUNTED:
+        if sum(found) >= turns * COUNTED / 8:
+            between()
+            turns += 1
         found.append(call())
     return statistics.fmean(found), len(found)
 

@@ -1,36 +1,64 @@
 """Checkpoints with orbax: everything needed to go on with the same bits, written atomically, the last few kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
-has a state), `members` (recurrent states) and `meta` (JSON: numerics version and whatever the caller adds). The
-position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS, as
-`sha256sum` writes it: orbax itself does not notice every changed byte.
+has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and whatever the caller
+adds). The position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS
+(intlm.checksums): orbax itself does not notice every changed byte. It is written last, when all else is on the disk, so
+a checkpoint without it is not a whole one.
 """
 
-import hashlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
+from intlm import checksums, schema
+from intlm.arithmetic.fixed_point import MAX8
 from intlm.errors import RunError
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.version import NUMERICS_VERSION
+from intlm.schema import check_range
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 KEPT = 3
-CHECKSUMS = "SHA256SUMS"
+_VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
+_DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
+
+
+def check_path(directory: Path) -> None:
+    """Raise RunError where the path of a run is not UTF-8, or Python does not take it for that: orbax does."""
+    path = os.path.abspath(directory)
+    shown = path.encode("utf-8", "replace").decode()
+    if shown != path:
+        raise RunError(f"{shown}: not a path in UTF-8, which checkpoints need: choose another --run-dir, or rename it")
+    if os.fsencode(path) != path.encode():
+        raise RunError(f"{path}: checkpoints need names of files in UTF-8, as Python has them with PYTHONUTF8=1")
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """The meta item, as far as it is read."""
+
+    update: schema.Count
+    inference_version: int | None = None
+    training_version: int | None = None
+    numerics_version: int | None = None  # both, in a checkpoint from before there were two
+    corpus: str = ""  # the identity of the text (intlm.training)
 
 
 class Checkpoints:
     """The checkpoints in one directory."""
 
     def __init__(self, directory: Path, read_only: bool = False) -> None:
+        check_path(directory)
         import orbax.checkpoint as ocp  # slow to import
 
         for name in ("absl", "asyncio"):  # orbax reports every step of every save, and what it raises once more
@@ -41,9 +69,11 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
+            todelete_subdir=_DROPPED,  # so that a checkpoint is gone for readers at once
             read_only=read_only,
             enable_async_checkpointing=False,
             create=False,
+            lightweight_initialize=True,  # the names alone: what is in them may be dropped meanwhile
             # Of several processes one writes; they do not meet here.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
@@ -53,18 +83,30 @@ class Checkpoints:
             if jax.process_count() > 1
             else ocp.options.MultiprocessingOptions(),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with self._reading(self._directory):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        if not read_only:
+            self._clear()
 
     def updates(self) -> list[int]:
         """The updates that have a whole checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(update for update in self._manager.all_steps() if self._is_whole(update))
+
+    def _is_whole(self, update: int) -> bool:
+        return (self._directory / str(update) / checksums.CHECKSUMS).is_file()
+
+    def _clear(self) -> None:
+        """Delete the checkpoints that were dropped, also by a run that was killed meanwhile."""
+        shutil.rmtree(self._directory / _DROPPED, ignore_errors=True)
 
     def save(
         self, update: int, parameters: Parameters, optimizer: Any, members: jax.Array, meta: Mapping[str, Any]
     ) -> None:
         """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already."""
         if update in self._manager.all_steps():
-            return
+            if self._is_whole(update):
+                return
+            self._manager.delete(update)  # left by a run that was killed while it was written
         ocp = self._ocp
 
         def standard(tree: Any) -> Any:
@@ -73,7 +115,7 @@ class Checkpoints:
         items = {
             "parameters": standard(parameters),
             "members": standard({"states": members}),
-            "meta": ocp.args.JsonSave({**meta, "update": update, "numerics_version": NUMERICS_VERSION}),
+            "meta": ocp.args.JsonSave({**meta, "update": update, **_VERSIONS}),
         }
         if jax.tree.leaves(optimizer):
             items["optimizer"] = standard(optimizer)
@@ -86,56 +128,52 @@ class Checkpoints:
             )
         try:
             self._manager.save(update, args=ocp.args.Composite(**items))
-            step = self._directory / str(update)
-            sums = "".join(f"{_sha256(path)}  {path.relative_to(step)}\n" for path in sorted(_files(step)))
-            temporary = step / f"{CHECKSUMS}.tmp"
-            temporary.write_text(sums)
-            os.replace(temporary, step / CHECKSUMS)
-        except (OSError, ValueError) as error:  # orbax's storage has errors of its own for a full disk
-            full = isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" in str(error)
-            if isinstance(error, ValueError) and not full:
-                raise
-            reason = "No space left on device" if full else str(error)
+            checksums.write(self._directory / str(update))
+            self._clear()
+        except (OSError, ValueError) as error:  # orbax's storage has errors of its own, for a full disk for one
+            reason, of_system = str(error), re.search(r"os_error_code='(\d+)'", str(error))
+            if isinstance(error, ValueError):
+                if "RESOURCE_EXHAUSTED" not in reason and not of_system:
+                    raise
+                reason = os.strerror(int(of_system[1])) if of_system else "No space left on device"
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
-    def meta(self, update: int) -> dict[str, Any]:
-        """The meta item, its numerics version checked, after the checksums of the whole checkpoint."""
-        self._verify(update)
-        meta = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
-        if (found := meta.get("numerics_version")) != NUMERICS_VERSION:
+    def meta(self, update: int, resume: bool = False) -> Meta:
+        """The meta item, after the checksums of the whole checkpoint.
+
+        Raises RunError where the inference version is not this package's, or, to `resume` training, the training
+        version.
+        """
+        step = self._directory / str(update)
+        if changed := checksums.difference(step):
             raise RunError(
-                f"{self._directory}/{update}: computed by numerics version {found}; this intlm computes version "
-                f"{NUMERICS_VERSION}, whose bits differ"
+                f"{changed[0]}: {changed[1]}: the checkpoint cannot be used; delete {step} to go back to the one before"
             )
+        item = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
+        meta = schema.convert(item, Meta, f"{step}/meta", RunError)
+        for name in _VERSIONS if resume else ("inference_version",):
+            if (found := getattr(meta, name) or meta.numerics_version) != _VERSIONS[name]:
+                raise RunError(
+                    f"{step}: {name} = {found}: expected {_VERSIONS[name]}, the one that this intlm computes: the bits "
+                    "of another differ"
+                )
+        if meta.update != update:
+            raise RunError(f"{step}/meta: damaged: of update {meta.update}, expected {update}")
         return meta
 
     def parameters(self, update: int, architecture: Architecture) -> Parameters:
         """The parameters, int8, their names and shapes checked against the architecture."""
         expected = {s.name: jax.ShapeDtypeStruct(s.shape, "int8") for s in specifications(architecture)}
-        return _uncommitted(self._restore(update, {"parameters": self._standard(expected)})["parameters"])
+        return self._arrays(update, {"parameters": self._standard(expected)})["parameters"]
 
     def restore(self, update: int, like: tuple[Parameters, Any, jax.Array]) -> tuple[Parameters, Any, jax.Array]:
-        """Parameters, optimizer state and member states, of the shapes and dtypes of `like`."""
+        """Parameters, optimizer state and member states, of the shapes and dtypes of `like`, no int8 being -128."""
         parameters, optimizer, members = like
         items = {"parameters": self._standard(parameters), "members": self._standard({"states": members})}
         if jax.tree.leaves(optimizer):
             items["optimizer"] = self._standard(optimizer)
-        found = self._restore(update, items)
-        return _uncommitted((found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]))
-
-    def _verify(self, update: int) -> None:
-        """Raise RunError where a file is not as it was saved. A run killed before the sums were written has none."""
-        step = self._directory / str(update)
-        if not (step / CHECKSUMS).exists():
-            return
-        for line in (step / CHECKSUMS).read_text(errors="replace").splitlines():
-            digest, _, name = line.partition("  ")
-            path = step / name
-            if not path.is_file() or _sha256(path) != digest:
-                what = "damaged" if path.exists() else "missing"
-                raise RunError(
-                    f"{path}: {what}: the checkpoint cannot be used; delete {step} to go back to the one before it"
-                )
+        found = self._arrays(update, items)
+        return found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]
 
     def _standard(self, tree: Any) -> Any:
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -143,22 +181,23 @@ class Checkpoints:
         return self._ocp.args.StandardRestore(shapes)
 
     def _restore(self, update: int, items: dict[str, Any]) -> Any:
-        try:
+        with self._reading(self._directory / str(update)):
             return self._manager.restore(update, args=self._ocp.args.Composite(**items))
+
+    @staticmethod
+    @contextmanager
+    def _reading(place: Path) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # orbax raises many kinds for a damaged checkpoint
             reason = str(error).strip().split("\n")[0][:300]
-            raise RunError(f"{self._directory}/{update}: the checkpoint cannot be read: {reason}") from None
+            raise RunError(f"{place}: the checkpoint cannot be read: {reason}") from None
 
-
-def _uncommitted(tree: Any) -> Any:
-    """The same arrays bound to no device, as new ones are: programs compiled for those serve these too."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
-
-
-def _files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def _arrays(self, update: int, items: dict[str, Any]) -> Any:
+        """Items of arrays, bound to no device, as new ones are: programs compiled for those serve these too."""
+        found = jax.tree.map(np.asarray, dict(self._restore(update, items).items()))
+        for path, array in jax.tree_util.tree_leaves_with_path(found):
+            if array.dtype == np.int8:
+                name = "/".join(str(getattr(key, "key", key)) for key in path)
+                check_range(array, -MAX8, MAX8, f"{self._directory}/{update}: {name}")
+        return jax.tree.map(jnp.asarray, found)

@@ -2,19 +2,24 @@
 
 import argparse
 import difflib
+import io
 import json
 import os
 import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from intlm import config as configuration
-from intlm.errors import ConfigError, IntlmError
-from intlm.version import NUMERICS_VERSION, __version__
+from intlm import plugins
+from intlm.errors import INTERNAL, ConfigError, IntlmError
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
 INTERRUPTED = 130
+TRACEBACK = "INTLM_TRACEBACK"  # set: the traceback of an internal error is printed, not written to a file
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -29,16 +34,16 @@ def _train(args: argparse.Namespace) -> int:
     if distributed.is_worker():
         distributed.end_with_parent()
     if place:
-        distributed.join(place)
+        distributed.join(place, directory)
     done = train(config, directory, args.resume, args.start)
-    if not distributed.writes():
+    if not distributed.Processes().writes:
         return 0 if done else INTERRUPTED
     if done:
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
         return 0
     # The saved configuration, which holds what was given as flags too.
     command = ["intlm", "train", str(directory / "config.toml"), "--run-dir", str(directory), "--resume"]
-    print(f"stopped and saved; resume with: {shlex.join(command)}")
+    _say_last(f"stopped and saved; resume with: {shlex.join(command)}")
     return INTERRUPTED
 
 
@@ -91,7 +96,7 @@ def _generate(args: argparse.Namespace) -> int:
     from intlm.generation import generate
     from intlm.run import load
 
-    prompt = args.prompt_file.read_bytes() if args.prompt_file else os.fsencode(args.prompt)
+    prompt = _bytes_of(args.prompt_file) if args.prompt_file else os.fsencode(args.prompt)
     written = generate(load(args.run), prompt, args.tokens, args.temperature, args.top_k, args.sample_seed)
     # UTF-8 whatever the terminal's locale, a character when its last byte is there.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -101,6 +106,13 @@ def _generate(args: argparse.Namespace) -> int:
         print(decoder.decode(some), end="", flush=True)
     print(decoder.decode(b"", final=True))
     return 0
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file's text, or what comes through a pipe."""
+    from intlm.data import files
+
+    return path.read_bytes() if path.is_fifo() else files.read(path)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -162,7 +174,7 @@ def _sweep(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(found.text())
     if found.stopped:
-        print(f"stopped and saved; go on with: {shlex.join(['intlm', *args.given])}")
+        _say_last(f"stopped and saved; go on with: {shlex.join(['intlm', *args.given])}")
         return INTERRUPTED
     return IntlmError.exit_code if found.failures else 0
 
@@ -179,12 +191,13 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from(low: int) -> Callable[[str], int]:
-    """The type of a flag: a whole number, `low` or more."""
+def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]:
+    """The type of a flag: a whole number from `low` to `high`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low}")
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+            shown = configuration.shown(text)
+            raise argparse.ArgumentTypeError(f"{shown}: expected a whole number from {low} to {high}")
         return int(text)
 
     return number
@@ -193,13 +206,14 @@ def _from(low: int) -> Callable[[str], int]:
 def parser() -> argparse.ArgumentParser:
     """The commands and their flags."""
     top = argparse.ArgumentParser(prog="intlm", description="Pretrain language models in integers.", allow_abbrev=False)
-    version = f"intlm {__version__}, numerics version {NUMERICS_VERSION}"
+    version = f"intlm {__version__}, inference version {INFERENCE_VERSION}, training version {TRAINING_VERSION}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, call: object, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
+        made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers parts")
         return made
 
     made = command("prepare", _prepare, "Turn a config's text into token shards.")
@@ -262,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
-    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument(
         "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
     )
@@ -303,7 +317,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--seed",
-        type=_from(0),
+        type=_from(0, 2**64 - 1),
         default=0,
         dest="sample_seed",
         metavar="N",
@@ -319,7 +333,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
     machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime", "model")
     made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
-    made.add_argument("--text", type=Path, metavar="FILE", help="any text file (default: the run's held-out split)")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help="of the text (default: 1000)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.add_argument("--hardware", type=Path, metavar="FILE", help="model: hardware described in TOML, required")
@@ -340,49 +354,139 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _configure_jax() -> None:
-    """Keep compiled programs between commands, so that the first update comes soon."""
-    import jax
+def _configure_libraries() -> None:
+    """Keep compiled programs between commands, so that the first update comes soon.
+
+    Raises ConfigError where JAX refuses what the environment sets.
+    """
+    os.environ.pop("MPLBACKEND", None)  # Matplotlib refuses to start with one that it does not know
+    try:
+        import jax
+    except ValueError as error:
+        raise ConfigError(f"JAX does not start: {str(error).strip()}: see the environment's variables JAX_*") from None
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "intlm" / "compiled"))
+        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        if home.is_absolute():  # a user without a home has no cache
+            jax.config.update("jax_compilation_cache_dir", str(home / "intlm" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0 done, 1 bits differ, 2 the user's mistake, 3 something is not
-    installed, 4 a process of the run was lost, 130 interrupted."""
-    top = parser()
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    args, unknown = top.parse_known_args(arguments)
-    args.given = arguments
-    if unknown:
-        flags = [f"--{key}" for key in configuration.KEYS if key in args]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-        top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
+    """Run one command. Returns its exit code; the README lists them."""
+    if arguments is None:
+        _in_utf8_mode()
+    _open_standard_streams()
     try:
-        _configure_jax()
-        code = args.call(args)
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
     except IntlmError as error:
-        print(f"intlm: {error}", file=sys.stderr)
-        code = error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it exits
-        return INTERRUPTED
+        code = _failed(error.exit_code, str(error))
+    except BrokenPipeError:  # what read the output has gone; a command that ends by SIGPIPE says nothing either
+        code = INTERRUPTED
     except OSError as error:
-        print(f"intlm: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
-        return IntlmError.exit_code
+        code = _failed(IntlmError.exit_code, f"{error.filename or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("intlm: interrupted", file=sys.stderr)
-        _leave(INTERRUPTED)
-        return INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        code = 1
+        code = _failed(INTERRUPTED, "interrupted")
+        _leave(code)
+    except Exception as error:
+        code = _mistake_or_fault(error)
+    finally:
+        _flush()
     if code != INTERRUPTED:  # else it has stopped with the others, and ends with them
         _leave(code)
     return code
+
+
+def _run(arguments: list[str]) -> int:
+    """Parse a command's arguments and call what does it. Returns its exit code."""
+    for plugin in plugins.asked_for(arguments):
+        plugins.load(plugin)
+    top = parser()
+    try:
+        args, unknown = top.parse_known_args(arguments)
+    finally:
+        sys.stdout.flush()  # help that cannot be written is an error too
+    args.given = arguments
+    if unknown:
+        known = configuration.keys()
+        flags = [f"--{name}" for name in known if name in args]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
+        top.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
+    _configure_libraries()
+    return args.call(args)
+
+
+def _in_utf8_mode() -> None:
+    """Start this process again in Python's UTF-8 mode where the locale has another encoding.
+
+    The names of files are UTF-8 then, for Python and for the libraries that read and write them. What is printed keeps
+    the locale's encoding.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    encoding = sys.stdout.encoding if sys.stdout else "ascii"
+    os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:replace")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _open_standard_streams() -> None:
+    """Point closed standard streams at /dev/null, and show ? for what the output's encoding does not have."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened would get this number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _say_last(message: str) -> None:
+    """Print to stdout, or to stderr where nothing reads stdout any more."""
+    try:
+        print(message, flush=True)
+    except OSError:
+        print(message, file=sys.stderr)
+
+
+def _failed(code: int, message: str) -> int:
+    """Say why a command failed. Returns its exit code."""
+    with suppress(OSError):
+        print(f"intlm: {message}", file=sys.stderr)
+    return code
+
+
+def _mistake_or_fault(error: Exception) -> int:
+    """Say what an exception means that no part of intlm expected. Returns the exit code."""
+    message = str(error).strip().split("\n")[0][:300]
+    if isinstance(error, MemoryError) or any(sign in message for sign in ("RESOURCE_EXHAUSTED", "start new thread")):
+        return _failed(IntlmError.exit_code, f"not enough memory: {message or 'ask for less at once'}")
+    if "Unable to initialize backend" in message:
+        return _failed(IntlmError.exit_code, f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')}: {message}")
+    written = "".join(traceback.format_exception(error))
+    where = f"set {TRACEBACK}=1 to see the traceback"
+    with suppress(OSError):
+        if os.environ.get(TRACEBACK):
+            print(written, end="", file=sys.stderr)
+            where = "the traceback is above"
+        else:
+            descriptor, path = tempfile.mkstemp(prefix="intlm-traceback-", suffix=".txt")
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                file.write(f"intlm {__version__}, Python {sys.version}\n{shlex.join(sys.argv)}\n{written}")
+            where = f"the traceback is in {path}"
+    fault = f"internal error: {type(error).__name__}: {message}"
+    return _failed(INTERNAL, f"{fault}: please report it to the maintainers of intlm; {where}")
+
+
+def _flush() -> None:
+    """Write out what is printed; what cannot be goes nowhere, or Python would complain of it as it ends."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _leave(code: int) -> None:

@@ -14,21 +14,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax._src import clusters  # for where SLURM and others say that process 0 is
 
-from intlm.errors import ConfigError, IntlmError, LostProcess, MissingPackage, RunError
+from intlm import door
+from intlm.config import shown
+from intlm.errors import INTERNAL, ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 _PORT = 55127  # of process 0, where nothing names one
-_WORKER = "INTLM_WORKER"  # set in a process that another started to do the work
+_PARENT = "INTLM_PARENT"  # in a process that another started to do the work: the id of that other
 _INTERRUPTED = 130
 _ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, _INTERRUPTED)  # exit codes of a run that was not lost
 _PATIENCE = 5  # failures in a row without a new checkpoint after which nothing is started again
@@ -50,20 +53,29 @@ def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     """
     coordinator, processes, process = given
     if given == Place():
-        return given if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else None
-    if processes is not None and "JOB_COMPLETION_INDEX" in environment:
-        process = int(environment["JOB_COMPLETION_INDEX"]) if process is None else process
-        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), environment['JOB_COMPLETION_INDEX'])}:{_PORT}"
+        return given if (_number(environment, "SLURM_STEP_NUM_TASKS") or 1) > 1 else None
+    index = _number(environment, "JOB_COMPLETION_INDEX")
+    if processes is not None and index is not None:
+        process = index if process is None else process
+        coordinator = coordinator or f"{_first_pod(socket.getfqdn(), str(index))}:{_PORT}"
     for flag, value in (("coordinator", coordinator), ("processes", processes), ("process", process)):
         if value is None:
             raise ConfigError(f"--{flag}: missing: expected --coordinator HOST:PORT --processes N --process I")
     assert coordinator is not None and processes is not None and process is not None
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 1 << 16:
         raise ConfigError(f"--coordinator = {coordinator}: expected HOST:PORT of process 0")
     if not 0 <= process < processes:
         raise ConfigError(f"--process = {process}: expected 0 to {processes - 1}, one less than --processes")
     return Place(coordinator, processes, process)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    """The number in a variable of the environment; None where it is not set, or empty."""
+    text = environment.get(name, "").strip()
+    if text and not (text.isdecimal() and len(text) < 10):
+        raise ConfigError(f"the environment: {name} = {shown(text)}: expected a number, or that it is not set")
+    return int(text) if text else None
 
 
 def _first_pod(name: str, index: str) -> str:
@@ -72,55 +84,79 @@ def _first_pod(name: str, index: str) -> str:
     return own.removesuffix(f"-{index}") + "-0" + dot + domain
 
 
-def join(place: Place) -> None:
-    """Become one of a run's processes, before anything else is asked of JAX.
+def join(place: Place, directory: Path) -> None:
+    """Become one of the processes of the run in a directory, before anything else is asked of JAX.
 
     Raises RunError where the others are not there within five minutes.
     """
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: it saves
     try:
-        jax.distributed.initialize(
-            *place, initialization_timeout=300, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10
+        given = place._replace(coordinator=place.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"))
+        coordinator, processes, process, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            *given, None, None, 300
         )
-    except (RuntimeError, ValueError) as error:
+        if coordinator is None:
+            raise ValueError("nothing says where process 0 is")
+        if process == 0:
+            coordinator = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator)
+        host, _, port = coordinator.rpartition(":")
+        enter = door.opened if process == 0 else door.entered
+        with enter((host.strip("[]"), int(port)), door.token(directory)) as coordinator:
+            jax.distributed.initialize(
+                coordinator, processes, process, devices, initialization_timeout=300,
+                heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=10, coordinator_bind_address=coordinator,
+            )  # fmt: skip
+    except (RuntimeError, ValueError, OSError, LookupError) as error:  # JAX raises some for environment variables
         reason = str(error).strip().split("\n")[0]
-        raise RunError(f"--coordinator = {place.coordinator}: the run's processes did not meet: {reason}") from None
+        missing = f"{reason} is not set" if isinstance(error, KeyError) else reason
+        where = f"--coordinator = {place.coordinator}" if place.coordinator else "the environment"
+        failed = RunError(f"{where}: the run's processes did not meet: {missing}")
+        if not isinstance(error, ValueError | LookupError):  # some may be lost: --supervise tries again
+            failed.exit_code = LostProcess.exit_code
+        raise failed from None
 
 
-def alone() -> bool:
-    """Whether this process has no others beside it."""
-    return jax.process_count() == 1
+class Processes:
+    """The processes of this run: who writes, and who waits for whom. One that is alone writes and waits for nobody."""
 
+    def __init__(self) -> None:
+        self.alone = jax.process_count() == 1
+        self.writes = jax.process_index() == 0
 
-def writes() -> bool:
-    """Whether this process is the one that writes."""
-    return jax.process_index() == 0
+    def wait(self, what: str) -> None:
+        """Wait until every process is here. what: a name that no other meeting has."""
+        if self.alone:
+            return
+        from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
 
+        try:
+            assert global_state.client
+            global_state.client.wait_at_barrier(what, timeout_in_ms=1 << 30)
+        except jax.errors.JaxRuntimeError as error:
+            raise LostProcess(str(error)) from None
 
-def wait(what: str) -> None:
-    """Wait until every process is here. what: a name that no other meeting has."""
-    if alone():
-        return
-    from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
+    def same(self, what: str, text: str) -> None:
+        """Wait for the others and compare: RunError where a process has another text."""
+        if self.alone:
+            return
+        self.wait(what)
+        found = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
+        others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
+        if others:
+            raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
 
-    try:
-        assert global_state.client
-        global_state.client.wait_at_barrier(what, timeout_in_ms=1 << 30)
-    except jax.errors.JaxRuntimeError as error:
-        raise LostProcess(str(error)) from None
+    def any(self, wishes: Sequence[bool]) -> list[bool]:
+        """Which of some wishes any process has."""
+        if self.alone:
+            return list(wishes)
+        return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).max(axis=0)]
 
+    @staticmethod
+    def _all(own: np.ndarray) -> np.ndarray:
+        """An array of every process: [processes] + its shape."""
+        from jax.experimental.multihost_utils import process_allgather
 
-def same(what: str, text: str) -> None:
-    """Wait for the others and compare: RunError where a process has another text."""
-    if alone():
-        return
-    from jax.experimental.multihost_utils import process_allgather
-
-    wait(what)
-    found = process_allgather(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
-    others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
-    if others:
-        raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
+        return np.asarray(process_allgather(own))
 
 
 @contextmanager
@@ -130,19 +166,26 @@ def losses_named() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         # Not all of what a collective operation on CPUs (by Gloo) raises is of JAX's own class.
-        if alone() or not (isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower()):
+        of_a_loss = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower()
+        if jax.process_count() == 1 or not of_a_loss:
             raise
         raise LostProcess(str(error)) from None
 
 
+def start_worker(arguments: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+    """Run `intlm` with these arguments in a process that ends with this one. options: of subprocess.Popen."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("__main__.py").absolute()), *arguments]
+    return subprocess.Popen(command, env={**os.environ, _PARENT: str(os.getpid())}, **options)
+
+
 def is_worker() -> bool:
     """Whether another process started this one to do the work."""
-    return _WORKER in os.environ
+    return _PARENT in os.environ
 
 
 def end_with_parent() -> None:
-    """Stop, as by SIGTERM, where the process that started this worker is gone."""
-    parent = os.getppid()
+    """Stop, as by SIGTERM, where the process that started this worker is gone, or was gone before this one looked."""
+    parent = int(os.environ[_PARENT])
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -166,11 +209,10 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
     """
     failures, reached = 0, _last_checkpoint(directory)
     while True:
-        command = [sys.executable, "-m", "intlm.cli", *arguments]
-        child = subprocess.Popen(command, env={**os.environ, _WORKER: "1"})
+        child = start_worker(arguments)
         with _passed_on(child) as asked:
             code = child.wait()
-        if code in _ENDS:
+        if code in _ENDS or (code == INTERNAL and not restart):
             return code
         if asked:
             return _INTERRUPTED
@@ -210,18 +252,28 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 
 
 @contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Take what asks a command to stop: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Ctrl-C reaches the child by itself; SIGTERM is handed on. Gives the signals that came."""
+    """Ctrl-C reaches the child by itself; other signals are handed on. Gives the signals that came."""
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(hand_on):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

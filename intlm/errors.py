@@ -1,8 +1,11 @@
 """The project's own error types: what the command line turns into one line and an exit code."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+INTERNAL = 70  # exit code of an error that is no IntlmError: EX_SOFTWARE of sysexits.h
 
 
 class IntlmError(Exception):
@@ -36,6 +39,12 @@ class LostProcess(IntlmError):
         super().__init__(f"another process of this run was lost; resume all of them with --resume ({reason})")
 
 
+def reason(error: BaseException) -> str:
+    """What an error says of itself, in a line that is never empty."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """An OSError inside becomes a RunError that names the file: a full disk's own names none."""
@@ -43,6 +52,25 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of the file `path`, at once, as the context ends.
+
+    A device or a pipe is written itself, of a link what it leads to. An OSError becomes a RunError that names the file.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        there = Path(os.path.realpath(path))
+        temporary = there.with_name(f".{there.name}.tmp")  # what a kill leaves is used by the next time
+        try:
+            yield temporary
+            os.replace(temporary, there)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class MissingPackage(IntlmError):

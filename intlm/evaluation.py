@@ -12,17 +12,18 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from intlm.data import wikitext
+from intlm.data import files, wikitext
+from intlm.data.prepare import sources_of
 from intlm.data.shards import Split
-from intlm.data.sources import files
+from intlm.data.sources import HUB, Reader, Source
 from intlm.data.tokenizers import Tokenizer
 from intlm.errors import ConfigError, DataError
 from intlm.model import SEPARATOR
@@ -34,6 +35,7 @@ from intlm.tracking.table import format_table
 SEGMENT = 1024
 WARM_UP = 256
 BATCH_LOGITS = 1 << 24  # logits held at once
+MOST_ROWS = 256  # of a batch, where nothing is asked
 FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
 SHOWN = 3  # documents, of the best and of the worst
 BEGINNING = 48  # characters of a document that are shown
@@ -124,23 +126,24 @@ def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarr
         yield split.read(start, count)
 
 
-def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[Iterator[np.ndarray], str, int]:
-    """The documents of a text file, or of a split of a run's corpus, by the run's tokenizer; their name and bytes."""
+def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[Iterator[np.ndarray], str, int | None]:
+    """The documents of a text, or of a split of a run's corpus, by the run's tokenizer; their name, and their bytes
+    where known. A text is read as the run's `data.train` would be in its place, but Python code is not run."""
     config, tokenizer = open_run(run)
     if text:
-        size = sum(path.stat().st_size for path in files(text))
-        return file_documents(text, config.data.document_separator, tokenizer), str(text), size
-    corpus = open_corpus(config, tokenizer).split(split)
-    return split_documents(corpus), f"{split} split", corpus.bytes
+        data = replace(config.data, valid="", valid_split="", max_bytes=0)
+        source = sources_of(replace(data, train=str(text.absolute() if str(text).startswith(HUB) else text)))[0]
+        return text_documents(source, tokenizer), str(text), source.size
+    corpus = open_corpus(config, tokenizer, run)
+    found = corpus.split(split)
+    corpus.verify(split)
+    return split_documents(found), f"{split} split", found.bytes
 
 
-def file_documents(path: Path, separator: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each document of a text file (or directory), Python code included: it is not run."""
-    for file in files(path):
-        text = file.read_bytes()
-        for document in text.split(separator.encode()) if separator else [text]:
-            if document:
-                yield tokenizer.encode(document)
+def text_documents(source: Source, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The tokens of each document of a source, Python code included: it is not run."""
+    texts = [files.chunks(source.path)] if source.is_recipe else None
+    return (tokenizer.encode(b"".join(document)) for document in Reader(source, texts=texts))
 
 
 def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
@@ -148,12 +151,14 @@ def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
 
     Raises DataError where it has no heading of a page.
     """
-    for file in files(path):
-        pages = list(wikitext.pages(file.read_text("utf-8", "replace")))
+    for file in files.find(path).files:
+        # Whatever bytes a file has come back from its pages: no line end is changed, no wrong byte replaced.
+        pages = list(wikitext.pages(files.read(file).decode("utf-8", "surrogateescape")))
         if not any(map(wikitext.is_title, (page.partition("\n")[0] for page in pages))):
             raise DataError(f"{file}: not WikiText: expected lines such as ' = Title = ', a page after each")
         for page in pages:
-            yield Document(tokenizer.encode(wikitext.detokenised(page).encode()), page.encode())
+            text, counted = (some.encode("utf-8", "surrogateescape") for some in (wikitext.detokenised(page), page))
+            yield Document(tokenizer.encode(text), counted)
 
 
 @dataclass
@@ -326,13 +331,15 @@ def segments_of(tokens: np.ndarray, document: int = 0) -> Iterator[Segment]:
 
 def default_batch(model: LanguageModel) -> int:
     """How many segments are read side by side where nothing is asked."""
-    return max(1, min(256, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
+    return max(1, min(MOST_ROWS, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
 
 
 def read(model: LanguageModel, segments: Iterable[Segment], batch: int | None = None) -> Iterator[Block]:
     """Read segments from a zero state, `batch` of them side by side. Blocks that count nothing are left out."""
-    batch = batch or default_batch(model)
-    for chosen, inputs, targets in batches(segments, batch):
+    queue, batch = iter(segments), batch or default_batch(model)
+    first_batch = list(islice(queue, batch))
+    batch = min(batch, max(len(first_batch), MOST_ROWS))  # no memory for rows that count nothing
+    for chosen, inputs, targets in batches(chain(first_batch, queue), batch):
         states = model.start(batch)
         width = inputs.shape[1]
         starts = np.array([s.start - (width - len(s.targets)) for s in chosen])

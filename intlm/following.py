@@ -1,6 +1,6 @@
 """What runs have done so far: many at a glance, or some beside each other. No run is changed, or waited for."""
 
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from intlm import config as configuration
-from intlm.config import KEYS, Config, shown
+from intlm.config import Config, flatten, keys, shown
+from intlm.data.references import LADDER, read_ladder
 from intlm.errors import ConfigError, IntlmError, RunError
 from intlm.model.parameters import specifications
 from intlm.run import WEIGHTS, architecture_of, open_run
 from intlm.tracking import metrics, picture, results
 from intlm.tracking.picture import Curve, Point
 from intlm.tracking.table import duration, format_table, human
-from intlm.training import alive, value
+from intlm.training import alive
 
 COLUMNS = 4  # of runs, beside each other on a screen
 _ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
@@ -103,15 +104,11 @@ def status(directory: Path) -> Status:
     saved, log = directory / "config.toml", directory / "metrics.jsonl"
     if not saved.is_file() or (directory / WEIGHTS).exists():
         raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
-    config, parameters = configuration.load(saved), None
+    config, parameters = configuration.load(saved, trained=True), None
     if (directory / "tokenizer.json").exists():
         architecture = architecture_of(config, open_run(directory)[1].vocab_size)
         parameters = sum(int(np.prod(s.shape)) for s in specifications(architecture))
     lines = metrics.read(log) if log.exists() else []
-    for number, line in enumerate(lines, start=1):
-        for name in ("tokens_evaluated", "tokens_read", "seconds", "train_bits_per_byte"):
-            if not isinstance(line.get(name), int | float):
-                raise RunError(f"{log}: line {number}: damaged: {name}: expected a number")
     age = max(0.0, time.time() - (log if lines else saved).stat().st_mtime)
     return Status(directory, config, lines, parameters, alive(directory), age)
 
@@ -189,9 +186,9 @@ class Comparison:
     @property
     def differing(self) -> dict[str, list[Any]]:
         """The keys in which they differ, with the value of each; None: what its sweep did not set."""
-        whole = [entry for entry in self.entries if entry.settings.keys() == KEYS.keys()]
+        whole = [entry for entry in self.entries if "data.train" in entry.settings]
         found = {}
-        for key in KEYS:
+        for key in dict.fromkeys(key for entry in self.entries for key in entry.settings):
             values = [entry.settings.get(key) for entry in self.entries]
             known = [value for value in values if value is not None or not whole]
             if any(value != known[0] for value in known[1:]):
@@ -232,8 +229,10 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
         label, _, level = reference.rpartition("=")
         try:
             levels[label] = float(level)
+            if not math.isfinite(levels[label]):
+                raise ValueError
         except ValueError:
-            raise ConfigError(f"--reference {reference}: expected LABEL=BITS, such as trigram=2.773") from None
+            raise ConfigError(f"--reference {reference[:60]}: expected LABEL=BITS, such as trigram=2.773") from None
     entries: list[Entry] = []
     ladders: list[dict[str, float] | None] = []
     for source in tqdm(sources, "reading runs", disable=None, delay=1, leave=False):
@@ -247,13 +246,10 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
         run = status(Path(name))
         short = Path(name).absolute().name
         label = label or (short if sum(Path(s).absolute().name == short for s in sources) == 1 else name)
-        settings = {key: value(run.config, key) for key in KEYS}
+        settings = flatten(run.config)
         entries.append(Entry(label, run.summary(), settings, run.curve(label)))
-        ladder = Path(name) / "references.json"
-        try:
-            ladders.append(json.loads(ladder.read_bytes()) if ladder.exists() else None)
-        except ValueError:
-            raise RunError(f"{ladder}: damaged: expected one JSON object") from None
+        ladder = Path(name) / LADDER
+        ladders.append(read_ladder(ladder) if ladder.exists() else None)
     if not levels and ladders[0] and all(ladder == ladders[0] for ladder in ladders):
         levels = ladders[0]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +264,7 @@ def _cell(show: Callable[[Any], str], found: Any) -> str | None:
 def _shown(key: str, values: Sequence[Any]) -> list[str | None]:
     """A key's values for a table: of paths only the names, where those tell them apart."""
     given = {value for value in values if value}
-    if KEYS[key].metadata["path"] and len({Path(path).name for path in given}) == len(given):
+    if key in (known := keys()) and known[key].is_path and len({Path(path).name for path in given}) == len(given):
         values = [Path(value).name if value else value for value in values]
     return [None if value is None else shown(value) for value in values]
 

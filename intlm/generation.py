@@ -1,6 +1,7 @@
 """Text from a model, drawn in integers (docs/numerics.md, section 10): the same characters for a seed everywhere."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -9,22 +10,27 @@ import numpy as np
 from intlm.arithmetic.random_bits import Domain, seed_key
 from intlm.errors import ConfigError
 from intlm.model import SEPARATOR
-from intlm.run import WRITTEN, LanguageModel
+from intlm.run import BLOCK, WRITTEN, LanguageModel
 
 MAX_INVERSE_TEMPERATURE = 1 << 15
 
 
 def inverse_temperature(temperature: str | float) -> int:
     """256 / temperature, rounded; temperature: 1/128 to 256, or 0 (greedy), whose inverse is given as 0."""
+    text = str(temperature)
+    refusal = ConfigError(f"--temperature = {text[:60]}: expected a number from 1/128 to 256, or 0")
     try:
-        value = Fraction(str(temperature))
+        value: Fraction | Decimal = Fraction(text) if "/" in text else Decimal(text)
         if not value:
             return 0
-        inverse = round(256 / value)
-    except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"--temperature = {temperature}: expected a number from 1/128 to 256, or 0") from None
+        # As a fraction, a number with a large exponent takes for ever: it is compared as a decimal first.
+        if not Decimal("0.001") < value < 1000:
+            raise refusal
+        inverse = round(256 / Fraction(value))
+    except (ValueError, ArithmeticError):
+        raise refusal from None
     if not 1 <= inverse <= MAX_INVERSE_TEMPERATURE:
-        raise ConfigError(f"--temperature = {temperature}: expected a number from 1/128 to 256, or 0")
+        raise refusal
     return inverse
 
 
@@ -51,7 +57,9 @@ def generate(
 def _draw(model: LanguageModel, prompt: bytes, tokens: int, inverse: int, top_k: int, seed: int) -> Iterator[bytes]:
     key = jnp.array(seed_key(seed, Domain.SAMPLING), jnp.uint32)
     decoder = model.tokenizer.stream_decoder()
-    read, states = model.read(np.concatenate([[SEPARATOR], model.tokens(prompt)])[None], model.start(1))
+    reading, states = np.concatenate([[SEPARATOR], model.tokens(prompt)])[None], model.start(1)
+    for first in range(0, reading.shape[1], BLOCK):  # only the last logits are wanted
+        read, states = model.read(reading[:, first : first + BLOCK], states)
     logits, states = jnp.asarray(read[0, -1]), states[0]
     for position in range(0, tokens, WRITTEN):
         drawn, logits, states = model.write(logits, states, key, position, inverse, top_k)

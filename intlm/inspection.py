@@ -11,7 +11,7 @@ from intlm.checkpoint import Checkpoints
 from intlm.errors import DataError
 from intlm.model.forward import PlainWeights, step
 from intlm.model.parameters import Layered, Parameters, initialise, specifications, stack_layers
-from intlm.run import LanguageModel, load, open_corpus, open_run, run_checkpoints
+from intlm.run import LanguageModel, load, open_corpus, open_run, read_checkpoints
 from intlm.tracking.table import format_table
 
 STREAMS, TOKENS = 32, 64
@@ -83,10 +83,14 @@ def inspect(directory: Path) -> str:
     """Tables of the last checkpoint's weights, and of the activations on held-out text."""
     config, tokenizer = open_run(directory)
     model = load(directory)
-    checkpoints = run_checkpoints(directory)
-    updates = checkpoints.updates()
+
+    def read(checkpoints: Checkpoints, updates: list[int]) -> tuple[list[int], list[Parameters]]:
+        checkpoints.meta(updates[-1])
+        return updates, [checkpoints.parameters(update, model.architecture) for update in updates[-2:]]
+
+    updates, (*before, model.parameters) = read_checkpoints(directory, read)
+    older = before[0] if before else None
     described = specifications(model.architecture)
-    older = _older(checkpoints, model)
     first = initialise(model.architecture, config.seed)
     rows = []
     for name, shape, _ in described:
@@ -99,7 +103,7 @@ def inspect(directory: Path) -> str:
     report = [f"{directory}, update {updates[-1]}", "", format_table(headers, rows)]
 
     try:
-        corpus = open_corpus(config, tokenizer)
+        corpus = open_corpus(config, tokenizer, directory)
         name, text = ("valid", "held-out") if "valid" in corpus.splits else ("train", "training")
         split = corpus.split(name)
     except DataError as error:
@@ -118,8 +122,3 @@ def inspect(directory: Path) -> str:
         f"{width.mean() / 256:.2f} between the likeliest token and the least likely"
     )]  # fmt: skip
     return "\n".join(report)
-
-
-def _older(checkpoints: Checkpoints, model: LanguageModel) -> Parameters | None:
-    updates = checkpoints.updates()
-    return checkpoints.parameters(updates[-2], model.architecture) if len(updates) > 1 else None

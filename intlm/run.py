@@ -12,33 +12,37 @@ An export (intlm.export) is read like a run: it has model.safetensors in place o
 """
 
 import hashlib
-import json
 import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from intlm import config as configuration
-from intlm.arithmetic.fixed_point import Array
+from intlm.arithmetic.fixed_point import MAX8
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.shards import Corpus
 from intlm.data.tokenizers import Tokenizer, load_tokenizer
-from intlm.eggroll.fitness import fitness_maximum
-from intlm.eggroll.perturbation import Perturbation
-from intlm.errors import DataError, RunError, writing
+from intlm.errors import DataError, RunError, replacing
+from intlm.lazy import Array
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.model.loss import loss
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.population import Engine, Problem, make_engine
+from intlm.population import Engine, Population, make_engine
 from intlm.population.engine import Prepared
-from intlm.version import NUMERICS_VERSION
+from intlm.schema import Sha256, check_range, read_bytes, read_json
+from intlm.version import INFERENCE_VERSION
 
 BLOCK = 64  # tokens that one compiled call of inference reads
 WEIGHTS = "model.safetensors"
+T = TypeVar("T")
 WRITTEN = 256  # tokens that one writes: what a call costs by itself is then little beside them
 
 
@@ -48,18 +52,20 @@ def architecture_of(config: Config, vocab_size: int) -> Architecture:
     return Architecture(vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity)
 
 
-def problem_of(config: Config, vocab_size: int) -> Problem:
-    """What the engine is built for."""
+def population_of(config: Config, vocab_size: int) -> Population:
+    """What a run's engine is built for."""
     eggroll = config.eggroll
-    return Problem(
-        architecture_of(config, vocab_size),
-        Perturbation(config.seed, eggroll.rank, eggroll.sigma_shift, eggroll.noise_reuse),
-        config.pairs,
-        eggroll.group_size,
-        1 if eggroll.fitness == "sign" else fitness_maximum(config.pairs, eggroll.rank),
-        eggroll.chunk_size,
-        config.threads,
-    )
+    return Population(
+        architecture_of(config, vocab_size), eggroll.estimator, eggroll.population, config.seed, config.objective,
+        eggroll.chunk_size, config.threads,
+    )  # fmt: skip
+
+
+class Described(msgspec.Struct):
+    """What config.json of an export is read for."""
+
+    weights_sha256: Sha256
+    corpus: str | None = None  # the identity of the text that it was trained with
 
 
 class LanguageModel:
@@ -98,8 +104,11 @@ class LanguageModel:
         """Read T tokens with each of some streams.
 
         tokens: integers [batch, T]. Returns logits, int16 [batch, T, vocabulary] (256 = one bit; entry t
-        predicts token t + 1), and the states after the last token.
+        predicts token t + 1), and the states after the last token. Raises DataError where a token is not below the
+        vocabulary, or a state is -128.
         """
+        check_range(tokens, 0, self.architecture.vocab_size - 1, "tokens", DataError)
+        check_range(np.asarray(states), -MAX8, MAX8, "states", DataError)
         found = []
         whole = tokens.shape[1] // BLOCK * BLOCK
         for first in (*range(0, whole, BLOCK), *range(whole, tokens.shape[1])):
@@ -141,7 +150,7 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
     path = directory / "config.toml"
     if not path.is_file():
         raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
-    config = configuration.load(path)
+    config = configuration.load(path, trained=True)
     path = directory / "tokenizer.json"
     try:
         return config, load_tokenizer(path)
@@ -149,12 +158,30 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
         raise RunError(str(error)) from None
 
 
-def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
-    """The token shards of a run's configuration. Raises DataError where another tokenizer made them."""
-    corpus = Corpus.open(Path(config.data.prepared))
+def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = None) -> Corpus:
+    """The token shards of a run's configuration.
+
+    directory: of the run, whose text it must be; None: any that has the tokenizer. Raises DataError where there is none
+    or another one.
+    """
+    place = Path(config.data.prepared)
+    if directory and not (place / "index.json").exists():
+        command = shlex.join(["intlm", "prepare", str(directory / "config.toml")])
+        raise DataError(f"{place}: no prepared text there: {command} makes it again")
+    corpus = Corpus.open(place)
     if corpus.tokenizer != tokenizer:
-        raise DataError(f"{config.data.prepared}: its tokenizer is not the one that the run was trained with")
+        raise DataError(f"{place}: its tokenizer is not the one that the run was trained with")
+    if directory and (expected := text_of(directory)) and corpus.identity != expected:
+        raise DataError(f"{place}: not the text that {directory} was trained with: expected that one, or --text FILE")
     return corpus
+
+
+def text_of(directory: Path) -> str | None:
+    """The identity of the text (of a mixture the first) that a run or an export was trained with, where it is noted."""
+    if (directory / WEIGHTS).exists():
+        return read_json(directory / "config.json", Described, RunError).corpus
+    noted = read_checkpoints(directory, lambda checkpoints, updates: checkpoints.meta(updates[-1]).corpus)
+    return noted.split()[0] if noted else None
 
 
 def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
@@ -164,17 +191,18 @@ def load(directory: str | Path, engine: str | None = None) -> LanguageModel:
     """
     directory = Path(directory)
     config, tokenizer = open_run(directory)
-    problem = problem_of(config, tokenizer.vocab_size)
+    population = Population(architecture_of(config, tokenizer.vocab_size), threads=config.threads)
     if (directory / WEIGHTS).exists():
-        parameters = exported_parameters(directory / WEIGHTS, problem.architecture)
+        parameters = exported_parameters(directory / WEIGHTS, population.architecture)
     else:
-        checkpoints = run_checkpoints(directory)
-        updates = checkpoints.updates()
-        if not updates:
-            raise RunError(f"{directory}: has no checkpoint yet")
-        checkpoints.meta(updates[-1])
-        parameters = checkpoints.parameters(updates[-1], problem.architecture)
-    return LanguageModel(problem.architecture, parameters, tokenizer, make_engine(engine or config.engine, problem))
+
+        def read(checkpoints: Checkpoints, updates: list[int]) -> Parameters:
+            checkpoints.meta(updates[-1])
+            return checkpoints.parameters(updates[-1], population.architecture)
+
+        parameters = read_checkpoints(directory, read)
+    made = make_engine(engine or config.engine, population)
+    return LanguageModel(population.architecture, parameters, tokenizer, made)
 
 
 def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
@@ -182,41 +210,50 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     from safetensors import SafetensorError, safe_open
 
     described = path.with_name("config.json")
+    expected = read_json(described, Described, RunError, ": expected that of an export").weights_sha256
+    if hashlib.sha256(read_bytes(path, RunError)).hexdigest() != expected:
+        raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
     try:
-        expected = json.loads(described.read_text())["weights_sha256"]
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
         with safe_open(path, "numpy") as file:
-            version = (file.metadata() or {}).get("numerics_version")
+            metadata = file.metadata() or {}
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
-    except (LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{described}: not that of an export: {error!r}") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: of dtypes that numpy has not
         raise RunError(f"{path}: cannot be read: {error}") from None
-    if version != str(NUMERICS_VERSION):
-        raise RunError(f"{path}: of numerics version {version}; this intlm computes version {NUMERICS_VERSION}")
+    version = metadata.get("inference_version", metadata.get("numerics_version"))  # the latter in older exports
+    if version != str(INFERENCE_VERSION):
+        raise RunError(
+            f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the one that this intlm computes"
+        )
     shapes = {s.name: s.shape for s in specifications(architecture)}
-    for name in shapes.keys() | found.keys():
+    for name in sorted(shapes.keys() | found.keys()):
         has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"
         if name not in shapes or has != (shapes[name], "int8"):
-            raise RunError(f"{path}: {name}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
+            raise RunError(f"{path}: {name!r}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
+        check_range(found[name], -MAX8, MAX8, f"{path}: {name}")
     return {name: jnp.asarray(value) for name, value in found.items()}
 
 
-def run_checkpoints(directory: Path) -> Checkpoints:
-    """A run's checkpoints, to read."""
+def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T]) -> T:
+    """What `read` makes of a run's checkpoints, given the updates that have one, oldest first.
+
+    It is called again where some are gone meanwhile, as those of a run that is being trained are. Raises RunError where
+    there are none, and what `read` raises.
+    """
     path = directory / "checkpoints"
-    if not path.is_dir():
-        raise RunError(f"{directory}: has no checkpoint yet")
-    return Checkpoints(path, read_only=True)
+    while path.is_dir():
+        there = set(os.listdir(path))
+        try:
+            checkpoints = Checkpoints(path, read_only=True)
+            if updates := checkpoints.updates():
+                return read(checkpoints, updates)
+            break
+        except (RunError, OSError):
+            if there <= set(os.listdir(path)):
+                raise
+    raise RunError(f"{directory}: has no checkpoint yet")
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file at once, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")

@@ -23,9 +23,7 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 import time
-import tomllib
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,18 +32,21 @@ from typing import Any
 import numpy as np
 
 from intlm import config as configuration
-from intlm.config import KEYS, Config, DataConfig, shown
+from intlm import plugins
+from intlm.config import RENAMED, Config, DataConfig, flatten, shown
 from intlm.data.prepare import corpora
-from intlm.errors import ConfigError
+from intlm.distributed import start_worker
+from intlm.errors import ConfigError, IntlmError, RunError
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
+from intlm.schema import read_toml
 from intlm.tracking import metrics, picture, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
-from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible, value
-from intlm.version import NUMERICS_VERSION
+from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible
+from intlm.version import TRAINING_VERSION
 
-PARTS = ("base", "seeds", "keys", "variants", "grid")
+PARTS = ("base", "seeds", "keys", "variants", "grid", "plugins")
 POLL_SECONDS = 0.2
 # What a run may set otherwise and its result be the same one.
 UNCOUNTED = FREE_ON_RESUME - {"train.updates", "train.evaluate_every"} | {"seed", "data.train"}
@@ -68,7 +69,7 @@ class Planned:
     identity: dict[str, Any]  # the fields of its line of results that tell it from others
     config: Config
     directory: Path
-    command: list[str]
+    command: list[str]  # the arguments of `intlm`
 
     @property
     def title(self) -> str:
@@ -84,6 +85,8 @@ class Planned:
         """Its line of results, once it is finished."""
         lines = [line for line in metrics.read(self.directory / "metrics.jsonl") if "valid_bits_per_byte" in line]
         columns = ("update", "tokens_evaluated", "seconds", "valid_bits_per_byte")
+        if not lines:
+            raise RunError(f"{self.directory / 'metrics.jsonl'}: damaged: no line has valid_bits_per_byte")
         curve = [[*(line[name] for name in columns[:3]), round(line[columns[3]], 4)] for line in lines]
         architecture = architecture_of(self.config, open_run(self.directory)[1].vocab_size)
         parameters = sum(int(np.prod(s.shape)) for s in specifications(architecture))
@@ -93,20 +96,18 @@ class Planned:
 
 def load_study(path: Path) -> Study:
     """Read a sweep's file. Raises ConfigError that names what is wrong in it."""
-    try:
-        tables = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of both readings
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    tables = read_toml(path)
     for name in tables:
         if name not in PARTS:
             near = difflib.get_close_matches(name, PARTS, 1)
             hint = f"; did you mean {near[0]}?" if near else f": a sweep has {', '.join(PARTS)}"
             raise ConfigError(f"{path}: {name}: unknown" + hint)
     base = tables.get("base")
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise ConfigError(f"{path}: base: expected the path of a configuration")
+    for named in (path, path.parent / base):
+        for plugin in plugins.named_by(named):
+            plugins.load(plugin)
     seeds = _values(path, "seeds", tables["seeds"]) if "seeds" in tables else None
     if seeds is not None and any(type(seed) is not int for seed in seeds):
         raise ConfigError(f"{path}: seeds = {shown(seeds)}: expected integers")
@@ -120,8 +121,8 @@ def load_study(path: Path) -> Study:
         for combination in combinations:
             parts = [variant, *(_part(key, chosen) for key, chosen in combination.items())]
             name = "+".join(filter(None, parts)) or "base"
-            if "/" in name:
-                raise ConfigError(f"{path}: variants.{name}: expected a name without a slash")
+            if "/" in name or "\0" in name:
+                raise ConfigError(f"{path}: variants.{shown(name)}: expected a name without a slash, or NUL")
             if name in found:
                 raise ConfigError(f"{path}: two variants would be called {name}")
             found[name] = _flat(path, "keys", shared) | own | combination
@@ -137,13 +138,10 @@ def _table(path: Path, name: str, tables: Mapping[str, Any], prefix: str = "") -
 
 def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys, written with quotes or as tables in the table. Raises ConfigError for an unknown one."""
-    sections = {key.rpartition(".")[0] for key in KEYS} - {""}
-    found: dict[str, Any] = {}
-    for name, entry in table.items():
-        inner = {f"{name}.{key}": v for key, v in entry.items()} if isinstance(entry, dict) and name in sections else {}
-        found.update(inner or {name: entry})
+    found = configuration.dotted(table, f"{path}: {where}")
+    known = configuration.keys()
     for name in found:
-        if name not in KEYS:
+        if name not in known and name not in RENAMED:
             raise ConfigError(f"{path}: {where}: {name}: unknown key{configuration.nearest(name)}")
         if name == "seed":
             raise ConfigError(f"{path}: {where}: seed: expected in seeds = [...]")
@@ -167,7 +165,8 @@ def _values(path: Path, where: str, entry: Any) -> list[Any]:
 
 def _part(key: str, chosen: Any) -> str:
     """A key's value in the name of a variant."""
-    text = Path(str(chosen)).stem if KEYS[key].metadata["path"] else str(chosen)
+    known = configuration.keys()
+    text = Path(str(chosen)).stem if key in known and known[key].is_path else str(chosen)
     return f"{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', text)}"
 
 
@@ -176,7 +175,8 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
     if "seed" in overrides:
         raise ConfigError("command line: seed: a sweep has seeds of its own; --seeds N takes the first N")
     found = []
-    own = configuration.load(study.base, overrides).seed if study.seeds is None else 0
+    base = flatten(configuration.load(study.base))
+    own = base["seed"] if study.seeds is None else 0
     for seed in study.seeds or [own]:
         for variant, keys in study.variants.items():
             try:
@@ -190,14 +190,14 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             if jobs > 1:
                 threads = max(1, (config.threads or os.cpu_count() or 1) // jobs)
                 config = dataclasses.replace(config, threads=threads)
-            counted = {key: value(config, key) for key in overrides if key not in UNCOUNTED}
+            flat, always = flatten(config), {"seed", "threads", *overrides}
+            counted = {key: flat.get(key, given) for key, given in overrides.items() if key not in UNCOUNTED}
             text = Path(data.train)
             identity = {"study": study.path.stem, "variant": variant, "seed": seed, "keys": keys | counted}
-            identity |= {"text": text.name, "numerics": NUMERICS_VERSION}
+            identity |= {"text": text.name, "numerics": TRAINING_VERSION}
             directory = runs / f"{variant}-{text.stem}-{seed}"
-            settings = dict.fromkeys([*keys, *overrides, "seed", "threads"])
-            flags = [f"--{key}={value(config, key)}" for key in settings]
-            command = [sys.executable, "-m", "intlm.cli", "train", str(study.base), "--run-dir", str(directory), *flags]
+            flags = [f"--{key}={setting}" for key, setting in flat.items() if key in always or base.get(key) != setting]
+            command = ["train", str(study.base), "--run-dir", str(directory), *plugins.flags(), *flags]
             found.append(Planned(identity, config, directory, command))
     return found
 
@@ -249,7 +249,7 @@ class Sweep:
         updates = {id(run): self._progress(run) for run in self.planned}
         with interruptible() as stopped, Progress(total, sum(updates.values())) as progress:
             try:
-                while (waiting or self.running) and not stopped():
+                while (waiting or self.running) and not (stopped() or progress.unread):
                     while waiting and len(self.running) < self.jobs:
                         run = waiting.popleft()
                         self.running[id(run)] = run, self._start(run)
@@ -276,16 +276,20 @@ class Sweep:
         resume = ["--resume"] if (run.directory / "config.toml").exists() else []
         with self._log(run).open("ab") as log:
             # In a session of its own: a Ctrl-C is for the sweep, which hands it on.
-            return subprocess.Popen([*run.command, *resume], stdout=log, stderr=log, start_new_session=True)
+            return start_worker([*run.command, *resume], stdout=log, stderr=log, start_new_session=True)
 
     def _end(self, run: Planned, code: int) -> str:
         """Note that a run ended. Returns what to say of it."""
         if code or not run.finished():
             log = self._log(run)
-            last = log.read_text(errors="replace").strip().split("\n")[-1]
+            last = log.read_text("utf-8", "replace").strip().split("\n")[-1]
             self.failures.append(f"{run.title}: exit code {code}: {last[:300]} ({log})")
             return f"{run.title}: failed"
-        line = run.result()
+        try:
+            line = run.result()
+        except IntlmError as error:
+            self.failures.append(f"{run.title}: {error}")
+            return f"{run.title}: failed"
         if not self._known(run, results.read(self.out)):
             results.append(self.out, line)
         self.done.append(run)
@@ -384,5 +388,5 @@ def _updates(log: Path) -> int:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
         lines = file.read().split(b"\n")[:-1]
-    found = re.match(rb'\{"update": (\d+),', lines[-1]) if lines else None
+    found = re.match(rb'\{"update": (\d{1,18}),', lines[-1]) if lines else None
     return int(found[1]) if found else 0

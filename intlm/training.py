@@ -5,59 +5,36 @@ stopped anywhere and resumed ends with the same weights and the same metrics as 
 """
 
 import fcntl
-import hashlib
 import json
-import math
+import os
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 
 from intlm import config as configuration
 from intlm import distributed
-from intlm.arithmetic.fixed_point import Array
-from intlm.checkpoint import Checkpoints
-from intlm.config import KEYS, Config
+from intlm.checkpoint import Checkpoints, check_path
+from intlm.config import Config, flatten
 from intlm.data.prepare import corpora, prepare
-from intlm.data.references import references
 from intlm.data.shards import Corpus
-from intlm.data.streams import Batch, MixedStreams, ReadAhead
+from intlm.data.streams import ReadAhead
 from intlm.errors import RunError
-from intlm.evaluation import Evaluation, evaluate, split_documents
-from intlm.generation import generate
-from intlm.model.parameters import Architecture, specifications
-from intlm.population import make_engine, native
-from intlm.population.sharding import DIVIDED, SAME, Sharding, number
-from intlm.run import LanguageModel, load, open_corpus, open_run, problem_of, write_whole
-from intlm.tracking import metrics, picture
+from intlm.hooks import Hook, Measure, Sample, Save, Tell
+from intlm.run import open_corpus, open_run, write_whole
 from intlm.tracking.log import Log
 from intlm.tracking.progress import Progress
 from intlm.tracking.services import check_installed
-from intlm.tracking.table import format_table, human
-from intlm.update import (
-    TrainState,
-    UpdateReport,
-    compile_update,
-    cosine,
-    initial_state,
-    make_health,
-    make_optimizer,
-    saturated,
-)
+from intlm.trainer import Trainer
 
-PROGRESS_TOKENS = 1 << 18  # held-out tokens measured during training; the last measurement takes them all
-REFERENCE_BYTES = 1 << 26  # training and held-out text that the ladder of references reads
-SAMPLE_TOKENS = 300
-SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
-LATE = 5  # seconds of an update from which on processes meet before anything crosses
 # What each process of a run may set for itself.
+TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # paths: known by what is there
 OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
 # What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = OF_A_MACHINE | {
@@ -70,254 +47,10 @@ def prepare_corpus(config: Config) -> Corpus:
     return prepare(config.data)
 
 
-@dataclass
-class Trainer:
-    """One run, from its configuration to its summary.
-
-    devices: that share the population, of all processes; None: the one that JAX computes on.
-    """
-
-    config: Config
-    directory: Path
-    corpus: Corpus
-    devices: Sequence[jax.Device] | None = None
-
-    def __post_init__(self) -> None:
-        config, tokenizer = self.config, self.corpus.tokenizer
-        configuration.check_limits(config, tokenizer.vocab_size)
-        self.split = self.corpus.split("train")
-        self.valid = self.corpus.splits.get("valid")  # None where no text is held out
-        self.problem = problem_of(config, tokenizer.vocab_size)
-        if self.devices and not config.threads:  # each of a process's devices has its share of the cores
-            threads = max(1, native.cores() // len(jax.local_devices()))
-            self.problem = self.problem._replace(threads=threads)
-        self.sharding = Sharding(self.problem, self.devices)
-        self.texts = config.pairs // config.eggroll.group_size
-        settings, name = config.train, config.eggroll.fitness
-        self.mixture = corpora(config.data) if config.data.mixture else [(1, self.corpus)]
-        self.splits = [corpus.split("train") for _, corpus in self.mixture]
-        shares = [(share, split) for (share, _), split in zip(self.mixture, self.splits, strict=True)]
-        own = self.sharding.process_texts
-        self.streams = MixedStreams(shares, self.texts, settings.tokens_per_update, settings.targets, own)
-        self.optimizer = make_optimizer(config.eggroll)
-        self.engine = make_engine(config.engine, self.problem)
-        meet = None if distributed.alone() else self.meet
-        self.step = compile_update(self.problem, self.engine, name, self.optimizer, self.sharding, meet)
-        health = make_health(self.problem, self.engine, name, self.sharding)
-        self.measure_health = self.sharding.compile(health, (DIVIDED, DIVIDED, SAME), SAME)
-        self.weights = sum(int(np.prod(s.shape)) for s in specifications(self.problem.architecture))
-        self.place(initial_state(self.problem, config.seed, self.optimizer))
-        self.model = LanguageModel(self.problem.architecture, self.whole_parameters(), tokenizer, self.engine)
-        self.update = 0  # updates done
-        self.seconds = 0.0  # of training, earlier parts of the run included
-        self.ladder: dict[str, float] = {}
-        self.saved: int | None = None  # the update whose checkpoint is there
-        self.late = True  # whether some process may be late at the next update: the first one compiles
-
-    def place(self, state: TrainState) -> None:
-        """Divide a whole state among the devices."""
-        put = self.sharding
-        self.state = TrainState(
-            put.put_same(state.parameters), put.put_slices(state.optimizer), put.put_pairs(state.members)
-        )
-
-    def whole_parameters(self) -> Any:
-        """The shared weights, for a program of one device."""
-        return self.sharding.take_same(self.state.parameters)
-
-    def meet(self, losses: Array) -> None:
-        """Wait for the other processes where one may be late."""
-        if self.late:
-            losses.block_until_ready()
-            distributed.wait(f"update {self.update}")
-
-    @property
-    def identity(self) -> str:
-        """What tells the text apart, all of a mixture."""
-        return " ".join(corpus.identity for _, corpus in self.mixture)
-
-    def resume(self) -> None:
-        """Go back to the last checkpoint, if there is one, and drop the metrics past it."""
-        path = self.directory / "checkpoints"
-        checkpoints = Checkpoints(path, read_only=True) if path.is_dir() else None
-        if checkpoints and (updates := checkpoints.updates()):
-            if checkpoints.meta(updates[-1]).get("corpus") != self.identity:
-                raise RunError(
-                    f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
-                    "would not be the same run any more"
-                )
-            like = jax.eval_shape(lambda: initial_state(self.problem, self.config.seed, self.optimizer))
-            self.place(TrainState(*checkpoints.restore(updates[-1], like)))
-            self.update = self.saved = updates[-1]
-        log = self.directory / "metrics.jsonl"
-        if log.exists() and distributed.writes():
-            metrics.truncate_after(log, self.update)
-            lines = metrics.read(log)
-            self.seconds = lines[-1]["seconds"] if lines else 0.0
-
-    def digest(self) -> str:
-        """What tells where training goes on from: the update and the weights."""
-        digest = hashlib.sha256(str(self.update).encode())
-        for name, weight in sorted(self.whole_parameters().items()):
-            digest.update(name.encode() + np.asarray(weight).tobytes())
-        return digest.hexdigest()
-
-    def start_from(self, directory: Path) -> None:
-        """Begin with the weights of a run or of an export. Raises RunError where they are of another kind of model."""
-        model = load(directory)
-        if model.tokenizer != self.corpus.tokenizer:
-            raise RunError(
-                f"{directory}: its tokenizer is not that of {self.config.data.prepared}: prepare the text with the "
-                f'same (data.tokenizer_file = "{directory / "tokenizer.json"}")'
-            )
-        for name, was, now in zip(Architecture._fields, model.architecture, self.problem.architecture, strict=True):
-            if was != now:
-                raise RunError(f"{directory}: its model has {name} = {was}, the configuration {now}")
-        whole = initial_state(self.problem, self.config.seed, self.optimizer)
-        self.place(whole._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters)))
-
-    def references(self) -> None:
-        """Measure the ladder on the held-out text, once a run."""
-        path = self.directory / "references.json"
-        if path.exists():
-            try:
-                self.ladder = {str(name): float(bits) for name, bits in json.loads(path.read_bytes()).items()}
-            except (ValueError, TypeError, AttributeError):
-                raise RunError(f"{path}: damaged: expected bits per byte by name; delete it to measure again") from None
-        elif self.valid:
-            self.ladder = references(self.split.to_bytes(REFERENCE_BYTES), self.valid.to_bytes(REFERENCE_BYTES))
-            write_whole(path, json.dumps(self.ladder))
-
-    def evaluate(self, limit: int | None) -> Evaluation | None:
-        """The shared weights on the held-out text."""
-        self.model.parameters = self.whole_parameters()
-        return evaluate(self.model, split_documents(self.valid, limit)) if self.valid else None
-
-    def sample(self) -> str:
-        """What the shared weights write after nothing, as text to show."""
-        self.model.parameters = self.whole_parameters()
-        written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
-        return written.decode(errors="replace")
-
-    def run(self, checkpoints: Checkpoints | None, stopped: Callable[[], bool]) -> bool:
-        """Train to the configured update. Returns whether it was reached; either way the state is saved.
-
-        checkpoints: of the process that writes.
-        """
-        settings, writes = self.config.train, distributed.writes()
-        saved, between, slow = time.monotonic(), float(settings.checkpoint_seconds), True
-        stop = stopped() if distributed.alone() else False
-        with ExitStack() as stack:
-            progress = stack.enter_context(Progress(settings.updates, self.update)) if writes else None
-            log = stack.enter_context(Log(self.directory, self.config)) if writes else None
-            ahead = stack.enter_context(closing(ReadAhead(self.streams, self.update, settings.updates)))
-            while self.update < settings.updates and not stop:
-                began = time.monotonic()
-                batch = self.put(ahead.next())
-                setting = np.int32(self.optimizer.setting(self.update))
-                save = writes and began - saved >= between
-                wishes = self.sharding.put_words((stopped(), save, slow))
-                self.state, report = self.step(self.state, *batch, np.uint32(self.update), setting, wishes)
-                loss = number(report.loss)
-                took = time.monotonic() - began
-                slow = took > LATE
-                self.update += 1
-                self.seconds += took
-                last = self.update == settings.updates
-                measured = last or bool(settings.evaluate_every and self.update % settings.evaluate_every == 0)
-                sampled = bool(settings.sample_every and (last or self.update % settings.sample_every == 0))
-                health = self.health(report) if measured else {}
-                if log and progress:
-                    line = self.line(report, loss, took) | {"waiting": round(ahead.waited / took, 4)} | health
-                    if measured and (valid := self.evaluate(None if last else PROGRESS_TOKENS)):
-                        line["valid_bits_per_byte"] = valid.summary()["bits_per_byte"]
-                    if sampled:
-                        line["sample"] = self.sample()
-                        progress.write(f"--- after {self.update} updates it writes:\n{line['sample']}\n---")
-                    log.write(line)
-                    progress.update(**line)
-                if measured or sampled:
-                    distributed.wait(f"measured {self.update}")
-                # What any process wishes, all do.
-                stop, save, self.late = (bool(wish) for wish in np.asarray(report.wishes))
-                if distributed.alone():
-                    stop = stopped()
-                if save:
-                    began = time.monotonic()
-                    self.save(checkpoints)
-                    saved = time.monotonic()
-                    most = SAVING_SHARE * (saved - began)
-                    between = settings.checkpoint_seconds and max(settings.checkpoint_seconds, most)
-            self.save(checkpoints)
-        return self.update >= settings.updates
-
-    def put(self, batch: Batch) -> tuple[Array, ...]:
-        """A batch of this process's texts, divided among its devices."""
-        return tuple(map(self.sharding.put_texts, batch))
-
-    def line(self, report: UpdateReport, loss: int, took: float) -> dict[str, Any]:
-        """What the metrics say of the update just made. loss: of all members, 256 = one bit; took: seconds."""
-        tokens = self.config.train.tokens_per_update
-        per_update = 2 * self.config.pairs * tokens
-        counted = list(zip(self.streams.counts, self.splits, strict=True))
-        tokens_per_byte = self.texts / sum(count * split.bytes / split.tokens for count, split in counted)
-        return {
-            "update": self.update,
-            "tokens_evaluated": self.update * per_update,
-            "tokens_read": sum(min(self.update * count * tokens, split.tokens) for count, split in counted),
-            "seconds": round(self.seconds, 3),
-            "train_bits_per_byte": loss / 256 / per_update * tokens_per_byte,
-            "changed": int(report.changed) / self.weights,
-            "tokens_per_second": round(per_update / took, 1),
-        }
-
-    def health(self, report: UpdateReport) -> dict[str, float]:
-        """What tells a run that learns from one that does not, of the update just made."""
-        found = self.measure_health(report.losses, self.state.members, np.uint32(self.update - 1))
-        shape = self.problem.architecture
-        states = 2 * self.problem.pairs * shape.num_layers * shape.hidden_size
-        named = {
-            "agreement": cosine(found.halves),
-            "saturated_weights": saturated(self.state.parameters.values()),
-            "saturated_states": number(found.saturated) / states,
-        }
-        return {name: value for name, value in named.items() if not math.isnan(value)}
-
-    def save(self, checkpoints: Checkpoints | None) -> None:
-        """Write a checkpoint of now, by the process that has `checkpoints`."""
-        if self.update == self.saved:
-            return
-        self.saved = self.update
-        take = self.sharding
-        optimizer, members = take.take_slices(self.state.optimizer), take.take_pairs(self.state.members)
-        if checkpoints:
-            meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
-            checkpoints.save(self.update, self.whole_parameters(), optimizer, members, meta)
-        distributed.wait(f"saved {self.update}")
-
-    def summary(self) -> str:
-        """The ladder with the model in it, as a table; also draws the learning curve."""
-        lines = metrics.read(self.directory / "metrics.jsonl")
-        picture.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
-        rungs = list(self.ladder.items())
-        measured = [line["valid_bits_per_byte"] for line in lines if "valid_bits_per_byte" in line]
-        if measured:
-            rungs.append((f"→ this model ({human(self.weights)} parameters)", measured[-1]))
-        rungs.sort(key=lambda rung: -rung[1])
-        table = format_table(["held-out text", "bits per byte"], [(name, f"{bits:.3f}") for name, bits in rungs])
-        if not rungs:
-            table = "no text is held out: set data.valid or data.valid_bytes to measure the model"
-        evaluated, seconds = lines[-1]["tokens_evaluated"], lines[-1]["seconds"]
-        return (
-            f"{table}\n{self.update} updates, {human(evaluated)} evaluated tokens in {seconds:.0f} s "
-            f"({human(evaluated / max(seconds, 1e-9))}/s), engine {self.engine.name}"
-        )
-
-
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run's directory against a second trainer. Raises RunError if one has it."""
-    with open(directory / ".lock", "w") as lock:
+    with open(directory / ".lock", "wb") as lock:
         for left in reversed(range(10)):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -332,7 +65,7 @@ def exclusive(directory: Path) -> Iterator[None]:
 def alive(directory: Path) -> bool:
     """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
     try:
-        with open(directory / ".lock") as lock:
+        with open(directory / ".lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -343,20 +76,23 @@ def alive(directory: Path) -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once.
+
+    The end of the terminal (SIGHUP) is a request too, however often it is told, unless `nohup` has it ignored.
+    """
     requested: list[int] = []
+    terminals = [file for file in (1, 2) if os.isatty(file)]
 
     def request(number: int, frame: FrameType | None) -> None:
-        if requested:
+        if requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         requested.append(number)
+        for file in terminals:
+            if not os.isatty(file):  # it is gone: what is still to be said is not to fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with distributed.handling(request):
         yield lambda: bool(requested)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_directory(config: Config, directory: Path, resume: bool) -> None:
@@ -364,18 +100,18 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
 
     Raises RunError, before anything is written, where the directory holds something else or another run.
     """
+    check_path(directory)
     saved = directory / "config.toml"
     if not resume:
-        # Hidden files are those of a run that was killed before it began.
-        if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
+        if directory.exists() and any(not _begun(path) for path in directory.iterdir()):
             what = "holds a run already: add --resume to go on with it, or" if saved.exists() else "is not empty:"
             raise RunError(f"{directory}: {what} choose another --run-dir")
     elif not saved.exists():
         raise RunError(f"{directory}: nothing to resume: expected a run with config.toml in it")
     else:
-        old = configuration.load(saved)
-        for key in KEYS:
-            was, now = value(old, key), value(config, key)
+        old, new = kept(configuration.load(saved)), kept(config)
+        for key in old | new:
+            was, now = old.get(key), new.get(key)
             if was != now and key not in FREE_ON_RESUME:
                 raise RunError(
                     f"{directory}: {key} = {now!r}, but the run was started with {was!r}: it would not be the same "
@@ -383,12 +119,17 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
                 )
 
 
-def value(config: Config, key: str) -> Any:
-    """A configuration's value under its dotted name."""
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    return found
+def _begun(path: Path) -> bool:
+    """Whether a file in a directory is what a run leaves that is killed before it is one: hidden, or a copy of the
+    weights that it begins with (`start`), a checkpoint of update 0 that may not be whole."""
+    weights = path.name == "checkpoints" and path.is_dir() and not path.with_name("config.toml").exists()
+    return path.name.startswith(".") or (weights and all(inner.name.split(".")[0] == "0" for inner in path.iterdir()))
+
+
+def kept(config: Config) -> dict[str, Any]:
+    """What a resumed run must have again, by key: of texts, which are compared themselves, only a mixture's shares."""
+    found = {key: value for key, value in flatten(config).items() if key not in TEXTS}
+    return found | {"data.mixture": [share for share, _ in config.data.others]}
 
 
 def train(config: Config, directory: Path, resume: bool = False, start: Path | None = None) -> bool:
@@ -402,19 +143,20 @@ def train(config: Config, directory: Path, resume: bool = False, start: Path | N
 
 
 def _train(config: Config, directory: Path, resume: bool, start: Path | None) -> bool:
+    processes = distributed.Processes()
+    writes = processes.writes
     check_directory(config, directory, resume)
-    if distributed.writes():
+    if writes:
         check_installed(config)
-    shared = {key: value(config, key) for key in KEYS if key not in OF_A_MACHINE}
-    distributed.same("configuration", json.dumps(shared))
-    writes = distributed.writes()
+    shared = {key: value for key, value in flatten(config).items() if key not in OF_A_MACHINE}
+    processes.same("configuration", json.dumps(shared))
     if writes:
         corpora(config.data)
-    distributed.wait("prepared")
+    processes.wait("prepared")
     corpus = prepare_corpus(config)
     devices = jax.devices() if jax.device_count() > 1 else None
     trainer = Trainer(config, directory, corpus, devices)  # before anything is written: it may refuse the configuration
-    distributed.same("text", trainer.identity)
+    processes.same("text", trainer.identity)
     if start:
         trainer.start_from(start)
     if writes:
@@ -429,19 +171,58 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
             open_corpus(config, open_run(directory)[1])
         if resume:
             trainer.resume()
-        distributed.same("state", trainer.digest())
+        processes.same("state", trainer.digest())
+        if writes and not resume and (directory / "checkpoints").exists():
+            shutil.rmtree(directory / "checkpoints")  # of a run that was killed here before it was one (_begun)
         if start:  # before the directory is a run: resumed, it must know where it began
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
-            write_whole(directory / "config.toml", configuration.dumps(config))  # first: it makes the directory a run
+            # First: it makes the directory a run.
+            write_whole(directory / "config.toml", configuration.dumps(config, directory))
             write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
-        distributed.wait("begun")
-        checkpoints = Checkpoints(directory / "checkpoints") if writes else None
+        processes.wait("begun")
         if writes:
             trainer.references()
-        distributed.wait("ladder")
-        done = trainer.run(checkpoints, stopped)
+        processes.wait("ladder")
+        done = run(trainer, stopped)
         if done and writes:
             print(trainer.summary())
-        distributed.wait("ended")  # JAX gives a process little time to end after another
+        processes.wait("ended")  # JAX gives a process little time to end after another
         return done
+
+
+def run(trainer: Trainer, stopped: Callable[[], bool]) -> bool:
+    """Train to the configured update. Returns whether it was reached; either way the state is saved.
+
+    stopped: whether the user has asked this process to stop.
+    """
+    settings, processes, directory = trainer.config.train, trainer.processes, trainer.directory
+    with ExitStack() as stack:
+        progress = log = checkpoints = None
+        if processes.writes:
+            checkpoints = Checkpoints(directory / "checkpoints")
+            progress = stack.enter_context(Progress(settings.updates, trainer.update))
+            log = stack.enter_context(Log(directory, trainer.config))
+        ahead = stack.enter_context(closing(ReadAhead(trainer.streams, trainer.update, settings.updates)))
+        shown: list[Hook] = [Measure(settings), Sample(settings, progress)]  # those for which the others wait
+        told: list[Hook] = [Tell(log, progress)] if log and progress else []
+        save = Save(settings, checkpoints, log)
+
+        def wants_to_stop() -> bool:
+            return stopped() or bool(progress and progress.unread)
+
+        stop = processes.alone and wants_to_stop()
+        while trainer.update < settings.updates and not stop:
+            batch = ahead.next()
+            line = trainer.advance(batch, ahead.waited)
+            due = [hook for hook in shown if hook.due(trainer.update)]
+            for hook in (*due, *told):
+                hook(trainer, line)
+            if due:
+                processes.wait(f"shown {trainer.update}")
+            # What any process wishes, all do.
+            stop, wished, trainer.late = processes.any((wants_to_stop(), save.wished(), trainer.late))
+            if wished:
+                save(trainer)
+        save(trainer)
+    return trainer.update >= settings.updates

@@ -1,22 +1,20 @@
-"""One update, a pure function of the state before it and of its number: evaluate, fitness, votes, optimizer.
+"""One update, a pure function of the state before it and of its number: evaluate, vote, move the weights.
 
-`make_update_step` is a device's program: of the whole population, or of its part (intlm.population.sharding).
+The two halves, `make_evaluation` and `make_step`, are a device's programs: of the whole population, or of its part
+(intlm.population.sharding).
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from intlm.arithmetic.fixed_point import MAX8, Array
-from intlm.config import EggrollConfig
-from intlm.eggroll import adam, fitness, momentum, threshold
-from intlm.eggroll.optimizer import Optimizer, scheduled_step
-from intlm.model.forward import zero_states
+from intlm.arithmetic.fixed_point import MAX8
+from intlm.lazy import Array
 from intlm.model.parameters import Parameters, initialise, specifications
-from intlm.population import Engine, Problem
+from intlm.optimizers import Optimizer
+from intlm.population import Engine, Population
 from intlm.population.sharding import DIVIDED, SAME, Sharding, limbs
 
 
@@ -25,172 +23,138 @@ class TrainState(NamedTuple):
 
     parameters: Parameters
     optimizer: Any
-    members: Array  # int8 [pairs, 2, layers, hidden], recurrent states
+    members: Any  # of `Estimator.init`: for `member`, recurrent states, int8 [pairs, 2, layers, hidden]
 
 
 class UpdateReport(NamedTuple):
     """What an update says of itself."""
 
-    losses: Array  # int32 [pairs, 2], 256 = one bit
-    loss: Array  # their sum over all members (intlm.population.sharding.limbs)
+    seen: Any  # of `Estimator.evaluate`: for `member`, losses, int32 [pairs, 2], 256 = one bit
+    loss: Array  # the sum of the losses that the estimator counts (intlm.population.sharding.limbs)
     changed: Array  # int32 scalar, weights that moved
-    wishes: Array  # int32 [wishes], how many devices have each
 
 
 class Health(NamedTuple):
     """What tells an update of a run that learns from one of a run that does not."""
 
-    halves: tuple[Parameters, Parameters]  # what the first half of the pairs votes, and the second
-    saturated: Array  # of the members' states, how many are at an end of their range (sharding.limbs)
+    halves: tuple[Parameters, Parameters]  # the votes of the first half of the units, and of the second
+    saturated: Array  # how many of the members' state values are at an end of their range (sharding.limbs)
 
 
-# What of these is divided among devices.
-_STATE: Any = (SAME, DIVIDED, DIVIDED)
-_REPORT: Any = (DIVIDED, SAME, SAME, SAME)
+_REPORT: Any = (DIVIDED, SAME, SAME)  # how it is divided among devices
 
-UpdateStep = Callable[..., tuple[TrainState, UpdateReport]]  # see `make_update_step`
-
-
-def make_optimizer(eggroll: EggrollConfig) -> Optimizer:
-    """The optimizer that a configuration asks for."""
-    if eggroll.optimizer == "threshold":
-        return threshold.optimizer(eggroll.alpha, eggroll.decay_updates)
-    stepped = {"momentum": momentum, "adam": adam}[eggroll.optimizer]
-    return Optimizer(
-        stepped.init,
-        partial(stepped.update, eggroll.momentum, eggroll.weight_decay),
-        partial(scheduled_step, eggroll.step, eggroll.warmup_updates, eggroll.decay_updates),
-    )
+Evaluation = Callable[[Parameters, Any, tuple[Array, ...], Array], tuple[Any, Any]]
+Step = Callable[[Parameters, Any, Any, Array, Array], tuple[Parameters, Any, UpdateReport]]
+UpdateStep = Callable[..., tuple[TrainState, UpdateReport]]
 
 
-def initial_state(problem: Problem, seed: int, optimizer: Optimizer) -> TrainState:
+def initial_state(population: Population, optimizer: Optimizer) -> TrainState:
     """The state before the first update, whole."""
-    parameters = initialise(problem.architecture, seed)
-    states = zero_states((problem.pairs, 2), problem.architecture)
-    return TrainState(parameters, optimizer.init(parameters), states)
+    parameters = initialise(population.architecture, population.seed)
+    return TrainState(parameters, optimizer.init(parameters), population.estimator.init(population))
 
 
-def make_evaluation(problem: Problem, engine: Engine, sharding: Sharding) -> Callable[..., tuple[Array, Array]]:
-    """An update's first half: what a device's part of the population loses on its text. Nothing crosses.
+def make_evaluation(population: Population, engine: Engine, sharding: Sharding) -> Evaluation:
+    """An update's first half, of a device's part of the population. Nothing crosses between devices.
 
-    Its arguments: parameters, members; tokens, targets and update as of `make_update_step`. Returns losses and members.
+    Its arguments: parameters; the members' part of the state; the batch, arrays of [texts, ...]; the update's number,
+    uint32. Returns `UpdateReport.seen` and the members' part of the next state.
     """
 
-    def evaluation(
-        parameters: Parameters, members: Array, tokens: Array, targets: Array, update: Array
-    ) -> tuple[Array, Array]:
-        losses, members = engine.evaluate(parameters, tokens, targets, members, update, sharding.first())
-        return sharding.counted(losses), members
+    def evaluation(parameters: Parameters, members: Any, batch: tuple[Array, ...], update: Array) -> tuple[Any, Any]:
+        return population.estimator.evaluate(
+            engine, parameters, batch, members, update, sharding.first(), sharding.there()
+        )
 
     return evaluation
 
 
-def make_step(
-    problem: Problem, engine: Engine, fitness_name: str, optimizer: Optimizer, sharding: Sharding
-) -> Callable[..., tuple[Parameters, Any, UpdateReport]]:
-    """An update's second half: from losses to new parameters.
+def make_step(population: Population, engine: Engine, optimizer: Optimizer, sharding: Sharding) -> Step:
+    """An update's second half: from what was seen to new parameters.
 
-    Its arguments: parameters; the optimizer's state; losses; update, setting and wishes as of `make_update_step`.
+    Its arguments: parameters; the optimizer's state; what `make_evaluation`'s function returned; the update's number,
+    uint32; the optimizer's setting for it, int32.
     """
-    described = specifications(problem.architecture)
-    rank = problem.perturbation.rank
+    described = specifications(population.architecture)
+    kinds = {s.name: s.kind for s in described}
+    estimator = population.estimator
 
     def step(
-        parameters: Parameters, remembered: Any, losses: Array, update: Array, setting: Array, wishes: Array
+        parameters: Parameters, remembered: Any, seen: Any, update: Array, setting: Array
     ) -> tuple[Parameters, Any, UpdateReport]:
-        sizes, loss = sharding.total((fitness.sizes(losses), limbs(losses.reshape(-1))))
-        shaped = fitness.shape(fitness_name, losses, rank, problem.pairs, sizes)
-        votes = engine.accumulate(shaped, update, sharding.first())
-        votes, energy = sharding.scatter(votes, fitness.energy(shaped))
+        totals, loss = sharding.total((estimator.totals(seen), limbs(estimator.losses(seen))))
+        votes, chance = estimator.votes(engine, seen, totals, update, sharding.first())
+        votes, chance = sharding.scatter(votes, chance)
+        deviations = sharding.own(estimator.deviations(population, described, chance))
         before = sharding.own(parameters)
-        after, remembered = optimizer.update(described, before, votes, remembered, energy, rank, setting)
+        after, remembered = optimizer.update(kinds, before, votes, remembered, deviations, setting)
         moved = sum((jnp.sum(after[name] != before[name], dtype=jnp.int32) for name in after), jnp.int32(0))
-        parameters, told = sharding.gather(after, jnp.concatenate([moved[None], wishes[0]]))
-        told = jnp.sum(told, axis=0, dtype=jnp.int32)
-        return parameters, remembered, UpdateReport(losses, loss, told[0], told[1:])
+        parameters, told = sharding.gather(after, moved[None])
+        return parameters, remembered, UpdateReport(seen, loss, jnp.sum(told, dtype=jnp.int32))
 
     return step
 
 
+def _joined(evaluation: Evaluation, step: Step, meet: Callable[[Any], None] | None = None) -> UpdateStep:
+    """Both halves one after the other. meet: called between them with what was seen."""
+
+    def update_step(
+        state: TrainState, batch: tuple[Array, ...], update: Array, setting: Array
+    ) -> tuple[TrainState, UpdateReport]:
+        seen, members = evaluation(state.parameters, state.members, batch, update)
+        if meet:
+            meet(seen)
+        parameters, remembered, report = step(state.parameters, state.optimizer, seen, update, setting)
+        return TrainState(parameters, remembered, members), report
+
+    return update_step
+
+
 def make_update_step(
-    problem: Problem, engine: Engine, fitness_name: str, optimizer: Optimizer, sharding: Sharding | None = None
+    population: Population, engine: Engine, optimizer: Optimizer, sharding: Sharding | None = None
 ) -> UpdateStep:
     """The whole update of a device's part of the population (`sharding`; None: all of it).
 
-    Its arguments: the state; tokens, uint16 [texts, T]; targets, uint16 [texts, T, K]; the update's number, uint32;
-    the optimizer's setting for it, int32; wishes, int32 [1, any], 1 or 0, that processes tell each other (None: none).
+    Its arguments: the state; the batch, arrays of [texts, ...] (tokens, uint16 [texts, T], and targets, uint16
+    [texts, T, K]); the update's number, uint32; the optimizer's setting for it, int32.
     """
-    sharding = sharding or Sharding(problem)
-    evaluation = make_evaluation(problem, engine, sharding)
-    step = make_step(problem, engine, fitness_name, optimizer, sharding)
-
-    def update_step(
-        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array, wishes: Array | None = None
-    ) -> tuple[TrainState, UpdateReport]:
-        losses, members = evaluation(state.parameters, state.members, tokens, targets, update)
-        told = jnp.zeros((1, 0), jnp.int32) if wishes is None else wishes
-        parameters, remembered, report = step(state.parameters, state.optimizer, losses, update, setting, told)
-        return TrainState(parameters, remembered, members), report
-
-    return update_step
+    sharding = sharding or Sharding(population)
+    return _joined(make_evaluation(population, engine, sharding), make_step(population, engine, optimizer, sharding))
 
 
 def compile_update(
-    problem: Problem,
+    population: Population,
     engine: Engine,
-    fitness_name: str,
     optimizer: Optimizer,
     sharding: Sharding,
-    meet: Callable[[Array], None] | None,
+    meet: Callable[[Any], None] | None = None,
 ) -> UpdateStep:
-    """`make_update_step` as a program over all devices, its state donated.
+    """`make_update_step` as two programs over all devices, its state donated.
 
-    meet: called with the losses before anything crosses between processes; None: a process is alone.
+    meet: called with what was seen, before anything crosses between devices: several processes wait for each other.
     """
-    if meet is None:
-        whole = make_update_step(problem, engine, fitness_name, optimizer, sharding)
-        return sharding.compile(
-            whole,
-            (TrainState(*_STATE), DIVIDED, DIVIDED, SAME, SAME, DIVIDED),
-            (TrainState(*_STATE), UpdateReport(*_REPORT)),
-            donate_argnums=0,
-        )
     evaluation = sharding.compile(
-        make_evaluation(problem, engine, sharding),
-        (SAME, DIVIDED, DIVIDED, DIVIDED, SAME),
-        (DIVIDED, DIVIDED),
+        make_evaluation(population, engine, sharding), (SAME, DIVIDED, DIVIDED, SAME), (DIVIDED, DIVIDED),
         donate_argnums=1,
-    )
+    )  # fmt: skip
     step = sharding.compile(
-        make_step(problem, engine, fitness_name, optimizer, sharding),
-        (SAME, DIVIDED, DIVIDED, SAME, SAME, DIVIDED),
-        (SAME, DIVIDED, UpdateReport(*_REPORT)),
-        donate_argnums=(0, 1),
-    )
-
-    def update_step(
-        state: TrainState, tokens: Array, targets: Array, update: Array, setting: Array, wishes: Array
-    ) -> tuple[TrainState, UpdateReport]:
-        losses, members = evaluation(state.parameters, state.members, tokens, targets, update)
-        meet(losses)
-        parameters, remembered, report = step(state.parameters, state.optimizer, losses, update, setting, wishes)
-        return TrainState(parameters, remembered, members), report
-
-    return update_step
+        make_step(population, engine, optimizer, sharding), (SAME, DIVIDED, DIVIDED, SAME, SAME),
+        (SAME, DIVIDED, UpdateReport(*_REPORT)), donate_argnums=(0, 1),
+    )  # fmt: skip
+    return _joined(evaluation, step, meet)
 
 
-def make_health(
-    problem: Problem, engine: Engine, fitness_name: str, sharding: Sharding
-) -> Callable[[Array, Array, Array], Health]:
-    """What an update's losses, the members' states after it and its number say of the run."""
+def make_health(population: Population, engine: Engine, sharding: Sharding) -> Callable[[Any, Any, Array], Health]:
+    """What an update's `seen`, the members' state after it and its number say of the run."""
+    estimator = population.estimator
 
-    def health(losses: Array, members: Array, update: Array) -> Health:
-        first = sharding.first()
-        sizes = sharding.total(fitness.sizes(losses))
-        shaped = fitness.shape(fitness_name, losses, problem.perturbation.rank, problem.pairs, sizes)
-        early = first + jnp.arange(losses.shape[0], dtype=jnp.uint32) < problem.pairs // 2
-        votes = [engine.accumulate(jnp.where(half, shaped, jnp.int8(0)), update, first) for half in (early, ~early)]
-        ends = jnp.sum(jnp.abs(sharding.counted(members)) == MAX8, axis=(1, 2, 3), dtype=jnp.int32)
+    def health(seen: Any, members: Any, update: Array) -> Health:
+        first, there = sharding.first(), sharding.there()
+        totals = sharding.total(estimator.totals(seen))
+        early = first + jnp.arange(sharding.own_units, dtype=jnp.uint32) < population.units // 2
+        votes = [estimator.votes(engine, seen, totals, update, first, half)[0] for half in (early, ~early)]
+        ends = estimator.saturated(members)
+        ends = ends if there is None else jnp.where(there, ends, 0)
         return Health(*sharding.total(((votes[0], votes[1]), limbs(ends))))
 
     return health

@@ -17,11 +17,11 @@ import pytest
 import tiny
 from hypothesis import settings
 
-from intlm.eggroll import threshold
-from intlm.eggroll.fitness import fitness_maximum
-from intlm.eggroll.perturbation import Perturbation
+from intlm.estimators.member import Member, Perturbation
+from intlm.fitness import FITNESS
 from intlm.model.parameters import Architecture, Parameters, specifications
-from intlm.population import Problem, make_engine
+from intlm.optimizers.threshold import Threshold
+from intlm.population import Population, make_engine
 from intlm.update import make_update_step
 
 # The same examples every time: a failure here is a change of the code. No deadline, for the first call compiles.
@@ -32,9 +32,9 @@ settings.load_profile("intlm")
 class Recording:
     """An engine that keeps what passed between its calls."""
 
-    def __init__(self, engine: str, problem: Problem) -> None:
-        self.built = make_engine(engine, problem)
-        self.name = self.built.name
+    def __init__(self, engine: str, population: Population) -> None:
+        self.built = make_engine(engine, population)
+        self.name, self.population = self.built.name, population
 
     def evaluate(self, *arguments: Any) -> Any:
         """See `Engine.evaluate`."""
@@ -47,13 +47,13 @@ class Recording:
 
 
 @cache
-def compiled_update(engine: str, problem: Problem, fitness: str, quickly: bool) -> Callable[..., Any]:
+def compiled_update(engine: str, population: Population, quickly: bool) -> Callable[..., Any]:
     """See `Bridge.update`."""
 
     def run(*arguments: Any) -> Any:
-        recording = Recording(engine, problem)
-        optimizer = threshold.optimizer(0, 1)  # its setting is an argument
-        after, report = make_update_step(problem, recording, fitness, optimizer)(*arguments)
+        recording = Recording(engine, population)
+        step = make_update_step(population, recording, Threshold())  # its setting is an argument
+        after, report = step(*arguments)
         return after, report, recording.fitness, recording.votes
 
     return jax.jit(run, compiler_options=tiny.quick_options() if quickly else None)
@@ -73,7 +73,7 @@ class Bridge:
         return Perturbation(noise.seed, noise.rank, noise.sigma_shift, noise.noise_reuse)
 
     @classmethod
-    def problem(
+    def population(
         cls,
         shape: oracle.Shape,
         noise: oracle.Noise,
@@ -81,10 +81,13 @@ class Bridge:
         group_size: int = 1,
         fitness: str = "sign",
         chunk_size: int = 0,
-    ) -> Problem:
+    ) -> Population:
         """What an engine is built for."""
-        largest = 1 if fitness == "sign" else fitness_maximum(pairs, noise.rank)
-        return Problem(cls.architecture(shape), cls.perturbation(noise), pairs, group_size, largest, chunk_size)
+        estimator = Member(
+            rank=noise.rank, sigma_shift=noise.sigma_shift, noise_reuse=noise.noise_reuse, group_size=group_size,
+            fitness=FITNESS[fitness](),
+        )  # fmt: skip
+        return Population(cls.architecture(shape), estimator, 2 * pairs, noise.seed, chunk_size=chunk_size)
 
     @classmethod
     def parameters(cls, shape: oracle.Shape, values: oracle.Parameters) -> Parameters:
@@ -107,10 +110,10 @@ class Bridge:
             np.testing.assert_array_equal(np.asarray(found[s.name]), value, err_msg=s.name)
 
     @staticmethod
-    def update(engine: str, problem: Problem, fitness: str, quickly: bool = True) -> Callable[..., Any]:
+    def update(engine: str, population: Population, quickly: bool = True) -> Callable[..., Any]:
         """One update of `engine` by `threshold`, which returns also the fitness and the votes; compiled once, `quickly`
         or as a run compiles it."""
-        return compiled_update(engine, problem, fitness, quickly)
+        return compiled_update(engine, population, quickly)
 
     @staticmethod
     def random_parameters(shape: oracle.Shape, rng: np.random.Generator, kind: str = "random") -> oracle.Parameters:

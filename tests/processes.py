@@ -16,7 +16,7 @@ def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | 
     flags = [f"--xla_force_host_platform_device_count={count}"]
     flags += [f"--{name}={int(value)}" for name, value in tiny.quick_options().items()]
     given = {**os.environ, **(environment or {}), "XLA_FLAGS": " ".join(flags)}
-    command = [sys.executable, "-m", "intlm.cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=given, cwd=tiny.HOME, stdout=pipe, stderr=pipe, encoding="utf-8")
 
@@ -33,8 +33,13 @@ def together(
 
 def worker_of(process: "subprocess.Popen[str]") -> int:
     """The process that it started to do the work."""
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(child)
+    (child,) = children_of(process)
+    return child
+
+
+def children_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that it started and that are there."""
+    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def wait_for_lines(run: Path, count: int) -> None:

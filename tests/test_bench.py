@@ -17,7 +17,7 @@ from intlm.cli import main
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
 from intlm.population import native
-from intlm.run import problem_of
+from intlm.run import population_of
 from intlm.training import prepare_corpus
 
 VOCABULARY = 5
@@ -58,7 +58,7 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
         for factor in factors
     ]
     told = {"engine": "native", "instruction_set": "some", "streams": tiny.MEMBERS, **fields}
-    return Report("tiny", config, problem_of(config, VOCABULARY), threads=2, written=50, peak_memory=1 << 30,
+    return Report("tiny", config, population_of(config, VOCABULARY), threads=2, written=50, peak_memory=1 << 30,
                   rounds=rounds, **told)  # fmt: skip
 
 
@@ -238,6 +238,22 @@ def test_the_stream_that_writes_never_ends(hasty: None) -> None:
     tokens = rng.integers(0, VOCABULARY, (64, 32))
     logits, _ = model.read(tokens, zero_states((64,), model.architecture))
     assert (logits.max(axis=-1) > logits[..., SEPARATOR]).all()
+
+
+@pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
+def test_no_part_passes_the_machine_s_bounds(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AVX2, where the kernels' own byte products are not the fastest that there are."""
+    monkeypatch.setattr(module, "COUNTED", 0.05)
+    monkeypatch.setenv("INTLM_ISA", "avx2")
+    if not native.instruction_set():
+        monkeypatch.delenv("INTLM_ISA")
+    shape = {"model__hidden_size": 256, "model__feed_forward_size": 256}
+    report = bench(tiny.load_config(threads=1, eggroll__population=48, **shape), "wide", rounds=1)
+    for part in ("inference", "evaluation", "update", "generation"):
+        share = report.share_of_peak(part)
+        assert share and 0 < share.high < 1, part
+    bound = report.share_of_bound()
+    assert bound and 0 < bound.high < 1
 
 
 def test_peak_memory_is_this_process_s() -> None:

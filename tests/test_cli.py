@@ -1,10 +1,8 @@
 """intlm.cli: what each command says, and its exit code: 0 done, 2 the user's mistake, 130 interrupted."""
 
 import json
-import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -13,10 +11,10 @@ import pytest
 import tiny
 
 import intlm
-from intlm import cli, config
-from intlm.checkpoint import CHECKSUMS, Checkpoints
+from intlm import checksums, config
+from intlm.checkpoint import Checkpoints
+from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.errors import RunError
 from intlm.export import FORMS
 from intlm.run import load
 from intlm.simulate.machines import MACHINES
@@ -50,7 +48,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == f"intlm {intlm.__version__}, numerics version {intlm.NUMERICS_VERSION}\n"
+    versions = f"inference version {intlm.INFERENCE_VERSION}, training version {intlm.TRAINING_VERSION}"
+    assert capsys.readouterr().out == f"intlm {intlm.__version__}, {versions}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,12 +60,10 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         main([command, *(["train"] if command == "tokenizer" else []), "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, key in config.KEYS.items():
-        kind = "PATH" if key.metadata["path"] else "N" if key.type is int else "TEXT"
-        flag = f"--{name} {'|'.join(key.metadata['choices']) or kind}"
-        assert (f"{flag} {key.metadata['help']} (" in text) == (
-            command in ("prepare", "tokenizer", "train", "sweep", "bench")
-        )
+    for name, key in config.keys().items():
+        kind = "PATH" if key.is_path else "N" if key.field.type is int else "TEXT"
+        flag = f"--{name} {'|'.join(key.choices) or kind}"
+        assert (f"{flag} {key.help} (" in text) == (command in ("prepare", "tokenizer", "train", "sweep", "bench"))
     wanted = {
         "bench": ["--json", "--picture FILE", "--rounds N"],
         "prepare": ["--report"],
@@ -116,20 +113,10 @@ def test_the_command_is_installed() -> None:
     assert found.load() is main
 
 
-def test_train_script(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_script() -> None:
     """`python train.py CONFIG` is `intlm train CONFIG`; tests/test_training.py also ends a run with it."""
-    given = []
-
-    def noted(arguments: Sequence[str] | None = None) -> int:
-        given.append(arguments)
-        return 7
-
-    monkeypatch.setattr(cli, "main", noted)
-    monkeypatch.setattr(sys, "argv", ["train.py", "a.toml", "--seed", "3"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
-    assert stopped.value.code == 7
-    assert given == [["train", "a.toml", "--seed", "3"]]
+    done = tiny.intlm("absent.toml", "--seed", "3", python=(str(REPOSITORY / "train.py"),))
+    assert done.returncode == 2 and done.stderr.startswith("intlm: absent.toml: "), done.stderr
 
 
 def test_arguments_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,8 +263,19 @@ def test_damaged_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
             assert said.startswith(f"intlm: {path}: {what}: ")
             assert str(step_of(run)) in said
             path.write_bytes(whole)
+    sums = step_of(run) / CHECKSUMS
+    lines = sums.read_text().splitlines(keepends=True)
+    for cut in ("", "".join(lines[1:]), "".join(lines[:-1]), lines[0], lines[0].replace("  ", "  ../")):
+        sums.write_text(cut)
+        assert f"{step_of(run)}/" in (said := refused(capfd, "generate", run)) and "not listed in SHA256SUMS" in said
+    sums.write_text("".join([*lines, f"{'0' * 64}  ../../config.toml\n"]))
+    assert f"{step_of(run)}/../../config.toml: missing" in refused(capfd, "generate", run)
+    sums.write_text("".join(lines))
+    (step_of(run) / "parameters" / "another").write_text("unlisted")
+    assert "another: not listed" in refused(capfd, "generate", run)
+    (step_of(run) / "parameters" / "another").unlink()
     load(run)
-    flip(step_of(run) / CHECKSUMS)
+    flip(sums)
     assert str(step_of(run)) in refused(capfd, "generate", run)
 
 
@@ -291,20 +289,53 @@ def test_a_damaged_checkpoint_serves_no_command(
     assert refused(capsys, command, run).startswith(f"intlm: {path}: damaged: ")
 
 
-def test_a_damaged_checkpoint_without_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a run leaves it that was killed in that moment: what orbax says, in one line that names the checkpoint."""
+def test_a_checkpoint_without_checksums_is_not_whole(tmp_path: Path) -> None:
+    """As a run leaves it that was killed in that moment: the one before it is taken, and the run makes it anew."""
     run = tiny.copied(tmp_path / "run")
     (step_of(run) / CHECKSUMS).unlink()
-    assert load(run)
     truncate(step_of(run) / "meta" / "metadata")
-    assert refused(capsys, "generate", run).startswith(f"intlm: {step_of(run)}: the checkpoint cannot be read: ")
+    assert load(run)
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 0
+    tiny.assert_same_run(run, tiny.trained().directory)
 
 
-def test_other_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_versions(run: Path, **versions: int) -> None:
+    """Write these versions of the arithmetic, and no others, into a run's last checkpoint."""
+    path = step_of(run) / "meta" / "metadata"
+    meta = {key: value for key, value in json.loads(path.read_text()).items() if not key.endswith("_version")}
+    path.write_text(json.dumps(meta | versions))
+    (step_of(run) / CHECKSUMS).unlink()
+    checksums.write(step_of(run))
+
+
+@pytest.mark.parametrize(
+    ("versions", "refused_by"),
+    [
+        ({"numerics_version": 3}, {}),  # as checkpoints were before there were two versions
+        ({"inference_version": 3, "training_version": 3}, {}),
+        ({"inference_version": 3, "training_version": 2}, {"train": "training_version = 2: expected 3"}),
+        ({"numerics_version": 2}, dict.fromkeys(("train", "generate", "export"), "inference_version = 2: expected 3")),
+        ({}, dict.fromkeys(("train", "generate", "export"), "inference_version = None: expected 3")),
+    ],
+)
+def test_versions_of_a_run(
+    versions: dict[str, int], refused_by: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other training is not gone on with, but its model is used; of another inference nothing is."""
     run = tiny.copied(tmp_path / "run")
-    monkeypatch.setattr("intlm.checkpoint.NUMERICS_VERSION", intlm.NUMERICS_VERSION + 1)
-    with pytest.raises(RunError, match=f"numerics version {intlm.NUMERICS_VERSION}; this intlm computes version"):
-        load(run)
+    change_versions(run, **versions)
+    exported = run / "exports" / "safetensors"
+    for command in (
+        ["train", tiny.CONFIG, "--run-dir", run, "--resume"],
+        ["generate", run, "--tokens", 3],
+        ["export", run, "--to", "safetensors"],
+    ):
+        if command[0] in refused_by:
+            assert f"{step_of(run)}: {refused_by[command[0]]}" in refused(capsys, *command)
+        else:
+            assert main([str(word) for word in command]) == 0
+    assert exported.exists() == ("export" not in refused_by)
+    assert not exported.exists() or main(["generate", str(exported), "--tokens", "3"]) == 0
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -330,7 +361,7 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 def test_a_reader_that_leaves() -> None:
     """`intlm evaluate RUN | head -0`: no traceback, and nothing said."""
-    command = [sys.executable, "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "evaluate", str(tiny.trained().directory)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
     process.stdout.close()
@@ -395,3 +426,25 @@ def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main(["train", str(tiny.CONFIG)]) == 0
     assert main(["train", str(tiny.CONFIG), "--run-dir", "there"]) == 0
     assert seen == [Path("runs/tiny"), Path("there")]
+
+
+def test_numbers_of_any_size_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Given to any flag that takes one, huge exponents and thousands of digits among them: at once and in one line."""
+    run, digits = tiny.trained().directory, "9" * 9999
+    for arguments in (
+        ["generate", run, "--tokens"], ["generate", run, "--top-k"], ["generate", run, "--seed"],
+        ["evaluate", run, "--batch"], ["simulate", run, "--on", "host", "--tokens"], ["bench", tiny.CONFIG, "--rounds"],
+        ["sweep", tiny.CONFIG, "--jobs"], ["train", tiny.CONFIG, "--processes"],
+    ):  # fmt: skip
+        for number in (digits, "1e999999999", "0x" + digits):
+            said = usage(capsys, *arguments, number).splitlines()[-1]
+            assert "expected a whole number from" in said and len(said) < 250
+    for number in (digits, "1e999999999", "0x" + digits):
+        for key, field in config.KEYS.items():
+            if field.type is int:
+                assert f"{key} = " in refused(capsys, "train", tiny.CONFIG, f"--{key}", number)
+        assert "data.mixture = " in refused(capsys, "train", tiny.CONFIG, "--data.mixture", f"{number} x.toml")
+        assert "--reference" in refused(capsys, "compare", run, "--reference", f"x={number}")
+    toml = tmp_path / "big.toml"
+    toml.write_text(f"seed = 0x{digits}\n[data]\ntrain = 'x'\n")
+    assert "seed = 0x999" in refused(capsys, "prepare", toml)

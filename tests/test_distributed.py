@@ -1,13 +1,20 @@
 """Several processes of one run: how they find each other, and what happens when one of them is lost."""
 
 import os
+import pty
 import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import tiny
-from processes import finished, is_free, on_devices, together, wait_for_lines, worker_of
+from processes import children_of, finished, free_port, is_free, on_devices, together, wait_for_lines, worker_of
 
+from intlm.checkpoint import Checkpoints
 from intlm.distributed import Place, place
 from intlm.errors import ConfigError, LostProcess
 
@@ -61,6 +68,45 @@ def test_a_step_of_slurm(tmp_path: Path) -> None:
     tiny.assert_same_run(tmp_path / "run", tiny.trained().directory)
 
 
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    """Process 0 cannot listen there; it is not a mistake for sure, so that --supervise would try again."""
+    place = ("--coordinator", "198.51.100.7:5999", "--processes", 2, "--process", 0)
+    ((_, err),) = finished(on_devices(1, *LONG, "--run-dir", tmp_path / "run", *place), code=LostProcess.exit_code)
+    assert "--coordinator = 198.51.100.7:5999: the run's processes did not meet: " in err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".token"}
+
+
+def test_strangers(tmp_path: Path) -> None:
+    """Process 0 listens where it was told and nowhere else; a process of another run, or one that sends what it likes,
+    joins nothing and disturbs nothing; once all are there nothing listens any more."""
+    command = ("train", tiny.CONFIG, "--train.updates", 40, "--run-dir")
+    port = free_port()
+    place = ("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process")
+    first = on_devices(1, *command, tmp_path / "run", *place, 0)
+    while is_free(port):
+        assert first.poll() is None
+        time.sleep(0.05)
+    with socket.socket() as elsewhere:
+        assert elsewhere.connect_ex(("127.0.0.2", port)) != 0  # also this machine's
+    stranger = on_devices(1, *command, tmp_path / "other", *place, 1)
+    with socket.create_connection(("127.0.0.1", port)) as some, suppress(ConnectionResetError):
+        some.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(99))  # as gRPC begins
+        while some.recv(1 << 10):
+            pass  # it ends
+    assert stranger.stderr
+    while "another run listens there" not in (line := stranger.stderr.readline()):
+        assert line, "it ended"
+    assert first.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists()
+    second = on_devices(1, *command, tmp_path / "run", *place, 1)
+    wait_for_lines(tmp_path / "run", 1)
+    assert is_free(port)
+    finished(first, second)
+    os.kill(worker_of(stranger), signal.SIGKILL)
+    finished(stranger, code=LostProcess.exit_code)
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / ".token").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_lost_process(tmp_path: Path) -> None:
     """Killed in mid-update it stops the others, who say what to do; supervised, the run is started again by itself."""
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -95,6 +141,37 @@ def test_supervised(tmp_path: Path) -> None:
     finished(on_devices(1, *LONG, "--run-dir", run, "--resume"))
     finished(on_devices(1, *LONG, "--run-dir", tmp_path / "whole"))
     tiny.assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_supervisor_killed_before_its_trainer_looks(tmp_path: Path) -> None:
+    """The trainer, which has been told by whom it was started, does not begin."""
+    alone = on_devices(1, *LONG, "--run-dir", tmp_path / "run", "--supervise")
+    while not children_of(alone):
+        assert alone.poll() is None
+    alone.kill()
+    alone.communicate(timeout=60)  # also waits for the trainer, which has the same outputs
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_terminal_that_closes(tmp_path: Path) -> None:
+    """Its runs are saved and stop, what they say going nowhere; under nohup they go on."""
+    ends = []
+    for name, before, after in (("run", [], ["--supervise"]), ("nohup", ["nohup"], [])):
+        master, slave = pty.openpty()
+        words = [*map(str, LONG), "--run-dir", str(tmp_path / name), "--train.checkpoint_seconds", "3600", *after]
+        script = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        script += "os.execvp(sys.argv[1], sys.argv[1:])"
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", script, *before, sys.executable, "-P", "-m", "intlm.cli", *words],
+            stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path,
+        )  # fmt: skip
+        os.close(slave)
+        wait_for_lines(tmp_path / name, 3)
+        os.close(master)
+        ends.append(process.wait(timeout=60))
+    assert ends == [130, 0]
+    updates = [Checkpoints(tmp_path / name / "checkpoints", read_only=True).updates()[-1] for name in ("run", "nohup")]
+    assert 3 <= updates[0] == tiny.lines_of(tmp_path / "run")[-1]["update"] < updates[1] == 60
 
 
 def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:

@@ -1,17 +1,24 @@
 """intlm.evaluation: which tokens are counted and after what; nothing but model and text decides the number."""
 
+import bz2
+import gzip
 import json
+import lzma
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 
 from intlm.cli import main
+from intlm.data.sources import Source
 from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.errors import DataError
 from intlm.evaluation import (
     BIN_STARTS,
     FRACTION_BITS,
@@ -23,9 +30,9 @@ from intlm.evaluation import (
     count_words,
     evaluate,
     exact_losses,
-    file_documents,
     measure,
     split_documents,
+    text_documents,
     total,
 )
 from intlm.model import SEPARATOR
@@ -238,12 +245,13 @@ def test_documents_of_a_file(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
 
     def read(separator: str) -> list[bytes]:
-        return [tokenizer.decode(tokens) for tokens in file_documents(path, separator, tokenizer)]
+        return [tokenizer.decode(tokens) for tokens in text_documents(Source(str(path), separator), tokenizer)]
 
     assert read("##") == [b"one", b"two", b"three"]
     assert read("") == [path.read_bytes()]
-    path.write_bytes(b"")
-    assert read("##") == read("") == []
+    path.write_bytes(b"####")
+    with pytest.raises(DataError, match=r"a\.txt: no text in it"):
+        read("##")
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, float]:
@@ -338,10 +346,20 @@ def test_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bits_per_byte"] * found["bytes"] == pytest.approx(plain.bits, rel=1e-12)
 
 
+def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Carriage returns and bytes that are not UTF-8 among it."""
+    pages = b" = A = \r\nab\rba \xff\r\n", b" = B = \r\n\x85 \xe2\x82 ba\r\n"
+    (tmp_path / "wiki").write_bytes(b"\n".join(pages))
+    found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
+    assert found["bytes"] == sum(map(len, pages))
+    model = load(tiny.trained().directory)
+    assert found["tokens"] == evaluate(model, [model.tokenizer.encode(page) for page in pages]).tokens
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--text", "{0}/empty.txt"], ["{0}/empty.txt", "holds no text"]),
+        (["--text", "{0}/empty.txt"], ["{0}/empty.txt", "no text in it"]),
         (["--text", "{0}/absent.txt"], ["{0}/absent.txt", "no such"]),
         (["--text", "{0}/folder"], ["{0}/folder"]),
         (["--wikitext"], ["--wikitext", "--text FILE"]),
@@ -361,3 +379,35 @@ def test_what_cannot_be_evaluated(
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert all(word.format(tmp_path) in said.err for word in expected), said.err
+
+
+def test_one_text_has_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As text, compressed, as rows of either kind, and as prepared: the documents are measured, not the containers."""
+    texts = ["abba baab bab", "bbb a ab"]
+    (tmp_path / "folder").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "folder" / f"{number}.txt").write_text(text)
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(rows.encode()))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows[0].parquet")
+    expected = evaluated(capsys, "--text", tmp_path / "folder")
+    assert (expected["bytes"], expected["words"]) == (sum(map(len, texts)), 6)
+    for name in ("rows.jsonl", "rows.json.gz", "rows[0].parquet"):
+        assert evaluated(capsys, "--text", tmp_path / name) == expected
+    (tmp_path / "text.txt.xz").write_bytes(lzma.compress(texts[0].encode()))
+    (tmp_path / "hub:text").write_text(texts[0])
+    assert evaluated(capsys, "--text", tmp_path / "text.txt.xz") == evaluated(capsys, "--text", tmp_path / "hub:text")
+    run = str(tiny.trained().directory)
+    (tmp_path / "text.zip").write_bytes(b"PK\x03\x04")
+    for command in (["evaluate"], ["simulate", "--on", "host"], ["simulate", "--on", "host", "--tokens", "5"]):
+        for name, what in (("text.zip", "holds a zip archive"), ("absent", "no such")):
+            assert main([command[0], run, *command[1:], "--text", str(tmp_path / name)]) == 2
+            assert f"{name}: {what}" in capsys.readouterr().err
+
+
+def test_compressed_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wiki").write_bytes(b" = Title = \n\n a @-@ b \n")
+    (tmp_path / "wiki.bz2").write_bytes(bz2.compress((tmp_path / "wiki").read_bytes()))
+    found = [evaluated(capsys, "--wikitext", "--text", tmp_path / name) for name in ("wiki", "wiki.bz2")]
+    assert found[0] == found[1]

@@ -94,7 +94,7 @@ def test_directories_without_runs(tmp_path: Path) -> None:
 def test_a_line_without_its_numbers_is_damaged(line: str, tmp_path: Path) -> None:
     run = tiny.copied(tmp_path / "run")
     (run / "metrics.jsonl").write_text(line + "\n")
-    with pytest.raises(RunError, match=r"metrics.jsonl: line 1: damaged: tokens_"):
+    with pytest.raises(RunError, match=r"metrics.jsonl: line 1: damaged: .*tokens_"):
         status(run)
 
 
@@ -136,23 +136,23 @@ def test_paths_that_differ_are_shown_by_name(directory: Path, tmp_path: Path) ->
 
 def test_results_beside_runs(directory: Path, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    for variant, step in (("plain", 64), ("fast", 128)):
+    for variant, step in (("plain", 2), ("fast", 3)):
         for seed in (0, 1):
             curve = [[4, 400, 1.0, 4.0], [8, 800, 2.0 + seed, 3.0 + seed]]
             results.append(
                 path,
-                {"study": "s", "variant": variant, "seed": seed, "keys": {"eggroll.step": step}, "text": "a.txt",
-                 "bits_per_byte": 3.0 + seed, "curve": curve},
+                {"study": "s", "variant": variant, "seed": seed, "keys": {"eggroll.threshold.alpha": step},
+                 "text": "a.txt", "bits_per_byte": 3.0 + seed, "curve": curve},
             )  # fmt: skip
     found = compared(tmp_path, path)
     assert [entry.label for entry in found.entries] == ["s/plain/a.txt", "s/fast/a.txt"]
-    assert found.differing == {"eggroll.step": [64, 128]}
+    assert found.differing == {"eggroll.threshold.alpha": [2, 3]}
     one = found.entries[0].summary
     assert (one["seeds"], one["last"], one["seconds"], one["tokens_per_second"]) == (2, 3.5, 2.5, 320.0)
     assert one["best"] == 3.5  # of each seed 3 and 4
     beside = compared(tmp_path, f"{path}:s/fast=quick", directory / "finished", references=("gzip -9=2.9",))
     assert [entry.label for entry in beside.entries] == ["quick", "finished"]
-    assert beside.differing == {"eggroll.step": [128, 256]}
+    assert beside.differing == {"eggroll.threshold.alpha": [3, 4]}
     with pytest.raises(RunError, match="no results of s/absent"):
         compared(tmp_path, f"{path}:s/absent")
     with pytest.raises(RunError, match="no such results file"):

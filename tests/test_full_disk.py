@@ -1,4 +1,5 @@
-"""A disk that is full: what was saved stays, the message says where, and the run goes on once there is room."""
+"""A disk that is full, or few files that may be open: what was saved stays, the message says what is missing, and a run
+goes on once it is there."""
 
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ cp -r {mounted}/run {kept}
 
 def on_small_disk(size: int, mounted: Path, kept: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """`intlm` into `mounted`/run, on a file system of so many KiB; what is there at its end is copied to `kept`."""
-    train = " ".join([sys.executable, "-m", "intlm.cli", *map(str, arguments), "--run-dir", str(mounted / "run")])
+    train = " ".join([sys.executable, "-P", "-m", "intlm.cli", *map(str, arguments), "--run-dir", str(mounted / "run")])
     script = FULL.format(size=size, mounted=mounted, kept=kept, train=train)
     return subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
@@ -48,3 +49,42 @@ def test_a_full_disk(size: int, tmp_path: Path) -> None:
     assert Checkpoints(kept / "checkpoints", read_only=True).updates(), "nothing was saved"
     finished(on_devices(1, "train", tiny.CONFIG, "--run-dir", kept, "--resume"))
     tiny.assert_same_run(kept, tiny.trained().directory)
+
+
+FEW = """
+import os, resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from intlm.checkpoint import Checkpoints
+from intlm.errors import RunError
+
+state = ({"a": jnp.zeros((4, 4), jnp.int8)}, (), jnp.zeros(8, jnp.int8), {})
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(1, *state)
+last = max(map(int, os.listdir("/proc/self/fd"))) + 99
+resource.setrlimit(resource.RLIMIT_NOFILE, (last, last))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+for update in range(2, 34):  # three more may be opened each time
+    try:
+        checkpoints.save(update, *state)
+    except RunError as error:
+        print(error)
+    else:
+        checkpoints.meta(update)
+        sys.exit(print(checkpoints.updates() == [1, update]))
+    for _ in range(3):
+        os.close(held.pop())
+"""
+
+
+def test_few_open_files(tmp_path: Path) -> None:
+    """However few are left, a checkpoint is whole, or named with the reason, which is not the disk's."""
+    *refused, done = tiny.intlm(tmp_path / "checkpoints", python=("-P", "-c", FEW)).stdout.splitlines()
+    assert done == "True" and len(refused) > 3
+    for number, line in enumerate(refused, start=2):
+        assert f"the checkpoint of update {number} was not written: " in line and "Too many open files" in line

@@ -1,9 +1,12 @@
-"""Whatever is in a file, its reader raises the project's own errors or reads it."""
+"""Whatever is in a file, its reader raises the project's own errors or reads it, and a command ends with one line."""
 
+import dataclasses
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,13 +17,15 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intlm import checksums
 from intlm import config as configuration
+from intlm.cli import main
 from intlm.data import shards
 from intlm.data.shards import Corpus
 from intlm.data.tokenizers import load_tokenizer
 from intlm.errors import IntlmError
 from intlm.export import export
-from intlm.run import WEIGHTS, exported_parameters, load, open_run, problem_of
+from intlm.run import WEIGHTS, exported_parameters, load, open_run, population_of
 from intlm.tracking import metrics
 
 JSON = st.recursive(
@@ -78,7 +83,7 @@ def altered(draw: st.DrawFn, value: Any) -> Any:
     return draw(JSON)
 
 
-KEYS = st.sampled_from([*configuration.KEYS, "data", "model", "nothing", "model.nothing"])
+KEYS = st.sampled_from([*configuration.keys(), "data", "model", "nothing", "model.nothing"])
 VALUES = st.integers() | st.text(max_size=12) | st.booleans() | st.floats() | st.lists(st.integers(), max_size=2)
 
 
@@ -153,7 +158,7 @@ def test_safetensors(data: st.DataObject) -> None:
     """Damaged bytes, under the old checksum and under one that fits them."""
     directory = exported()
     config, tokenizer = open_run(directory)
-    architecture = problem_of(config, tokenizer.vocab_size).architecture
+    architecture = population_of(config, tokenizer.vocab_size).architecture
     copy = WORK / "weights"
     copy.mkdir(exist_ok=True)
     good = (directory / WEIGHTS).read_bytes()
@@ -216,3 +221,117 @@ def test_checkpoints(data: st.DataObject) -> None:
     if bad != good:
         with pytest.raises(IntlmError, match=str(last.name)):
             load(run)
+
+
+DEEP = 10**5
+HOSTILE = [
+    b"", b"{", b"{}", b"[]", b"[1]", b"3", b"null", b"\"x\"", b"\xff\xfe", b"\0", b"NaN", b"9" * 5000, b"1e999",
+    b"[" * DEEP,
+    b'{"a":' * DEEP, b'{"a":' * 900 + b"1" + b"}" * 900, b"a = " + b"[" * DEEP, b"a = 0x" + b"f" * 5000,
+    b"[" + b".".join([b"a"] * 2000) + b"]", b'{"update": 1' + b"0" * 5000 + b"}",
+]  # fmt: skip
+"""What no file of ours is, whatever it is written in."""
+
+
+@cache
+def victim() -> Path:
+    """A folder with a run, its export and its shards, the results of a sweep, a sweep and hardware, to damage."""
+    work = WORK / "victim"
+    shutil.copytree(prepared(), work / "prepared")
+    run = tiny.copied(work / "runs" / "run")
+    config = configuration.load(run / "config.toml")
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(work / "prepared")))
+    (run / "config.toml").write_text(configuration.dumps(moved))
+    tiny.copied(work / "runs" / "whole")
+    export(run, "safetensors", work / "export")
+    line = {"study": "s", "variant": "v", "seed": 1, "keys": {"seed": 1}, "text": "t", "bits_per_byte": 2.5}
+    line |= {"curve": [[1, 2, 3.5, 4.5]], "numerics": 3, "parameters": 9, "read": [4]}
+    (work / "results.jsonl").write_text(json.dumps(line) + "\n")
+    (work / "sweep.toml").write_text(
+        'base = "absent.toml"\nseeds = [1, 2]\nkeys = { "train.updates" = 4 }\n[variants.a]\n'
+    )
+    shutil.copy(next((Path(__file__).parents[1] / "configs" / "hardware").glob("*.toml")), work / "hardware.toml")
+    return work
+
+
+def commands_that_read(name: str) -> list[list[object]]:
+    """What to try with a damaged file of `victim`."""
+    work = victim()
+    run, new = work / "runs" / "run", work / "new"
+    prepare = ["prepare", tiny.CONFIG, "--data.prepared", work / "prepared"]
+    compare = ["compare", run, "--picture", work / "compare.png"]
+    listed = ["runs", work / "runs"]
+    if name.startswith("runs/run/checkpoints"):
+        return [["generate", run, "--tokens", "1"]]
+    if name.startswith("export"):
+        return [["generate", work / "export", "--tokens", "1"]]
+    return {
+        "runs/run/config.toml": [listed, compare, ["generate", run, "--tokens", "1"]],
+        "runs/run/tokenizer.json": [listed, ["generate", run, "--tokens", "1"]],
+        "runs/run/metrics.jsonl": [listed, compare],
+        "runs/run/references.json": [compare],
+        "prepared/index.json": [prepare, ["evaluate", run, "--batch", "1"]],
+        "results.jsonl": [["compare", work / "results.jsonl", "--picture", work / "compare.png"]],
+        "sweep.toml": [["sweep", work / "sweep.toml", "--runs", new]],
+        "hardware.toml": [["simulate", work / "absent", "--on", "model", "--hardware", work / "hardware.toml"]],
+    }[name]
+
+
+STEP = f"runs/run/checkpoints/{tiny.UPDATES}"
+READ = ["runs/run/config.toml", "runs/run/tokenizer.json", "runs/run/metrics.jsonl", "runs/run/references.json"]
+READ += ["prepared/index.json", "results.jsonl", "sweep.toml", "hardware.toml"]
+BY_SUM = ["export/config.json", f"{STEP}/meta/metadata", f"{STEP}/_CHECKPOINT_METADATA", f"{STEP}/parameters/_METADATA"]
+
+
+def ends_well(arguments: list[object]) -> str:
+    """Run a command: it does what it is for, or says one line of what is wrong. Returns what it says."""
+    out, said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(said):
+        code = main([str(argument) for argument in arguments])
+    assert code in (0, 2), said.getvalue()
+    assert code == 0 or (said.getvalue().startswith("intlm: ") and said.getvalue().count("\n") == 1), said.getvalue()
+    out.seek(0)
+    return out.read() + said.getvalue()
+
+
+def try_commands(name: str, content: bytes) -> None:
+    """Every command that reads a file, damaged and its checksums made to fit; then it is put back."""
+    path = victim() / name
+    good = path.read_bytes()
+    step = victim() / STEP
+    sums = (step / "SHA256SUMS").read_bytes()
+    try:
+        path.write_bytes(content)
+        if path.is_relative_to(step):
+            (step / "SHA256SUMS").unlink()
+            checksums.write(step)
+        for command in commands_that_read(name):
+            said = ends_well(command)
+            assert command[0] != "runs" or "whole" in said  # whatever one run is, the others are shown
+    finally:
+        path.write_bytes(good)
+        (step / "SHA256SUMS").write_bytes(sums)
+
+
+@pytest.mark.parametrize("name", [*READ, *BY_SUM])
+def test_commands_with_what_is_none_of_our_files(name: str) -> None:
+    for content in HOSTILE:
+        try_commands(name, content)
+
+
+@pytest.mark.parametrize("name", [*READ, *BY_SUM])
+@settings(max_examples=8)
+@given(st.data())
+def test_commands_with_damaged_files(name: str, data: st.DataObject) -> None:
+    """Bytes changed, and, of JSON, values of other types."""
+    good = (victim() / name).read_bytes()
+    bad = data.draw(damaged(good))
+    if name.endswith((".json", ".jsonl", "metadata", "METADATA")) and data.draw(st.booleans()):
+        first, newline, rest = good.partition(b"\n") if name.endswith("l") else (good, b"", b"")
+        value = json.loads(first)
+        value = data.draw(altered(value))
+        if name == "prepared/index.json" and isinstance(value, dict):
+            value.pop("checksum", None)
+            value["checksum"] = shards._digest(value)
+        bad = json.dumps(value).encode() + newline + rest
+    try_commands(name, bad)

@@ -1,5 +1,6 @@
 """intlm.generation: drawn in integers as docs/numerics.md says, the same for a seed, and shown as UTF-8."""
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -180,6 +181,18 @@ def test_any_prompt(model: LanguageModel, prompt: bytes) -> None:
     assert written(model, prompt, 1, temperature=0) == model.tokenizer.decode([int(logits[0, -1].argmax())])
 
 
+def test_a_long_prompt_takes_little_memory(model: LanguageModel) -> None:
+    """Its tokens, not the logits of all of them, which would be 10 MB here."""
+    prompt = b"x" * 20_000
+    written(model, prompt[:100], 1)  # compiled
+    tracemalloc.start()
+    try:
+        written(model, prompt, 1)
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_zero_tokens(model: LanguageModel) -> None:
     assert written(model, b"prompt", 0) == b""
 
@@ -195,7 +208,23 @@ def test_temperatures(temperature: str | float, inverse: int) -> None:
     assert inverse_temperature(temperature) == inverse
 
 
-@pytest.mark.parametrize("temperature", ["hot", "-1", "", "nan", "inf", "1/0", "0.007", "600", float("nan")])
+@pytest.mark.parametrize(
+    "temperature",
+    [
+        "hot",
+        "-1",
+        "",
+        "nan",
+        "inf",
+        "1/0",
+        "0.007",
+        "600",
+        float("nan"),
+        "1e999999999",
+        "1e-999999999",
+        "1/" + "9" * 9999,
+    ],
+)
 def test_temperatures_that_are_none(model: LanguageModel, temperature: str | float) -> None:
     with pytest.raises(ConfigError, match=r"temperature = .*: expected a number from 1/128 to 256, or 0"):
         generate(model, b"", 1, temperature)
@@ -216,18 +245,27 @@ def test_it_streams(model: LanguageModel) -> None:
     assert written(model, tokens=30) == first[:30]
 
 
-def test_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = str(tiny.trained().directory)
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
     for arguments, expected in [
         (["--prompt", "some", "--temperature", "hot"], "--temperature = hot: "),
-        (["--prompt", "some", "--seed", str(2**64)], f"--seed = {2**64}: "),
+        (["--prompt", "some", "--temperature", "1e999999999"], "--temperature = 1e999999999: "),
         (["--prompt-file", "/no/such/file"], "/no/such/file: "),
+        (["--prompt-file", str(tmp_path / "a.zip")], f"{tmp_path}/a.zip: holds a zip archive"),
+        (["--prompt-file", "/dev/zero"], "/dev/zero: a device"),
     ]:
         assert main(["generate", run, *arguments]) == 2
         said = capsys.readouterr()
         assert said.out == ""  # not even the prompt
         assert said.err.startswith(f"intlm: {expected}") and said.err.count("\n") == 1
-    for arguments in (["--tokens", "-1"], ["--top-k", "x"], ["--seed", "-1"], ["--prompt", "a", "--prompt-file", "b"]):
+    for arguments in (
+        ["--tokens", "-1"],
+        ["--top-k", "x"],
+        ["--seed", "-1"],
+        ["--seed", str(2**64)],
+        ["--prompt", "a", "--prompt-file", "b"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(["generate", run, *arguments])
         assert stopped.value.code == 2
@@ -240,8 +278,8 @@ def test_command_shows_utf8(tmp_path: Path) -> None:
     (tmp_path / "prompt").write_bytes("naïve \x00 ".encode() + b"\xe2\x82")
     script = (
         "import os, subprocess, sys; environment = {**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii'};"
-        "sys.stdout.buffer.write(subprocess.run([sys.executable, '-m', 'intlm.cli', *sys.argv[1:]], env=environment,"
-        " check=True, stdout=subprocess.PIPE).stdout)"
+        "command = [sys.executable, '-P', '-m', 'intlm.cli', *sys.argv[1:]];"
+        "sys.stdout.buffer.write(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)"
     )
     words = ("generate", run, "--prompt-file", tmp_path / "prompt", "--tokens", 120, "--temperature", 2)
     done = tiny.intlm(*words, python=("-c", script))  # which decodes as UTF-8, strictly

@@ -123,7 +123,7 @@ def test_without_text(tmp_path: Path) -> None:
     model = tiny.make_model(AlphabetTokenizer(b"ab"), layers=1)
     tiny.write_run(tmp_path / "absent", model, data__prepared=tmp_path / "nothing")
     report = inspect(tmp_path / "absent")
-    assert "embedding" in report and f"no activations: {tmp_path / 'nothing' / 'index.json'}: " in report
+    assert "embedding" in report and f"no activations: {tmp_path / 'nothing'}: no prepared text there: " in report
     assert "changed since" not in report  # one checkpoint alone
 
     prepare_corpus(tiny.load_config())

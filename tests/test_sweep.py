@@ -1,5 +1,6 @@
 """intlm.sweep: what a study's file means, what is refused before anything runs, and that a sweep goes on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import tiny
 
 from intlm.cli import main
 from intlm.errors import ConfigError, MissingPackage, RunError
+from intlm.optimizers.threshold import Threshold
 from intlm.sweep import Sweep, load_study, plan, sweep
 from intlm.tracking import metrics, results
-from intlm.training import exclusive, train
+from intlm.training import alive, exclusive, train
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (REPOSITORY / "benchmarks" / "learning").glob("*.toml") if path.stem != "base")
@@ -31,19 +33,19 @@ def study(path: Path, text: str) -> Path:
     ("text", "variants"),
     [
         ("", {"base": {}}),
-        ("[variants.a]\n[variants.b]\n'eggroll.step' = 5", {"a": {}, "b": {"eggroll.step": 5}}),
-        ("[variants.a.eggroll]\nstep = 5", {"a": {"eggroll.step": 5}}),  # as TOML's own tables
-        ("keys = { 'eggroll.step' = 9, 'eggroll.rank' = 2 }\n[variants.a]\n'eggroll.step' = 5",
-         {"a": {"eggroll.step": 5, "eggroll.rank": 2}}),
-        ("[grid]\n'eggroll.step' = [4, 8]\n'eggroll.fitness' = ['sign', 'normalised']",
-         {f"step-{s}+fitness-{f}": {"eggroll.step": s, "eggroll.fitness": f}
+        ("[variants.a]\n[variants.b]\n'eggroll.sgd.step' = 5", {"a": {}, "b": {"eggroll.sgd.step": 5}}),
+        ("[variants.a.eggroll.sgd]\nstep = 5", {"a": {"eggroll.sgd.step": 5}}),  # as TOML's own tables
+        ("keys = { 'eggroll.sgd.step' = 9, 'eggroll.member.rank' = 2 }\n[variants.a]\n'eggroll.sgd.step' = 5",
+         {"a": {"eggroll.sgd.step": 5, "eggroll.member.rank": 2}}),
+        ("[grid]\n'eggroll.sgd.step' = [4, 8]\n'eggroll.member.fitness' = ['sign', 'normalised']",
+         {f"step-{s}+fitness-{f}": {"eggroll.sgd.step": s, "eggroll.member.fitness": f}
           for s in (4, 8) for f in ("sign", "normalised")}),
-        ("[variants.a]\n[variants.b]\n'eggroll.rank' = 2\n[grid]\n'eggroll.step' = [4]",
-         {"a+step-4": {"eggroll.step": 4}, "b+step-4": {"eggroll.rank": 2, "eggroll.step": 4}}),
-        ("[grid]\n'eggroll.step' = { from = 2, to = 7, step = 2 }",
-         {f"step-{n}": {"eggroll.step": n} for n in (2, 4, 6)}),
-        ("[grid]\neggroll.step = { from = 3, to = 24, times = 2 }",
-         {f"step-{n}": {"eggroll.step": n} for n in (3, 6, 12, 24)}),
+        ("[variants.a]\n[variants.b]\n'eggroll.member.rank' = 2\n[grid]\n'eggroll.sgd.step' = [4]",
+         {"a+step-4": {"eggroll.sgd.step": 4}, "b+step-4": {"eggroll.member.rank": 2, "eggroll.sgd.step": 4}}),
+        ("[grid]\n'eggroll.sgd.step' = { from = 2, to = 7, step = 2 }",
+         {f"step-{n}": {"eggroll.sgd.step": n} for n in (2, 4, 6)}),
+        ("[grid]\neggroll.sgd.step = { from = 3, to = 24, times = 2 }",
+         {f"step-{n}": {"eggroll.sgd.step": n} for n in (3, 6, 12, 24)}),
         ("[grid]\n'data.train' = ['x/a b.txt', 'y/c.txt']",
          {"train-a-b": {"data.train": "x/a b.txt"}, "train-c": {"data.train": "y/c.txt"}}),
     ],
@@ -71,7 +73,7 @@ def test_seeds(text: str, seeds: list[int], tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("variant = 3", "s.toml: variant: unknown; did you mean variants?"),
-        ("xyz = 3", "s.toml: xyz: unknown: a sweep has base, seeds, keys, variants, grid"),
+        ("xyz = 3", "s.toml: xyz: unknown: a sweep has base, seeds, keys, variants, grid, plugins"),
         ("base = ", "s.toml: not TOML: "),
         ("seeds = 3", "s.toml: seeds = 3: expected a list, { from = A"),
         ("seeds = []", "s.toml: seeds = []: expected a list"),
@@ -80,17 +82,18 @@ def test_seeds(text: str, seeds: list[int], tmp_path: Path) -> None:
         ("keys = 3", "s.toml: keys = 3: expected a table"),
         ("variants = 3", "s.toml: variants = 3: expected a table"),
         ("[variants]\na = 3", "s.toml: variants.a = 3: expected a table"),
-        ("[variants.a]\n'eggroll.stepp' = 3", "s.toml: variants.a: eggroll.stepp: unknown key; did you mean"),
-        ("[variants.a]\nstep = 3", "s.toml: variants.a: step: unknown key; did you mean eggroll.step?"),
-        ("[variants.a]\n'eggroll.step' = 3.5", "s.toml: eggroll.step = 3.5: expected an integer (variant a)"),
+        ("[variants.a]\n'eggroll.sgd.stepp' = 3", "s.toml: variants.a: eggroll.sgd.stepp: unknown key; did you mean"),
+        ("[variants.a]\nstep = 3", "s.toml: variants.a: step: unknown key; did you mean eggroll.adam.step?"),
+        ("[variants.a]\n'eggroll.sgd.step' = 3.5", "s.toml: eggroll.sgd.step = 3.5: expected an integer (variant a)"),
         ("[variants.'a/b']", "s.toml: variants.a/b: expected a name without a slash"),
         ("keys = { seed = 3 }", "s.toml: keys: seed: expected in seeds = [...]"),
-        ("[grid]\n'eggroll.step' = 3", "s.toml: grid: eggroll.step = 3: expected a list"),
-        ("[grid]\n'eggroll.step' = { from = 3, to = 1, step = 1 }", "s.toml: grid: eggroll.step = {'from': 3"),
-        ("[grid]\n'eggroll.step' = { from = 1, to = 9, times = 1 }", "s.toml: grid: eggroll.step = {'from': 1"),
-        ("[grid]\n'eggroll.step' = { from = 1, to = 9 }", "s.toml: grid: eggroll.step = {'from': 1"),
-        ("[grid]\n'eggroll.step' = [4, 4]", "s.toml: two variants would be called step-4"),
-        ("[grid]\n'eggroll.step' = [4, 999]", "s.toml: eggroll.step = 999: must be at most 512 (variant step-999)"),
+        ("[grid]\n'eggroll.sgd.step' = 3", "s.toml: grid: eggroll.sgd.step = 3: expected a list"),
+        ("[grid]\n'eggroll.sgd.step' = { from = 3, to = 1, step = 1 }", "s.toml: grid: eggroll.sgd.step = {'from': 3"),
+        ("[grid]\n'eggroll.sgd.step' = { from = 1, to = 9, times = 1 }", "s.toml: grid: eggroll.sgd.step = {'from': 1"),
+        ("[grid]\n'eggroll.sgd.step' = { from = 1, to = 9 }", "s.toml: grid: eggroll.sgd.step = {'from': 1"),
+        ("[grid]\n'eggroll.sgd.step' = [4, 4]", "s.toml: two variants would be called step-4"),
+        ("[grid]\n'eggroll.threshold.alpha' = [4, 99]",
+         "s.toml: eggroll.threshold.alpha = 99: must be at most 16 (variant alpha-99)"),
         ("[grid]\n'data.tokenizer' = ['alphabet', 'bytes']", "two variants would prepare different text there"),
         ("keys = { 'data.valid_bytes' = 0 }", "s.toml: no text is held out: set data.valid or data.valid_bytes"),
         ("keys = { 'data.train' = 'absent.txt' }\n[variants.a]", "absent.txt: no such text file"),
@@ -118,11 +121,11 @@ def test_other_mistakes(tmp_path: Path) -> None:
         sweep(path, {}, runs=where, only=["adm"])
     with pytest.raises(ConfigError, match="seed: a sweep has seeds of its own"):
         sweep(path, {"seed": "3"}, runs=where)
-    with pytest.raises(ConfigError, match=r'command line: eggroll\.step = "0": must be at least 1'):
-        sweep(path, {"eggroll.step": "0"}, runs=where)
+    with pytest.raises(ConfigError, match=r'command line: eggroll\.threshold\.decay_updates = "0": must be at least 1'):
+        sweep(path, {"eggroll.threshold.decay_updates": "0"}, runs=where)
     tiny.copied(where / "adam-text-3")
-    with pytest.raises(RunError, match=r"eggroll\.step = 7, but the run was started with 256"):
-        sweep(path, {"eggroll.step": "7"}, runs=where)
+    with pytest.raises(RunError, match=r"eggroll\.threshold\.alpha = 7, but the run was started with 4"):
+        sweep(path, {"eggroll.threshold.alpha": "7"}, runs=where)
     (where / "adam-text-3" / "config.toml").unlink()
     with pytest.raises(RunError, match="is not empty"):
         sweep(path, {}, runs=where)
@@ -145,12 +148,19 @@ def test_threads_are_divided(threads: int, jobs: int, expected: int, tmp_path: P
 
 def test_what_tells_results_apart(tmp_path: Path) -> None:
     """The file's keys, and of flags those that change a result; the text by its name."""
-    path = study(tmp_path / "s.toml", "keys = { 'eggroll.step' = 9 }")
-    flags = {"data.train": str(tmp_path / "b.txt"), "threads": "1", "train.updates": "7", "eggroll.step": "8"}
+    path = study(tmp_path / "s.toml", "keys = { 'eggroll.threshold.alpha' = 9 }")
+    flags = {
+        "data.train": str(tmp_path / "b.txt"),
+        "threads": "1",
+        "train.updates": "7",
+        "eggroll.threshold.alpha": "8",
+    }
     (run,) = plan(load_study(path), flags, tmp_path, 1)
-    assert run.identity["keys"] == {"eggroll.step": 8, "train.updates": 7} and run.identity["text"] == "b.txt"
-    assert run.config.eggroll.step == 8
-    assert {f"--data.train={tmp_path / 'b.txt'}", "--train.updates=7", "--eggroll.step=8", "--seed=3"} < set(
+    assert (
+        run.identity["keys"] == {"eggroll.threshold.alpha": 8, "train.updates": 7} and run.identity["text"] == "b.txt"
+    )
+    assert run.config.eggroll.optimizer == Threshold(alpha=8)
+    assert {f"--data.train={tmp_path / 'b.txt'}", "--train.updates=7", "--eggroll.threshold.alpha=8", "--seed=3"} < set(
         run.command
     )
 
@@ -227,7 +237,7 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = runs / "base-text-3"
     log = run / "metrics.jsonl"
-    command = [sys.executable, "-m", "intlm.cli", "sweep", str(path), "--runs", str(runs)]
+    command = [sys.executable, "-P", "-m", "intlm.cli", "sweep", str(path), "--runs", str(runs)]
 
     def begun(past: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tiny.HOME)
@@ -246,8 +256,14 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert 20 <= stopped < 600 and (run / "checkpoints" / str(stopped)).exists()
 
     process = begun(stopped + 20)
-    process.kill()  # its run goes on alone: the sweep, when it goes on, waits for it
+    process.kill()  # its run saves and ends too
     process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while alive(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed = metrics.read(log)[-1]["update"]
+    assert stopped + 20 <= killed < 600 and (run / "checkpoints" / str(killed)).exists()
     done = run_sweep(path)
     assert done.returncode == 0, done.stderr
     (line,) = results.read(runs / "results.jsonl")
@@ -278,8 +294,8 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     run = tiny.copied(tmp_path / "runs" / "base-text-3")
     with exclusive(run):
         process = subprocess.Popen(
-            [sys.executable, "-m", "intlm.cli", "sweep", str(path), "--runs", str(tmp_path / "runs")], cwd=tiny.HOME,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-P", "-m", "intlm.cli", "sweep", str(path), "--runs", str(tmp_path / "runs")],
+            cwd=tiny.HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr and "0/1 runs" in process.stderr.readline()
         time.sleep(0.5)
@@ -287,3 +303,20 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "1 of 1 runs are done" in said
     assert len(results.read(tmp_path / "runs" / "results.jsonl")) == 1
+
+
+def test_a_finished_run_that_is_damaged_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study(tmp_path / "s.toml", f"keys = {{ 'train.updates' = {tiny.UPDATES} }}")
+    log = tiny.copied(tmp_path / "runs" / "base-text-3") / "metrics.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    unmeasured = [json.loads(line) for line in whole]
+    for line in unmeasured:
+        line.pop("valid_bits_per_byte", None)
+    damages = {
+        "line 3: damaged: ": "".join(whole[:2] + whole[3:]),
+        "damaged: no line has valid": "".join(json.dumps(line) + "\n" for line in unmeasured),
+    }
+    for reason, text in damages.items():
+        log.write_text(text)
+        assert main(["sweep", str(path), "--runs", str(tmp_path / "runs")]) == 2
+        assert f"failed: base, seed 3: {log}: {reason}" in capsys.readouterr().out

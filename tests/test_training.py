@@ -16,20 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from processes import finished, on_devices, wait_for_lines
 
 from intlm import config as configuration
-from intlm.checkpoint import CHECKSUMS, KEPT, Checkpoints
+from intlm.checkpoint import KEPT, Checkpoints
+from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.eggroll import fitness
 from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
 from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
-from intlm.run import load, open_corpus, open_run, problem_of, write_whole
+from intlm.run import load, open_corpus, open_run, population_of, write_whole
 from intlm.tracking import metrics
+from intlm.trainer import Trainer
 from intlm.training import (
     FREE_ON_RESUME,
-    Trainer,
     alive,
     check_directory,
     exclusive,
@@ -135,13 +136,15 @@ def test_saturated() -> None:
 
 def test_halves_are_those_of_the_whole_populations_votes() -> None:
     """Of an odd number of pairs the second half has one more; fitness is shaped by all of them."""
-    config = tiny.load_config(eggroll__population=10, eggroll__group_size=1, eggroll__fitness="normalised")
-    problem = problem_of(config, 5)
-    engine = make_engine("auto", problem)
+    member = {"eggroll__member__group_size": 1, "eggroll__member__fitness": "normalised"}
+    config = tiny.load_config(eggroll__population=10, **member)
+    population = population_of(config, 5)
+    engine = make_engine("auto", population)
     losses, update = jnp.asarray(np.random.default_rng(0).integers(0, 900, (5, 2)), jnp.int32), jnp.uint32(7)
-    scores = jax.jit(fitness.shape, static_argnums=(0, 2))("normalised", losses, problem.perturbation.rank)
+    shaping = population.estimator.fitness
+    scores = shaping.shape(losses, 1, 5, shaping.totals(losses))
     members = jnp.zeros((5, 2, 1, 8), jnp.int8).at[0, 1, 0, :3].set(jnp.array([127, -127, 126], jnp.int8))
-    health = jax.jit(make_health(problem, engine, "normalised", Sharding(problem)))(losses, members, update)
+    health = jax.jit(make_health(population, engine, Sharding(population)))(losses, members, update)
     assert number(health.saturated) == 2
     for half, own in zip(health.halves, (slice(0, 2), slice(2, 5)), strict=True):
         expected = engine.accumulate(jnp.zeros(5, jnp.int8).at[own].set(scores[own]), update)
@@ -221,6 +224,31 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     assert [event.step for event in tiny.events_of(run)] == list(range(1, tiny.UPDATES + 1))
     assert done.stdout.endswith(f"next: intlm generate {run}\n")
     assert not list((run / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("at", [20, "config"])
+def test_killed_before_it_is_a_run(at: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With weights to begin with, inside their checkpoint and after it: it is started again, with the same weights or
+    without. What was no run is not resumed."""
+    run, short = tmp_path / "run", ("--train.updates", "2", "--train.sample_every", "0")
+    words = ("train", str(tiny.CONFIG), "--run-dir", str(run), "--from", str(tiny.trained().directory), *short)
+    where = ("change", 2, "SIGKILL", run / ".config.toml") if at == "config" else ("change", at, "SIGKILL", run)
+    assert tiny.intlm(*where, *words, python=("-c", DRIVER)).returncode == -signal.SIGKILL
+    assert (run / "checkpoints").exists() and not (run / "config.toml").exists()
+    if at == "config":
+        assert (run / "checkpoints" / "0").exists() and len(list(run.glob(".config.toml*"))) == 1
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    if at == "config":
+        assert main(list(words)) == 0
+        assert Checkpoints(run / "checkpoints", read_only=True).updates() == [0, 1, 2]
+        began = dict(tiny.state_of(run, 0))
+        weights = [(name, value) for name, value in tiny.state_of(tiny.trained().directory) if name.startswith("[0]")]
+        assert [path.name for path in run.glob(".*")] == [".lock"]
+        assert weights and all((began[name] == value).all() for name, value in weights)
+    else:
+        assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), *short]) == 0
+        assert Checkpoints(run / "checkpoints", read_only=True).updates() == [1, 2]
 
 
 def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
@@ -353,6 +381,21 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_text() == "new"
 
 
+def test_a_run_is_read_while_it_saves(tmp_path: Path) -> None:
+    """After every update, as often as it can: a reader never finds a checkpoint half there or gone."""
+    run, often = tmp_path / "run", ("--train.updates", 120, "--train.evaluate_every", 0, "--train.sample_every", 0)
+    trainer = on_devices(1, "train", tiny.CONFIG, "--run-dir", run, *often)
+    wait_for_lines(run, 5)
+    read = 0
+    while trainer.poll() is None:
+        load(run)
+        read += 1
+        if read == 10:
+            assert main(["generate", str(run), "--tokens", "1"]) == 0
+    finished(trainer)
+    assert read > 30 and set(os.listdir(run / "checkpoints")) == {"118", "119", "120"}
+
+
 REFUSED = [
     ("seed", 4, 3),
     ("model.hidden_size", 24, 16),
@@ -360,20 +403,16 @@ REFUSED = [
     ("model.feed_forward_size", 24, 16),
     ("model.nonlinearity", "table", "clip"),
     ("eggroll.population", 64, 32),
-    ("eggroll.group_size", 4, 2),
-    ("eggroll.rank", 2, 1),
-    ("eggroll.sigma_shift", 3, 4),
-    ("eggroll.noise_reuse", 2, 1),
-    ("eggroll.fitness", "normalised", "sign"),
+    ("eggroll.member.group_size", 4, 2),
+    ("eggroll.member.rank", 2, 1),
+    ("eggroll.member.sigma_shift", 3, 4),
+    ("eggroll.member.noise_reuse", 2, 1),
+    ("eggroll.member.fitness", "normalised", "sign"),
     ("eggroll.optimizer", "adam", "threshold"),
-    ("eggroll.alpha", 5, 4),
-    ("eggroll.step", 255, 256),
-    ("eggroll.momentum", 1, 0),
-    ("eggroll.weight_decay", 1, 0),
-    ("eggroll.warmup_updates", 1, 0),
-    ("eggroll.decay_updates", 7, 1000),
+    ("eggroll.threshold.alpha", 5, 4),
+    ("eggroll.threshold.decay_updates", 7, 1000),
     ("train.tokens_per_update", 16, 8),
-    ("train.targets", 2, 1),
+    ("next_token.targets", 2, 1),
     ("data.valid_bytes", 2000, 3000),
     ("data.tokenizer", "bytes", "alphabet"),
     ("data.document_separator", "abba", ""),
@@ -391,7 +430,9 @@ REFUSED = [
 def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every key that changes a bit: one line with the key and both values, and nothing is touched."""
     texts = {"data.train", "data.valid", "data.valid_split", "data.tokenizer_file", "data.mixture"}
-    assert {key for key, _, _ in REFUSED} | texts == set(configuration.KEYS) - FREE_ON_RESUME
+    texts |= {"objective", "eggroll.estimator"}  # there is one of each so far
+    kept = set(configuration.flatten(tiny.load_config())) - FREE_ON_RESUME
+    assert {key for key, _, _ in REFUSED} | texts == kept
     run = tiny.copied(tmp_path / "run")
     before, prepared = tiny.contents(run), tiny.contents(tiny.HOME / "prepared")
     for key, now, was in REFUSED:
@@ -484,7 +525,7 @@ def test_what_the_trainer_refuses_leaves_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Or the mistake, once mended, would be a run that can be neither started nor resumed."""
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "missing", lambda: "not in this installation")
     assert main(["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run"), "--engine", "native"]) == 2
     assert "not in this installation" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -519,7 +560,7 @@ def test_it_learns_without_held_out_text(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "text.txt").write_bytes(b"ab" * 500 + b" ")  # the alphabet of the other text: the same program
     keys = {
         **tiny.KEYS, "data.train": "text.txt", "data.valid_bytes": 0, "data.prepared": "prepared",
-        "eggroll.decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
+        "eggroll.threshold.decay_updates": 100, "train.updates": 200, "train.checkpoint_seconds": 1000,
         "train.sample_every": 200,
     }  # fmt: skip
     words = ["train", str(tiny.write_config(tmp_path / "a.toml", keys)), "--run-dir", str(tmp_path / "run")]

@@ -26,13 +26,12 @@ from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.tokenizers import ByteTokenizer, Tokenizer
-from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, specifications
-from intlm.population import Problem, make_engine
-from intlm.run import LanguageModel, open_run, problem_of
+from intlm.population import Population, make_engine
+from intlm.run import LanguageModel, open_run, population_of
 from intlm.tracking import metrics
 from intlm.training import train
-from intlm.update import initial_state, make_optimizer
+from intlm.update import initial_state
 
 _HOME = tempfile.TemporaryDirectory(prefix="intlm-tests-")
 HOME = Path(_HOME.name)
@@ -48,7 +47,7 @@ KEYS: dict[str, Any] = {
     "model.num_layers": 1,
     "model.feed_forward_size": 16,
     "eggroll.population": MEMBERS,
-    "eggroll.group_size": GROUP_SIZE,
+    "eggroll.member.group_size": GROUP_SIZE,
     "train.tokens_per_update": TOKENS,
     "train.updates": UPDATES,
     "train.evaluate_every": EVALUATE_EVERY,
@@ -80,8 +79,11 @@ def write_config(path: Path, keys: Mapping[str, Any] = KEYS) -> Path:
     """Write a configuration of dotted keys as TOML."""
     tables: dict[str, Any] = {}
     for name, value in keys.items():
-        section, _, key = name.rpartition(".")
-        (tables.setdefault(section, {}) if section else tables)[key] = value
+        *sections, key = name.split(".")
+        table = tables
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[key] = value
     path.write_text(tomli_w.dumps(tables))
     return path
 
@@ -131,8 +133,8 @@ def events_of(run: Path) -> list[Any]:
 def state_of(run: Path, update: int | None = None) -> list[tuple[str, np.ndarray]]:
     """The weights, the optimizer's state and the members' states in a run's checkpoint (default: the last)."""
     config, tokenizer = open_run(run)
-    problem = problem_of(config, tokenizer.vocab_size)
-    like = jax.eval_shape(lambda: initial_state(problem, config.seed, make_optimizer(config.eggroll)))
+    population = population_of(config, tokenizer.vocab_size)
+    like = jax.eval_shape(lambda: initial_state(population, config.eggroll.optimizer))
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     found = checkpoints.restore(checkpoints.updates()[-1] if update is None else update, like)
     return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(found)]
@@ -157,10 +159,12 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def intlm(*arguments: object, python: Sequence[str] = ("-m", "intlm.cli")) -> subprocess.CompletedProcess[str]:
+def intlm(
+    *arguments: object, python: Sequence[str] = ("-P", "-m", "intlm.cli"), cwd: Path = HOME
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
     command = [sys.executable, *python, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, cwd=HOME)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, cwd=cwd)
 
 
 def make_model(tokenizer: Tokenizer | None = None, hidden: int = 16, layers: int = 2, seed: int = 0) -> LanguageModel:
@@ -172,7 +176,7 @@ def make_model(tokenizer: Tokenizer | None = None, hidden: int = 16, layers: int
         s.name: jnp.asarray(np.clip(rng.normal(0, 16, s.shape).round(), -127, 127), jnp.int8)
         for s in specifications(architecture)
     }
-    engine = make_engine("auto", Problem(architecture, Perturbation(0, 1, 4, 1), 1, 1, 1, 0))
+    engine = make_engine("auto", Population(architecture))
     return LanguageModel(architecture, parameters, tokenizer, engine)
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import optax
 
 from intlm import config as configuration
+from intlm.config import flatten
 from intlm.data.streams import TokenStreams
 from intlm.evaluation import evaluate, split_documents
 from intlm.model.parameters import Architecture, initialise
-from intlm.run import LanguageModel, problem_of
+from intlm.run import LanguageModel, population_of
 from intlm.training import prepare_corpus
 
 Parameters = dict[str, jax.Array]  # float32, 1.0 = 16 of the integer weights
@@ -119,10 +120,11 @@ def main() -> None:
     config = configuration.load(args.config, overrides)
     updates = args.updates or config.train.updates
     corpus = prepare_corpus(config)
-    problem = problem_of(config, corpus.tokenizer.vocab_size)
-    a = problem.architecture
-    texts, tokens = config.pairs // config.eggroll.group_size, config.train.tokens_per_update
-    streams = TokenStreams(corpus.split("train"), texts, tokens, config.train.targets)
+    population = population_of(config, corpus.tokenizer.vocab_size)
+    a = population.architecture
+    estimator, tokens = config.eggroll.estimator, config.train.tokens_per_update
+    texts = estimator.units(config.eggroll.population) // estimator.units_of_a_text()
+    streams = TokenStreams(corpus.split("train"), texts, tokens, flatten(config)["next_token.targets"])
     p = {name: w.astype(jnp.float32) / 16 for name, w in initialise(a, args.seed).items()}
     optimizer = optax.adamw(optax.linear_schedule(args.rate, 0.0, updates), b1=0.9, b2=0.99, weight_decay=0.0)
 

@@ -1,44 +1,58 @@
-"""What low rank costs: the same updates with perturbations of full rank, every element drawn for itself.
+"""What low rank costs: the estimator `member` with perturbations of full rank, every element drawn for itself.
 
-    python benchmarks/learning/full_rank.py CONFIG --text TEXT --out RESULTS.jsonl [--seed S]
+    intlm sweep benchmarks/learning/full_rank.toml --plugin benchmarks/learning/full_rank.py --data.train TEXT
 
-The matrices of every member are materialised, W ± round(Z 2^-sigma_shift), so it takes a small model and patience.
-All else is intlm's: the texts, the arithmetic, fitness, optimizer. The result is one line, as of `intlm sweep`.
+The matrices of every member are made, W ± round(Z 2^-sigma_shift), so it takes a small model and patience.
 """
 
-import argparse
-import json
-import time
-from pathlib import Path
+import math
+from dataclasses import dataclass
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from intlm import config as configuration
-from intlm.arithmetic.fixed_point import Array, rounding_shift, saturate8
+from intlm.arithmetic.fixed_point import rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
-from intlm.data.streams import TokenStreams
-from intlm.eggroll.perturbation import VECTOR_SHIFT, Perturbation
-from intlm.evaluation import evaluate, split_documents
-from intlm.model.forward import step
-from intlm.model.loss import loss
-from intlm.model.parameters import Layered, Parameters, map_specifications, stack_layers, unstack_layers
-from intlm.population import Problem, make_engine
-from intlm.population.engine import FIRST
-from intlm.population.xla import map_in_chunks
-from intlm.run import LanguageModel, problem_of
-from intlm.training import prepare_corpus
-from intlm.update import initial_state, make_optimizer, make_update_step
+from intlm.estimators import ESTIMATORS
+from intlm.estimators.member import Member
+from intlm.lazy import Array, jnp
+from intlm.model.parameters import VECTOR_SHIFT, Layered, Specification
 
-CHUNK = 64  # pairs whose matrices are held at once
+
+@ESTIMATORS.register("full_rank")
+@dataclass(frozen=True, kw_only=True)
+class FullRank(Member):
+    """Antithetic pairs, each with a perturbation of full rank for a whole text."""
+
+    def noise(self, specification: Specification, number: Array, seed: int, epoch: Array, pairs: Array) -> Array:
+        """int8 N + [pairs] + the parameter's shape, standard deviation 16."""
+        counter = (epoch, pairs, number[..., None], 0)
+        octets = random_bytes(seed_key(seed, Domain.NOISE), counter, math.prod(specification.shape))
+        return jnp.asarray(tables().quantile)[octets].reshape(*octets.shape[:-1], *specification.shape)
+
+    def weights(self, parameters: Layered[Array], noise: Layered[Any], seed: int) -> "FullRankWeights":
+        """See `Member.weights`."""
+
+        def perturb(w: Array, z: Array, axis: int) -> Array:
+            vector = z.ndim - axis == 2
+            change = rounding_shift(z.astype(jnp.int32), self.sigma_shift + (VECTOR_SHIFT if vector else 0))
+            w = jnp.expand_dims(w.astype(jnp.int32), axis)
+            return saturate8(jnp.stack([w + change, w - change], axis=axis + 1))
+
+        outer = {name: perturb(parameters.outer[name], z, 0) for name, z in noise.outer.items()}
+        layers = {name: perturb(parameters.layers[name], z, 1) for name, z in noise.layers.items()}
+        return FullRankWeights(Layered(outer, layers))
+
+    def gathered(self, specification: Specification, noise: Array, fitness: Array, largest: int) -> Array:
+        """16 Σ f z for every parameter."""
+        return 16 * jnp.tensordot(fitness.astype(jnp.int32), noise.astype(jnp.int32), axes=1)
+
+    def deviations(self, population: Any, specifications: Any, chance: Array) -> dict[str, Array]:
+        """As of rank 1, which has the same variance."""
+        return Member().deviations(population, specifications, chance)
 
 
 class FullRankWeights:
-    """The weights of both members of some pairs: `Weights` with every matrix materialised.
-
-    layers and outer: by name, int8 [(layers,) pairs, 2] + the parameter's shape.
-    """
+    """`intlm.model.forward.Weights` with every matrix made: by name, int8 [(layers,) pairs, 2] + its shape."""
 
     def __init__(self, perturbed: Layered[Array]) -> None:
         self.outer, self.layers = perturbed
@@ -59,123 +73,3 @@ class FullRankWeights:
     def vector(self, name: str) -> Array:
         """See `Weights`."""
         return self.outer[name]
-
-
-class FullRankEngine:
-    """See `Engine`."""
-
-    name = "full rank"
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        shared = make_engine("auto", problem)  # without a perturbation there is nothing to replace
-        self.prepare, self.infer, self.generate = shared.prepare, shared.infer, shared.generate
-
-    def noise(self, epoch: Array, pairs: Array) -> Layered[Array]:
-        """By parameter, int8 [(layers,) pairs] + its shape, standard deviation 16."""
-        key = seed_key(self.problem.perturbation.seed, Domain.NOISE)
-        quantile = jnp.asarray(tables().quantile)
-
-        def draw(specification, number):  # type: ignore[no-untyped-def]
-            size = 1
-            for n in specification.shape:
-                size *= n
-            found = quantile[random_bytes(key, (epoch, pairs, number[..., None], 0), size)]
-            return found.reshape(*found.shape[:-1], *specification.shape)
-
-        return map_specifications(draw, self.problem.architecture)
-
-    def evaluate(
-        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
-    ) -> tuple[Array, Array]:
-        """See `Engine.evaluate`."""
-        problem = self.problem
-        setting: Perturbation = problem.perturbation
-        shared = stack_layers(parameters)
-
-        def perturb(w: Array, z: Array, axis: int, vector: bool) -> Array:
-            change = rounding_shift(z.astype(jnp.int32), setting.sigma_shift + (VECTOR_SHIFT if vector else 0))
-            w = jnp.expand_dims(w.astype(jnp.int32), axis)
-            return saturate8(jnp.stack([w + change, w - change], axis=axis + 1))
-
-        def chunk(own: tuple[Array, Array]) -> tuple[Array, Array]:
-            pairs, states = own
-            drawn = self.noise(setting.epoch(update), first + pairs)
-            weights = FullRankWeights(
-                Layered(
-                    {k: perturb(shared.outer[k], z, 0, z.ndim == 2) for k, z in drawn.outer.items()},
-                    {k: perturb(shared.layers[k], z, 1, z.ndim == 3) for k, z in drawn.layers.items()},
-                )
-            )
-            text = pairs // problem.group_size
-            reading = jnp.broadcast_to(tokens[text].astype(jnp.int32).T[..., None], (tokens.shape[1], len(pairs), 2))
-            follow = jnp.moveaxis(targets[text].astype(jnp.int32), 1, 0)[:, :, None]
-            follow = jnp.broadcast_to(follow, (*reading.shape, targets.shape[-1]))
-
-            def read(carry: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-                states, total = carry
-                logits, states = step(weights, at[0], states, problem.architecture)
-                return (states, total + loss(logits, at[1])), None
-
-            start = (jnp.moveaxis(states, 2, 0), jnp.zeros(states.shape[:2], jnp.int32))
-            (states, total), _ = jax.lax.scan(read, start, (reading, follow))
-            return total, jnp.moveaxis(states, 0, 2)
-
-        return map_in_chunks(chunk, (jnp.arange(states.shape[0], dtype=jnp.uint32), states), CHUNK)
-
-    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
-        """See `Engine.accumulate`: Z = 16 Σ f z, so that its deviation under chance is that of low rank."""
-        pairs = first + jnp.arange(fitness.shape[0], dtype=jnp.uint32)
-        drawn = self.noise(self.problem.perturbation.epoch(update), pairs)
-        scores = fitness.astype(jnp.int32)
-
-        def vote(z: Array, axis: int) -> Array:
-            return 16 * jnp.tensordot(scores, jnp.moveaxis(z, axis, 0).astype(jnp.int32), axes=1)
-
-        outer = {k: vote(z, 0) for k, z in drawn.outer.items()}
-        found = Layered(outer, {k: vote(z, 1) for k, z in drawn.layers.items()})
-        return unstack_layers(found, self.problem.architecture)
-
-
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    args, keys = parser.parse_known_args()
-    overrides = dict(key.removeprefix("--").split("=", 1) for key in keys)
-    given = dict(overrides)
-    overrides |= {"data.train": str(args.text.resolve()), "seed": str(args.seed), "eggroll.rank": "1"}
-    config = configuration.load(args.config, overrides)
-    corpus = prepare_corpus(config)
-    problem = problem_of(config, corpus.tokenizer.vocab_size)
-    engine, optimizer = FullRankEngine(problem), make_optimizer(config.eggroll)
-    settings = config.train
-    texts = config.pairs // config.eggroll.group_size
-    streams = TokenStreams(corpus.split("train"), texts, settings.tokens_per_update, settings.targets)
-    update = jax.jit(make_update_step(problem, engine, config.eggroll.fitness, optimizer), donate_argnums=0)
-    state = initial_state(problem, config.seed, optimizer)
-    model = LanguageModel(problem.architecture, state.parameters, corpus.tokenizer, engine)
-    curve, spent = [], 0.0
-    for number in range(settings.updates):
-        began = time.monotonic()
-        batch, setting = streams.batch(number), jnp.int32(optimizer.setting(number))
-        state, _ = update(state, *map(jnp.asarray, batch), jnp.uint32(number), setting)
-        jax.block_until_ready(state)
-        spent += time.monotonic() - began
-        if (number + 1) % max(1, settings.updates // 8) == 0 or number + 1 == settings.updates:
-            model.parameters = state.parameters
-            bits = evaluate(model, split_documents(corpus.splits["valid"])).summary()["bits_per_byte"]
-            tokens = (number + 1) * 2 * config.pairs * settings.tokens_per_update
-            curve.append([number + 1, tokens, round(spent, 3), round(bits, 4)])
-            print(curve[-1], flush=True)
-    line = {"study": "full-rank", "variant": args.config.stem, "seed": args.seed, "keys": given}
-    line |= {"text": args.text.name, "bits_per_byte": curve[-1][-1], "curve": curve}
-    with args.out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -28,7 +28,7 @@ import numpy as np
 from intlm.arithmetic.fixed_point import MAX8, Array, activation_rescale, rank_multiplier, rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
-from intlm.eggroll.perturbation import Factors, Noise, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.estimators.member import Factors, Noise, Perturbation, PerturbedWeights, parameter_noise, votes
 from intlm.model.forward import matrix_product
 from intlm.model.parameters import Kind, Layered, Specification
 from intlm.tracking.table import format_table

@@ -21,14 +21,13 @@ import numpy as np
 
 from intlm.arithmetic.fixed_point import Array, rounding_shift
 from intlm.data.tokenizers import AlphabetTokenizer
-from intlm.eggroll.adam import reciprocal_root
-from intlm.eggroll.optimizer import masters, moved, rounded, scheduled_step
-from intlm.eggroll.perturbation import Perturbation
 from intlm.estimators import token
 from intlm.evaluation import evaluate
 from intlm.model.forward import zero_states
 from intlm.model.parameters import Architecture, initialise, specifications
-from intlm.population import Problem, make_engine
+from intlm.optimizers.adam import Adam, reciprocal_root
+from intlm.optimizers.steps import masters, moved, rounded
+from intlm.population import Population, make_engine
 from intlm.run import LanguageModel
 
 
@@ -68,7 +67,7 @@ def stepped(study: Study, described: list[Any], votes: Any, memory: Any, step: A
         shift -= 7
         product = rounding_shift(mean, study.mean) * root
         ratio = jnp.right_shift(product + jnp.left_shift(1, shift - 1), shift)
-        after.append((moved(s, master, ratio, step, 0), mean, square))
+        after.append((moved(s.kind, master, ratio, step, 0), mean, square))
     names = [s.name for s in described]
     memory = tuple(dict(zip(names, part, strict=True)) for part in zip(*after, strict=True))
     return rounded(memory[0]), memory
@@ -124,14 +123,14 @@ def main() -> None:
     squares = {name: jnp.full(w.shape, 1 << (8 + study.square), jnp.int32) for name, w in parameters.items()}
     memory, states = (masters(parameters), zeros, squares), zero_states((study.texts,), a)
     means = jnp.ones(2, jnp.int32)
-    problem = Problem(a, Perturbation(0, 1, 3, 0), 1, 1, 1)
-    model = LanguageModel(a, parameters, tokenizer, make_engine("auto", problem))
+    schedule = Adam(step=study.step, decay_updates=study.updates)
+    model = LanguageModel(a, parameters, tokenizer, make_engine("auto", Population(a)))
     measured = tokenizer.encode(held_out)
     an_update = study.texts * study.tokens * (1 + study.members)
     curve, spent, began = [], 0.0, time.monotonic()
     for number in range(study.updates):
         places = (starts[:, None] + np.arange(study.tokens + 1) + number * study.tokens) % len(corpus)
-        step = scheduled_step(study.step, 0, study.updates, number)
+        step = schedule.setting(number)
         parameters, memory, states, means, loss = update(
             parameters, memory, states, means, corpus[places], np.uint32(number), np.int32(step)
         )

@@ -10,6 +10,7 @@ chance after about 1 / s^2.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ import numpy as np
 
 from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
-from intlm.eggroll import fitness
-from intlm.eggroll.optimizer import deviation
 from intlm.model.parameters import specifications
+from intlm.population.engine import FIRST
 from intlm.tracking.table import format_table
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 
 def main() -> None:
@@ -36,21 +37,20 @@ def main() -> None:
     checkpoints = Checkpoints(args.run / "checkpoints", read_only=True)
     update = args.checkpoint or checkpoints.updates()[-1]
     state = type(trainer.state)(*checkpoints.restore(update, trainer.state))
-    rank, described = trainer.problem.perturbation.rank, specifications(trainer.problem.architecture)
+    population, engine = trainer.population, trainer.engine
+    estimator, described = population.estimator, specifications(population.architecture)
 
     @jax.jit
-    def vote(members: jax.Array, tokens: jax.Array, targets: jax.Array, number: jax.Array):  # type: ignore[no-untyped-def]
-        losses, members = trainer.engine.evaluate(state.parameters, tokens, targets, members, number)
-        shaped = fitness.shape(config.eggroll.fitness, losses, rank)
-        votes = trainer.engine.accumulate(shaped, number)
-        return members, {
-            s.name: votes[s.name] / (256.0 * deviation(s, fitness.energy(shaped), rank)) for s in described
-        }
+    def vote(members: Any, batch: tuple[jax.Array, ...], number: jax.Array):  # type: ignore[no-untyped-def]
+        seen, members = estimator.evaluate(engine, state.parameters, batch, members, number, FIRST)
+        votes, chance = estimator.votes(engine, seen, estimator.totals(seen), number, FIRST)
+        deviations = estimator.deviations(population, described, chance)
+        return members, {name: vote / (256.0 * deviations[name]) for name, vote in votes.items()}
 
     members, halves = state.members, [{s.name: np.zeros(s.shape) for s in described} for _ in range(2)]
     for i in range(args.repeat):
         batch = trainer.streams.batch(update + i)
-        members, votes = vote(members, *map(jnp.asarray, batch), jnp.uint32(2**31 + i))
+        members, votes = vote(members, tuple(map(jnp.asarray, batch)), jnp.uint32(2**31 + i))
         for name, z in votes.items():
             halves[i % 2][name] += np.asarray(z) * (2 / args.repeat)
     rows, total, weights = [], 0.0, 0

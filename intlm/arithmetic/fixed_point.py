@@ -7,10 +7,7 @@ Every function works on jax and numpy arrays alike and is exact; none wraps with
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-Array = jax.Array
+from intlm.lazy import Array, jnp
 
 MAX8 = 127  # int8 values are in [-127, 127]: never -128
 MAX16 = 32767  # int16 values are in [-32767, 32767]

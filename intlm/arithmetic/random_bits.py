@@ -8,10 +8,8 @@ counter says which bits (docs/numerics.md, section 4).
 from collections.abc import Sequence
 from enum import IntEnum
 
-import jax
-import jax.numpy as jnp
+from intlm.lazy import Array, jnp
 
-Array = jax.Array
 Words = Sequence[Array | int] | Array  # four uint32 words
 
 ROUNDS = 13

@@ -77,6 +77,9 @@ class PieceTokenizer(Tokenizer):
             raise DataError(f"tokenizer {self.name!r}: not a SentencePiece model of bytes: {error}") from None
         if lacking:
             raise DataError(f"tokenizer {self.name!r}: a SentencePiece model without some bytes: {sorted(lacking)[:3]}")
+        if self.vocab_size > 1 << 16:
+            raise DataError(f"tokenizer {self.name!r}: {self.vocab_size} pieces: expected at most {1 << 16}")
+        self._encode_word(bytes(range(256)))  # refuses a model of whole words, or one that normalises
 
     @classmethod
     def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> "PieceTokenizer":
@@ -133,7 +136,7 @@ class PieceTokenizer(Tokenizer):
         return [b"", *(bytes(map(_BYTES.__getitem__, self._processor.id_to_piece(token))) for token in tokens)]
 
     def encode(self, data: bytes) -> np.ndarray:
-        """The tokens of `data`: [tokens] uint16, values 1..vocab_size-1."""
+        """The tokens of `data`: [tokens] uint16, values 1..vocab_size-1. DataError where the model loses a word."""
         parts = (_UNITS.findall(data[start : start + PART]) for start in range(0, len(data), PART))
         return np.frombuffer(b"".join(map(self._units.__getitem__, chain.from_iterable(parts))), self.dtype)
 
@@ -148,12 +151,18 @@ class PieceTokenizer(Tokenizer):
     def _units(self) -> _Cache:
         """The tokens of each unit, as bytes of `dtype`, and within it of each word."""
 
-        def encode(word: bytes) -> bytes:
-            tokens = self._processor.encode(_letters(word))
-            return struct.pack(f"<{len(tokens)}H", *tokens)
-
-        words = _Cache(encode)
+        words = _Cache(self._encode_word)
         return _Cache(lambda unit: b"".join(map(words.__getitem__, _WORDS.findall(unit))))
+
+    def _encode_word(self, word: bytes) -> bytes:
+        """The tokens of a word, as bytes of `dtype`. DataError where the word does not come back from them."""
+        tokens = self._processor.encode(_letters(word))
+        if SEPARATOR in tokens or b"".join(map(self.pieces.__getitem__, tokens)) != word:
+            raise DataError(
+                f"tokenizer {self.name!r}: its model loses text: {word[:20]!r} does not come back from its tokens: "
+                "expected a model of type unigram or bpe, without normalisation, as `intlm tokenizer train` makes"
+            )
+        return struct.pack(f"<{len(tokens)}H", *tokens)
 
 
 class PieceDecoder:

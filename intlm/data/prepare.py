@@ -13,7 +13,6 @@ killed goes on from there.
 
 import fcntl
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -39,8 +39,17 @@ from tqdm import tqdm
 
 from intlm import config as configuration
 from intlm.config import DataConfig
-from intlm.data import sources
-from intlm.data.shards import PROGRESS, Corpus, CorpusWriter, read_index, scratch
+from intlm.data import files, sources
+from intlm.data.shards import (
+    PROGRESS,
+    Changed,
+    Corpus,
+    CorpusWriter,
+    discard_replaced,
+    read_index,
+    read_progress,
+    scratch,
+)
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
@@ -67,6 +76,7 @@ class Position(NamedTuple):
     split: int  # which of the sources
     mark: Mark | None  # where to begin again in it; None: at its beginning
     parts: int  # what to skip from there
+    crc: int  # of them, by which it is seen that the text is still the same
     found: dict[str, dict[str, int]]  # what the sources before have, by split
 
 
@@ -104,54 +114,105 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             damaged corpus.
     """
     train, valid = sources_of(data)
+    _check(data, train, valid)
     directory = Path(data.prepared)
+    around = {files.identity(path) for path in (directory.resolve(), *directory.resolve().parents) if path.exists()}
     for source in filter(None, (train, valid)):
-        if not source.is_remote and directory.resolve().is_relative_to(source.path.resolve()):
+        if not source.layout.folders.isdisjoint(around):
             raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
-        if read_index(directory)["request"] == request:
+        discard_replaced(directory)
+        if _is_same(read_index(directory)["request"], request):
             return Corpus.open(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"{directory}: not a prepared corpus: expected one, or an empty or new directory")
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    saved = time.monotonic()
     with _exclusive(scratch(directory)) as made, tempfile.TemporaryFile(dir=directory.parent) as spool:
-        progress, position = _progress(made, request), Position(0, None, 0, {})
-        once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
-        texts = _Texts(train, None if once else spool)
+        try:
+            progress = read_progress(made)
+            if progress and _is_same(progress["request"], request):
+                return _make(data, train, valid, given, request, progress, spool)
+        except Changed as error:
+            print(f"intlm: {error}: preparing from the beginning", file=sys.stderr)
+        for path in made.iterdir():
+            if path.name != ".lock":
+                path.unlink()
+        return _make(data, train, valid, given, request, None, spool)
+
+
+def _make(
+    data: DataConfig,
+    train: Source,
+    valid: Source | None,
+    given: Tokenizer | None,
+    request: dict[str, Any],
+    progress: dict[str, Any] | None,
+    spool: IO[bytes],
+) -> Corpus:
+    """Make the corpus of a request, from what an earlier process noted on. Changed: that is not to be trusted."""
+    directory, made, saved = Path(data.prepared), scratch(Path(data.prepared)), time.monotonic()
+    once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
+    texts = _Texts(train, None if once else spool)
+    if progress:
+        tokenizer = tokenizer_from_json(progress["tokenizer"])
+        split, mark, parts, crc, found = progress["position"]
+        position = Position(split, mark and Mark(*mark), parts, crc, found)
+        if _sha256(made / _CUTS) != progress["cuts"]:
+            raise Changed(f"{made / _CUTS}: not as an interrupted preparation left it")
+        texts.cuts = np.load(made / _CUTS)
+    else:
+        position = Position(0, None, 0, 0, {})
+        texts.hold_out(data.valid_bytes)
+        np.save(made / _CUTS, texts.cuts)
+        tokenizer = given or _tokenizer(data, texts)
+    splits = [texts, _Texts(valid, None, "valid")] if valid else [texts]
+    known = {"request": request, "tokenizer": tokenizer.to_json(), "cuts": _sha256(made / _CUTS)}
+    with CorpusWriter(directory, tokenizer) as writer:
         if progress:
-            tokenizer = tokenizer_from_json(progress["tokenizer"])
-            texts.cuts = np.load(made / _CUTS)
-            split, mark, parts, found = progress["position"]
-            position = Position(split, mark and Mark(*mark), parts, found)
-        else:
-            texts.hold_out(data.valid_bytes)
-            np.save(made / _CUTS, texts.cuts)
-            tokenizer = tokenizer or _tokenizer(data, texts)
-        splits = [texts, _Texts(valid, None, "valid")] if valid else [texts]
-        known = {"request": request, "tokenizer": tokenizer.to_json()}
-        with CorpusWriter(directory, tokenizer) as writer:
-            if progress:
-                writer.resume(progress["splits"])
-            blocks = _blocks(splits, position)
-            for runs, position in _encoded(blocks, tokenizer, data.processes):
-                for run in runs:
-                    writer.append(*run)
-                if time.monotonic() - saved >= SAVE_SECONDS:
-                    writer.save(known | {"position": position})
-                    saved = time.monotonic()
-            if _request(data, train, valid, given) != request:
-                raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
-            writer.finish(request, position.found)
+            writer.resume(progress["splits"])
+        blocks = _blocks(splits, position)
+        for runs, position in _encoded(blocks, tokenizer, data.processes):
+            for run in runs:
+                writer.append(*run)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                writer.save(known | {"position": position})
+                saved = time.monotonic()
+        if _request(data, train, valid, given) != request:
+            raise DataError(f"{train.place}: changed while it was being read: expected it to stay as it is")
+        read = {"train": train} | ({"valid": valid} if valid else {})
+        writer.finish(request, position.found, {split: _files(source) for split, source in read.items()})
+    for split, source in read.items():
+        if source.separator and not position.found[split]["separators"]:
+            hint = ": in a shell write $'\\n\\n' for line ends" if "\\" in source.separator else ""
+            what = f"data.document_separator = {source.separator!r}: does not occur in {source.place}"
+            print(f"intlm: {what}, whose texts are a document each{hint}", file=sys.stderr)
     return Corpus.open(directory)
+
+
+def _sha256(path: Path) -> str:
+    """The sha256 of a file, in hex; nothing where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _files(source: Source) -> dict[str, Any]:
+    """Which files a source is of, by their names in it, and which were left out."""
+    found = source.layout
+
+    def names(paths: list[Path]) -> list[str]:
+        return [path.name if path == source.path else path.relative_to(source.path).as_posix() for path in paths]
+
+    left_out = {why: names(paths) for why, paths in found.left_out.items()}
+    return {"has_rows": found.has_rows, "read": names(found.files), "left_out": left_out}
 
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
     """The tokenizer that `prepare` would take."""
+    train, valid = sources_of(data)
+    _check(data, train, valid)
     with tempfile.TemporaryFile() as spool:
-        texts = _Texts(sources_of(data)[0], spool)
+        texts = _Texts(train, spool)
         texts.hold_out(data.valid_bytes)
         return _tokenizer(data, texts)
 
@@ -160,24 +221,57 @@ def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
     """What is read to train on, and what is held out where that is a source of its own."""
     separator = data.document_separator
     train = Source(data.train, separator, data.max_bytes, data.subset, data.split, data.columns, data.filter)
-    if data.valid_split and not train.is_data_set:
-        raise DataError(f"data.valid_split = {data.valid_split!r}: {data.train} is a text, which has no splits")
     if data.valid or data.valid_split:
         return train, train._replace(place=data.valid or data.train, max_bytes=0, split=data.valid_split or data.split)
     return train, None
 
 
+def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
+    """Raise DataError where `data` asks of the training text what it has not, or holds out what is trained on."""
+    if not (train.is_remote or (train.path.is_dir() and train.is_data_set)):
+        lacking = {"valid_split": "splits", "split": "splits", "subset": "subsets"}
+        if not train.is_data_set:
+            lacking |= {"columns": "columns", "filter": "columns"}
+        what = "a recipe" if train.is_recipe else "a single file" if train.is_data_set else "a text"
+        for key, missing in lacking.items():
+            value, default = getattr(data, key), configuration.keys()[f"data.{key}"].default
+            if value != default:
+                raise DataError(f"data.{key} = {value!r}: {data.train} is {what}, which has no {missing}")
+    if valid:
+        _check_apart(train, valid)
+
+
+def _check_apart(train: Source, valid: Source) -> None:
+    """Raise DataError where text that is trained on is held out too."""
+    if train.is_remote and train.place == valid.place and train.subset == valid.subset:
+        splits, held_out = (set(source.split.split("+")) for source in (train, valid))
+        if splits & held_out or "all" in splits | held_out:
+            raise DataError(
+                f"{valid.place}: held out is split {valid.split!r}, trained on {train.split!r}: expected others"
+            )
+    read = {(stat.st_dev, stat.st_ino) for stat in map(Path.stat, train.layout.files)}
+    for path in valid.layout.files:
+        stat = path.stat()
+        if (stat.st_dev, stat.st_ino) in read:
+            raise DataError(f"{path}: held out and trained on: expected other text to hold out")
+
+
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
     """The corpus of a configuration with its share, then those of its mixture, in the same tokens, beside it."""
-    first = prepare(data)
+    first, held_out = prepare(data), sources_of(data)[1]
     found = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
         other = configuration.load(Path(path)).data
         if other.mixture:
             raise ConfigError(f"{path}: data.mixture = {other.mixture!r}: must be empty in a corpus of a mixture")
+        if held_out:
+            _check_apart(sources_of(other)[0], held_out)
         place = first.directory.with_name(f"{first.directory.name}-{number}-{Path(path).stem}")
         other = replace(other, prepared=str(place), processes=data.processes)
-        found.append((share, prepare(other, first.tokenizer)))
+        corpus = prepare(other, first.tokenizer)
+        if "valid" in first.splits and corpus.split("train").equals(first.split("valid")):
+            raise DataError(f"{other.train}: trained on, and held out of {data.train}: expected other text")
+        found.append((share, corpus))
     return found
 
 
@@ -186,37 +280,56 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
     if given:
         tokenizer: Any = identity(given)
     elif data.tokenizer_file:
-        tokenizer = hashlib.sha256(sources.read(Path(data.tokenizer_file))).hexdigest()
+        tokenizer = hashlib.sha256(files.read(Path(data.tokenizer_file))).hexdigest()
     elif data.tokenizer in PIECES:
         tokenizer = [data.tokenizer, data.vocab_size, data.sample_bytes]
     else:
         tokenizer = data.tokenizer
     texts = {
-        name: source._asdict() | {"place": _fingerprint(source)} if source else None
+        name: source._asdict() | {"place": _fingerprint(source, Path(data.prepared))} if source else None
         for name, source in (("train", train), ("valid", valid))
     }
-    return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer}
+    return {**texts, "valid_bytes": data.valid_bytes, "tokenizer": tokenizer, "reader": sources.VERSION}
 
 
-def _fingerprint(source: Source) -> dict[str, str]:
-    """Which place a source is and whether it has changed: its name and a digest."""
+def _is_same(one: Any, other: dict[str, Any]) -> bool:
+    """Whether two requests, the first as a file has it, are one: where a project was moved, its text lies as it did to
+    the corpus."""
+
+    def seen(request: Any, text: str, name: str) -> Any:
+        found = request.get(text)
+        if not isinstance(found, dict) or not isinstance(place := found.get("place"), dict):
+            return found
+        return found | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
+
+    if not isinstance(one, dict) or any(one.get(key) != other[key] for key in other.keys() - {"train", "valid"}):
+        return False
+    return all(
+        any(seen(one, text, name) == seen(other, text, name) for name in ("name", "beside"))
+        for text in ("train", "valid")
+    )
+
+
+def _fingerprint(source: Source, corpus: Path) -> dict[str, str]:
+    """Which place a source is, by itself and seen from the corpus, and a digest that tells whether it has changed."""
     if source.is_remote:
         return {"name": source.place}
     digest = hashlib.sha256()
     if source.is_recipe:
-        digest.update(sources.read(source.path))
+        digest.update(files.read(source.path))
     else:
-        for path in sources.files(source.path):
+        for path in source.layout.files:
             stat = path.stat()
             digest.update(f"{path.relative_to(source.path)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {"name": str(source.path.resolve()), "sha256": digest.hexdigest()}
+    place = source.path.resolve()
+    return {"name": str(place), "beside": os.path.relpath(place, corpus.resolve()), "sha256": digest.hexdigest()}
 
 
 @contextmanager
 def _exclusive(made: Path) -> Iterator[Path]:
     """Hold the directory in which a corpus is made. Raises DataError if another process has it."""
     made.mkdir(exist_ok=True)
-    with (made / ".lock").open("w") as lock:
+    with (made / ".lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -228,23 +341,12 @@ def _exclusive(made: Path) -> Iterator[Path]:
                 shutil.rmtree(made)
 
 
-def _progress(made: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier process noted of the same request. What is there of another one is deleted."""
-    path = made / PROGRESS
-    progress = json.loads(path.read_bytes()) if path.exists() else {}
-    if progress.get("request") == request:
-        return progress
-    for path in made.iterdir():
-        if path.name != ".lock":
-            path.unlink()
-    return None
-
-
 class _Texts:
     """The text of a source, read as often as it is asked for, a recipe's kept in `spool`; without it, read once."""
 
     def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
         self.split = split
+        self.place = source.place
         self.cuts = np.zeros(0, np.int64)  # how many bytes of each document are for this split; beyond them: all
         self._source = source
         self._spool = spool
@@ -258,7 +360,8 @@ class _Texts:
 
     def read(self, purpose: str, mark: Mark | None = None) -> tuple[Reader, Iterator[Iterator[bytes]]]:
         """A reader, and its documents as they are watched on the terminal."""
-        source, total, texts = self._source, None, None
+        source, texts = self._source, None
+        total: int | None
         if source.is_recipe and self._spool:
             if self._sizes is None:
                 self._sizes = array("q")
@@ -266,8 +369,8 @@ class _Texts:
                 self._sizes.extend(map(self._spool.write, bar))
             self._spool.seek(0)
             total, texts = sum(self._sizes), (_take(self._spool, size) for size in self._sizes)
-        elif not source.is_recipe and not source.is_data_set:
-            total = sum(path.stat().st_size for path in sources.files(source.path))
+        else:
+            total = None if source.is_recipe else source.size
         reader = Reader(source, mark, texts)
         return reader, _watch(reader, purpose, total)
 
@@ -303,7 +406,7 @@ class _Texts:
 def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
     """The next `size` bytes of `file`, in chunks."""
     while size:
-        chunk = file.read(min(size, sources.CHUNK))
+        chunk = file.read(min(size, files.CHUNK))
         size -= len(chunk)
         yield chunk
 
@@ -372,28 +475,36 @@ def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
 
 
 def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Part], Position]]:
-    """The text from a position on, about BLOCK bytes at once, each with the position after it."""
+    """The text from a position on, about BLOCK bytes at once, each with the position after it.
+
+    Raises Changed where the text before the position is not what it was.
+    """
     skip = position.parts
     for number in range(position.split, len(splits)):
         texts = splits[number]
         reader, documents = texts.read(f"preparing {texts.split}", position.mark)
-        begun, done = reader.mark, 0  # parts since that mark
+        begun, done, crc = reader.mark, 0, 0  # the parts since that mark
         block: list[Part] = []
         size = 0
         for document in documents:
             if reader.mark is not begun:
-                begun, done = reader.mark, 0
+                begun, done, crc = reader.mark, 0, 0
             for part in texts.parts(document, reader.counts["documents"]):
                 done += 1
+                crc = zlib.crc32(part.text, zlib.crc32(f"{part.split} {part.is_new}".encode(), crc))
                 if skip:
                     skip -= 1
+                    if not skip and crc != position.crc:
+                        raise Changed(f"{texts.place}: no longer the text that an interrupted preparation read")
                     continue
                 block.append(part)
                 size += len(part.text)
                 if size >= BLOCK:
-                    yield block, Position(number, begun, done, position.found)
+                    yield block, Position(number, begun, done, crc, position.found)
                     block, size = [], 0
-        position = Position(number + 1, None, 0, position.found | {texts.split: reader.counts})
+        if skip:
+            raise Changed(f"{texts.place}: ends before where an interrupted preparation was")
+        position = Position(number + 1, None, 0, 0, position.found | {texts.split: reader.counts})
         yield block, position
 
 
@@ -421,11 +532,17 @@ def _encoded(
         return
     # Not forked: JAX has threads. A worker imports what tokenizers need, and no JAX.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+    with _safe_path():  # which starts a process too, that watches over the others
+        pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+
+    def submit(parts: list[Part]) -> "Future[list[Run]]":  # which starts a worker where all are busy
+        with _safe_path():
+            return pool.submit(_encode_in_worker, parts)
+
     waiting: deque[tuple[Future[list[Run]], Position]] = deque()
     try:
         for parts, position in blocks:
-            waiting.append((pool.submit(_encode_in_worker, parts), position))
+            waiting.append((submit(parts), position))
             if len(waiting) > 2 * processes:
                 future, position = waiting.popleft()
                 yield future.result(), position
@@ -437,6 +554,19 @@ def _encoded(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """A Python that is started inside imports nothing from the working directory; its paths are then this one's."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 _worker: Tokenizer

@@ -12,10 +12,15 @@ Floats are used freely here: these figures are for people to read.
 """
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 
-from intlm.errors import DataError
+from intlm.errors import DataError, RunError
+from intlm.schema import Amount, read_json
+
+LADDER = "references.json"
+"""Where a run keeps it."""
 
 TRAIN_LIMIT = 64 << 20
 """Only so many bytes of the training text, the first ones, are counted."""
@@ -53,6 +58,12 @@ def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str
         result[name] = float(-np.log2(probability).mean())
     result["gzip -9"] = len(gzip.compress(text.tobytes(), 9, mtime=0)) * 8 / len(text)
     return result
+
+
+def read_ladder(path: Path) -> dict[str, float]:
+    """What a run keeps of `references`. Raises RunError."""
+    hint = ": expected bits per byte by name; delete it to measure again"
+    return read_json(path, dict[str, Amount], RunError, hint)
 
 
 def _bytes(text: bytes | np.ndarray) -> np.ndarray:

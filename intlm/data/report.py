@@ -14,10 +14,11 @@ from intlm.tracking.table import format_table
 COMMON = 20  # tokens shown
 SAMPLES = 3  # documents of each split
 SAMPLE_TOKENS = 150
+NAMES = 20  # files shown
 
 
 def summary(corpus: Corpus) -> str:
-    """Tables of the splits, and of what was met in the text."""
+    """Tables of the splits, and of what was met in the text; which files were read, and which were not."""
     rows = [
         (name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}", f"{s.bytes / max(s.tokens - s.documents, 1):.3f}")
         for name, s in corpus.splits.items()
@@ -25,10 +26,22 @@ def summary(corpus: Corpus) -> str:
     tables = [format_table(["split", "documents", "tokens", "bytes", "bytes per token"], rows)]
     headers = ["read for", "empty", "filtered", "not UTF-8", "with NUL", "longest, bytes"]
     keys = ("empty", "filtered", "not_utf8", "with_nul", "longest")
-    found = [(name, *(f"{counts[key]:,}" for key in keys)) for name, counts in corpus.found.items()]
+    found = [(name, *(f"{counts.get(key, 0):,}" for key in keys)) for name, counts in corpus.found.items()]
     if found:
         tables.append(format_table(headers, found))
+    lines = []
+    for name, files in corpus.files.items():
+        if files["read"]:
+            lines.append(f"{name}: read{' the rows of' * files['has_rows']} {_listed(files['read'])}")
+        lines += [f"{name}: left out ({why}): {_listed(names)}" for why, names in files["left_out"].items()]
+    if lines:
+        tables.append("\n".join(lines))
     return "\n\n".join(tables)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:NAMES])
+    return shown + (f" and {len(names) - NAMES:,} more" if len(names) > NAMES else "")
 
 
 def report(corpus: Corpus, path: Path) -> str:

@@ -15,24 +15,63 @@ it, where `progress.json` says how much of it is sure to be on the disk, so that
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from intlm.data.tokenizers import SEPARATOR, Tokenizer, identity, tokenizer_from_json
 from intlm.errors import DataError
+from intlm.schema import Count, Positive, Sha256, check_range, convert, read_object
 
 FORMAT = "intlm token shards"
 VERSION = 1
 SHARD_TOKENS = 1 << 28  # at most so many tokens in a file
 CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
+
+
+ShardName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z]+-[0-9]{5,}\.bin\Z")]  # never out of the directory
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """A file of tokens, as the index describes it."""
+
+    file: ShardName
+    tokens: Positive
+    sha256: Sha256
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """A split, as the index describes it."""
+
+    documents: Positive
+    tokens: Positive
+    bytes: Positive
+    shards: Annotated[list[Shard], msgspec.Meta(min_length=1)]
+
+
+class Index(msgspec.Struct, frozen=True):
+    """An index, but for what `read_index` checks."""
+
+    dtype: str
+    tokenizer: dict[str, Any]
+    tokenizer_identity: str
+    request: dict[str, Any]
+    splits: dict[str, Counts]
+    found: dict[str, dict[str, Count]] = {}
+    files: dict[str, dict[str, Any]] = {}
+
+
+class Changed(DataError):
+    """What an interrupted preparation left, or the text that it had read, is no longer what it was."""
 
 
 class Split:
@@ -45,15 +84,15 @@ class Split:
         vocab_size: tokens are below it.
     """
 
-    def __init__(self, description: dict[str, Any], directory: Path, tokenizer: Tokenizer) -> None:
-        self.tokens: int = description["tokens"]
-        self.documents: int = description["documents"]
-        self.bytes: int = description["bytes"]
+    def __init__(self, counts: Counts, directory: Path, tokenizer: Tokenizer) -> None:
+        self.tokens = counts.tokens
+        self.documents = counts.documents
+        self.bytes = counts.bytes
         self.vocab_size: int = tokenizer.vocab_size
         self._tokenizer = tokenizer
-        self._path = directory / description["shards"][0]["file"]
-        self._shards = [_map(directory, shard, tokenizer.dtype) for shard in description["shards"]]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._path = directory / counts.shards[0].file
+        self._shards = [_Mapped(directory / shard.file, shard.tokens, tokenizer) for shard in counts.shards]
+        self._ends = np.cumsum([shard.tokens for shard in counts.shards])
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """The tokens at `positions`, int64 in 0..tokens-1 of any shape: that shape, uint8 or uint16."""
@@ -62,9 +101,8 @@ class Split:
         result = np.empty(positions.shape, self._tokenizer.dtype)
         shard_of = np.searchsorted(self._ends, positions, side="right")
         for number in np.unique(shard_of):
-            here = shard_of == number
-            start = self._ends[number] - len(self._shards[number])
-            result[here] = self._shards[number][positions[here] - start]
+            here, shard = shard_of == number, self._shards[number]
+            result[here] = shard[positions[here] - (self._ends[number] - shard.tokens)]
         return result
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -74,11 +112,18 @@ class Split:
         while done < count:
             position = (start + done) % self.tokens
             number = int(np.searchsorted(self._ends, position, side="right"))
-            offset = position - int(self._ends[number])  # negative: from the shard's end
-            run = self._shards[number][offset:][: count - done]
+            shard = self._shards[number]
+            first = position - int(self._ends[number]) + shard.tokens
+            run = shard[first : first + count - done]
             result[done : done + len(run)] = run
             done += len(run)
         return result
+
+    def equals(self, other: "Split") -> bool:
+        """Whether both are the same tokens."""
+        if self.tokens != other.tokens:
+            return False
+        return all(np.array_equal(self.read(at, CHUNK), other.read(at, CHUNK)) for at in range(0, self.tokens, CHUNK))
 
     def document_spans(self) -> Iterator[tuple[int, int]]:
         """Each document's (start, end) in tokens, its separator left out. DataError if not as counted."""
@@ -107,6 +152,34 @@ class Split:
         return bytes(result[:limit])
 
 
+class _Mapped:
+    """A shard, mapped into memory: indexed as an array [tokens] is, checking what is read.
+
+    A file that is cut while it is mapped would end the process (SIGBUS): its size is looked at before each reading.
+    """
+
+    def __init__(self, path: Path, tokens: int, tokenizer: Tokenizer) -> None:
+        self.tokens = tokens
+        self._path, self._size, self._vocab_size = path, tokens * tokenizer.dtype.itemsize, tokenizer.vocab_size
+        try:
+            with path.open("rb") as file:
+                self._check(os.fstat(file.fileno()).st_size)
+                self._file = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        self._array = np.frombuffer(self._file, tokenizer.dtype)
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        self._check(self._file.size())  # of the file, now
+        found = self._array[index]
+        check_range(found, 0, self._vocab_size - 1, self._path, DataError)
+        return found
+
+    def _check(self, size: int) -> None:
+        if size != self._size:
+            raise DataError(f"{self._path}: damaged: {size} bytes, expected {self._size}")
+
+
 class Corpus:
     """A prepared directory, open for reading.
 
@@ -116,28 +189,34 @@ class Corpus:
         splits: the splits by name: "train", and "valid" where text is held out.
         request: what `prepare` was asked for.
         found: what it counted in the text (`sources.COUNTED`): of "train", and of "valid" where it has its own source.
+        files: by the same names, the files that were read ("read", as rows where "has_rows" says so), and by the reason
+            those that were not ("left_out").
         identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
     """
 
-    def __init__(self, directory: Path, index: dict[str, Any]) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, index: Index) -> None:
+        path = directory / "index.json"
         try:
-            self.tokenizer = tokenizer_from_json(index["tokenizer"])
+            self.tokenizer = tokenizer_from_json(index.tokenizer)
         except DataError as error:  # which does not know the file
-            raise ValueError(error) from error
-        self.request: dict[str, Any] = index["request"]
-        self.found: dict[str, dict[str, int]] = index.get("found", {})
-        if index["tokenizer_identity"] != identity(self.tokenizer):
-            raise ValueError(f'"tokenizer_identity" is not that of "tokenizer" ({identity(self.tokenizer)})')
-        if index["dtype"] != self.tokenizer.dtype.name:
-            raise ValueError(f'"dtype" is {index["dtype"]}, expected {self.tokenizer.dtype.name}')
-        for name, split in index["splits"].items():
-            if sum(shard["tokens"] for shard in split["shards"]) != split["tokens"]:
-                raise ValueError(f'the shards of "{name}" do not add up to its {split["tokens"]} tokens')
-        splits: dict[str, Any] = index["splits"]
-        self.splits = {name: Split(split, directory, self.tokenizer) for name, split in splits.items()}
-        self.identity = _digest([index["tokenizer_identity"], index["splits"]])
-        self._sums = {shard["file"]: shard["sha256"] for split in splits.values() for shard in split["shards"]}
+            raise DataError(f"{path}: damaged: {error}") from None
+        self.directory = directory
+        self.request = index.request
+        self.found = index.found
+        self.files = index.files
+        for key, value, expected in (
+            ("tokenizer_identity", index.tokenizer_identity, identity(self.tokenizer)),
+            ("dtype", index.dtype, self.tokenizer.dtype.name),
+            *(
+                (f"tokens of {k}", split.tokens, sum(s.tokens for s in split.shards))
+                for k, split in index.splits.items()
+            ),
+        ):
+            if value != expected:
+                raise DataError(f"{path}: damaged: {key} = {value}, expected {expected}")
+        self.splits = {name: Split(counts, directory, self.tokenizer) for name, counts in index.splits.items()}
+        self.identity = _digest([index.tokenizer_identity, msgspec.to_builtins(index.splits)])
+        self._counts = index.splits
 
     @classmethod
     def open(cls, directory: Path) -> "Corpus":
@@ -146,26 +225,28 @@ class Corpus:
         Raises:
             DataError: it is missing, of another kind or damaged; the message names the file.
         """
-        index = read_index(directory)
-        try:
-            return cls(directory, index)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{directory / 'index.json'}: damaged: {error}") from error
+        return cls(directory, convert(read_index(directory), Index, directory / "index.json"))
 
-    def verify(self) -> None:
-        """Read all of it, with a bar where that takes long, and compare the checksums. DataError: a file is damaged."""
-        size = sum(split.tokens for split in self.splits.values()) * self.tokenizer.dtype.itemsize
+    def verify(self, *names: str) -> None:
+        """Read the splits of these names, or all, with a bar where that takes long, and compare the checksums.
+
+        Raises DataError where a file is damaged, or holds tokens that the vocabulary has not.
+        """
+        dtype = self.tokenizer.dtype
+        counts = [self._counts[name] for name in names or self._counts]
         form = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
-        with tqdm(desc="checking shards", total=size, **form) as bar:
-            for name, expected in self._sums.items():
-                digest = hashlib.sha256()
-                with (self.directory / name).open("rb") as file:
-                    while block := file.read(CHUNK):
+        with tqdm(desc="checking shards", total=sum(c.tokens for c in counts) * dtype.itemsize, **form) as bar:
+            for shard in (shard for split in counts for shard in split.shards):
+                digest, path = hashlib.sha256(), self.directory / shard.file
+                with path.open("rb") as file:
+                    while block := file.read(CHUNK * dtype.itemsize):
                         digest.update(block)
+                        tokens = np.frombuffer(block, dtype, len(block) // dtype.itemsize)
+                        check_range(tokens, 0, self.tokenizer.vocab_size - 1, path, DataError)
                         bar.update(len(block))
-                if digest.hexdigest() != expected:
+                if digest.hexdigest() != shard.sha256:
                     found = digest.hexdigest()
-                    raise DataError(f"{self.directory / name}: damaged: its sha256 is {found}, expected {expected}")
+                    raise DataError(f"{path}: damaged: its sha256 is {found}, expected {shard.sha256}")
 
     def split(self, name: str) -> Split:
         """The split of that name, or DataError where the corpus has none."""
@@ -210,20 +291,40 @@ class CorpusWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `save` returned. Whatever was written after it is dropped."""
-        self._splits = splits
+        """Go on from what `save` noted. Whatever was written after it is dropped. Changed: a shard is not as noted."""
+        try:
+            msgspec.convert(splits, dict[Literal["train", "valid"], Counts])
+        except msgspec.ValidationError as error:
+            raise Changed(f"{self._scratch / PROGRESS}: not as an interrupted preparation left it: {error}") from None
         for split, counts in splits.items():
-            shard = counts["shards"][-1]
-            file = (self._scratch / shard["file"]).open("r+b")
-            file.truncate(shard["tokens"] * self._tokenizer.dtype.itemsize)
-            self._files[split], self._hashes[split] = file, hashlib.file_digest(file, "sha256")
+            for number, shard in enumerate(counts["shards"]):
+                path, left = (
+                    self._scratch / _shard_name(split, number),
+                    shard["tokens"] * self._tokenizer.dtype.itemsize,
+                )
+                try:
+                    file = self._files[split] = path.open("r+b")
+                    digest = self._hashes[split] = hashlib.sha256()
+                    while left and (block := file.read(min(left, CHUNK))):
+                        digest.update(block)
+                        left -= len(block)
+                except OSError as error:
+                    raise Changed(f"{path}: cannot be read: {error.strerror}") from None
+                if digest.hexdigest() != shard["sha256"]:
+                    raise Changed(f"{path}: not as an interrupted preparation left it")
+                if number + 1 < len(counts["shards"]):
+                    file.close()
+            file.truncate()
             file.seek(0, os.SEEK_END)
+        self._splits = splits
 
     def save(self, progress: dict[str, Any]) -> None:
         """See that all that was written is on the disk, and note there `progress` (JSON) and what `resume` needs."""
-        for file in self._files.values():
+        for split, file in self._files.items():
             _sync(file)
-        _write_json(self._scratch / PROGRESS, progress | {"splits": self._splits})
+            self._splits[split]["shards"][-1]["sha256"] = self._hashes[split].hexdigest()
+        noted = progress | {"splits": self._splits}
+        _write_json(self._scratch / PROGRESS, noted | {"checksum": _digest(noted)})
 
     def write(self, split: str, text: bytes, new_document: bool) -> None:
         """Add `text` to `split`, as the beginning of a document or as more of its last one."""
@@ -242,7 +343,7 @@ class CorpusWriter:
         while len(tokens):
             if not shards or shards[-1]["tokens"] == self._shard_tokens:
                 self._close_shard(split)
-                shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
+                shards.append({"file": _shard_name(split, len(shards)), "tokens": 0})
                 self._files[split] = (self._scratch / shards[-1]["file"]).open("wb")
                 self._hashes[split] = hashlib.sha256()
             run, tokens = np.split(tokens, [self._shard_tokens - shards[-1]["tokens"]])
@@ -250,13 +351,21 @@ class CorpusWriter:
             self._files[split].write(run.data)
             self._hashes[split].update(run.data)
 
-    def finish(self, request: dict[str, Any], found: dict[str, dict[str, int]] | None = None) -> None:
-        """Write the index, with `request` and `found` (see `Corpus`) in it, and give the directory its name.
+    def finish(
+        self,
+        request: dict[str, Any],
+        found: dict[str, dict[str, int]] | None = None,
+        files: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """Write the index, with `request`, `found` and `files` (see `Corpus`), and give the directory its name.
 
-        Every split must have been written to; a corpus has a "train" split at least.
+        Every split must have been written to; a corpus has a "train" split at least. DataError where two are the same.
         """
         for split in self._splits:
             self._close_shard(split)
+        sums = [[shard["sha256"] for shard in split["shards"]] for split in self._splits.values()]
+        if sums[0] in sums[1:]:
+            raise DataError(f"{self._directory}: the held-out text is the training text: expected other text")
         index = {
             "format": FORMAT,
             "version": VERSION,
@@ -265,18 +374,17 @@ class CorpusWriter:
             "tokenizer_identity": identity(self._tokenizer),
             "request": request,
             "found": found or {},
+            "files": files or {},
             "splits": self._splits,
         }
         _write_json(self._scratch / "index.json", index | {"checksum": _digest(index)})
         shards = {shard["file"] for split in self._splits.values() for shard in split["shards"]}
         if self._directory.is_dir():
             # A name cannot be exchanged in one step everywhere: for a moment there is no directory at all.
-            old = self._scratch.with_name(f".{self._directory.name}.replaced-{os.getpid()}")
-            self._directory.rename(old)
-            self._scratch.rename(self._directory)
-            shutil.rmtree(old)
-        else:
-            self._scratch.rename(self._directory)
+            discard_replaced(self._directory)
+            self._directory.rename(_replaced(self._directory))
+        self._scratch.rename(self._directory)
+        discard_replaced(self._directory)
         for path in self._directory.iterdir():  # what served to go on
             if path.name not in shards | {"index.json"}:
                 path.unlink()
@@ -294,16 +402,34 @@ def scratch(directory: Path) -> Path:
     return directory.parent / f".{directory.name}.partial"
 
 
+def discard_replaced(directory: Path) -> None:
+    """Delete what a corpus that is there replaced, as a process that was killed may not have done."""
+    shutil.rmtree(_replaced(directory), ignore_errors=True)
+
+
+def _replaced(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.replaced"
+
+
+def read_progress(directory: Path) -> dict[str, Any] | None:
+    """What `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is not as it was written."""
+    path = directory / PROGRESS
+    if not path.exists():
+        return None
+    try:
+        progress = json.loads(path.read_bytes())
+        if progress.pop("checksum", None) == _digest(progress):
+            return dict(progress)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise Changed(f"{path}: not as an interrupted preparation left it")
+
+
 def read_index(directory: Path) -> dict[str, Any]:
     """The index of a prepared directory, known to be as it was written. DataError otherwise."""
     path = directory / "index.json"
-    try:
-        index = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Expected a prepared corpus") from error
-    except ValueError as error:
-        raise DataError(f"{path}: damaged: not JSON: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    index = read_object(path, ": expected a prepared corpus")
+    if index.get("format") != FORMAT:
         raise DataError(f'{path}: not the index of a prepared corpus: expected "format": "{FORMAT}"')
     if index.get("version") != VERSION:
         raise DataError(f"{path}: version {index.get('version')} of the format: expected {VERSION}")
@@ -312,27 +438,19 @@ def read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05}.bin"
+
+
 def _digest(value: Any) -> str:
     """The sha256, in hex, of the canonical JSON of `value`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _map(directory: Path, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
-    """The tokens of a shard, mapped into memory: [tokens] of dtype."""
-    path = directory / shard["file"]
-    expected = shard["tokens"] * dtype.itemsize
-    try:
-        if path.stat().st_size != expected:
-            raise DataError(f"{path}: damaged: {path.stat().st_size} bytes, expected {expected}")
-        return np.asarray(np.memmap(path, dtype, "r"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def _write_json(path: Path, value: Any) -> None:
     """Replace a file by `value`, at once and to the disk."""
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
         _sync(file)

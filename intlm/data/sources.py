@@ -1,11 +1,12 @@
 """Where text comes from: files, directories, recipes and data sets, read as documents without holding one in memory.
 
-- A text file is any bytes; they are taken as they are (no decoding, no change of line ends).
+- A text file is any bytes; they are taken as they are (no decoding, no change of line ends), decompressed where they
+  are compressed (`intlm.data.files`).
 - A directory is every regular file below it, in the order of their paths; hidden ones are left out.
 - A recipe is a Python file (`.py`) that defines `documents()`, an iterator of bytes, one object a document.
   It is code: it is run.
-- A data set is rows of columns, one text a row: JSON Lines or Parquet (a file, or a directory that holds any, in one
-  of the hub's layouts), or `hub:OWNER/NAME`, perhaps `@REVISION`, of the Hugging Face hub. `datasets` reads it, as a
+- A data set is rows of columns, one text a row: JSON Lines or Parquet (a file, or a directory that holds any:
+  `intlm.data.layouts`), or `hub:OWNER/NAME`, perhaps `@REVISION`, of the Hugging Face hub, which `datasets` reads as a
   stream. In JSON Lines what is not UTF-8 is replaced by U+FFFD.
 
 A document is an iterator of chunks of bytes, so that its size does not matter (but a row is in memory as a whole). It
@@ -17,23 +18,25 @@ import importlib.util
 import itertools
 import json
 import operator
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from intlm.errors import DataError
+from intlm.data import files
+from intlm.data.layouts import Layout, layout
+from intlm.data.rows import Rows, hub_rows
+from intlm.errors import DataError, reason
 
-CHUNK = 1 << 20  # bytes read at once
+PATIENCE = 100_000  # rows in which a column that is asked for must be seen: JSON may leave a null out
+VERSION = 2  # of what is read of a place: 1 took paths for patterns and compressed text for text
 MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
 HUB = "hub:"
-_JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_DATA_SET = (*_JSON, ".parquet")
-COUNTED = ("documents", "bytes", "empty", "filtered", "not_utf8", "with_nul", "longest")
-"""What is counted of a source: documents and their bytes; texts with none in them, rows left out; documents that are
-not UTF-8, and with a zero byte; the bytes of the longest."""
+COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
+"""What is counted of a source: documents and their bytes; texts with none in them, rows left out; separators; documents
+that are not UTF-8, and with a zero byte; the bytes of the longest."""
 
 
 class Source(NamedTuple):
@@ -65,9 +68,27 @@ class Source(NamedTuple):
     @property
     def is_data_set(self) -> bool:
         """Whether it has rows, rather than being a text."""
-        if self.is_remote or self.is_recipe:
-            return self.is_remote
-        return any(path.name.endswith(_DATA_SET) for path in files(self.path))
+        return self.is_remote or (not self.is_recipe and self.layout.has_rows)
+
+    @property
+    def layout(self) -> Layout:
+        """Which files it is of, and which are left out. DataError if there are none."""
+        if self.is_remote:
+            return Layout([], True, {}, set())
+        return layout(self.path, self.column_names, self.subset, self.split)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns that hold the text."""
+        return [name.strip() for name in self.columns.split(",")]
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of its text, where its files' sizes tell."""
+        found = self.layout
+        if found.has_rows or any(map(files.is_compressed, found.files)):
+            return None
+        return sum(path.stat().st_size for path in found.files)
 
 
 class Mark(NamedTuple):
@@ -75,27 +96,6 @@ class Mark(NamedTuple):
 
     state: dict[str, Any] | None  # what `datasets` calls so; None: the beginning
     counts: dict[str, int]  # what was counted before it
-
-
-def files(source: Path) -> list[Path]:
-    """The files that `source` consists of, in the order in which they are read. DataError if it has none."""
-    if not source.is_dir():
-        if not source.is_file():
-            raise DataError(f"{source}: no such text file, directory or recipe")
-        return [source]
-    found = []
-    for folder, folders, names in os.walk(source):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    result = sorted((path for path in found if path.is_file()), key=lambda path: path.parts)
-    if not result:
-        raise DataError(f"{source}: a directory with no files in it, expected text files")
-    return result
-
-
-def read(path: Path) -> bytes:
-    """A whole file. DataError if it cannot be read."""
-    return b"".join(_read_chunks(path))
 
 
 class Reader:
@@ -121,6 +121,8 @@ class Reader:
         self._texts = self._read() if texts is None else texts
         self.mark = mark or Mark(None, dict.fromkeys(COUNTED, 0))
         self.counts = dict(self.mark.counts)
+        self._unseen: dict[str, str] = {}  # columns that no row has had so far, with the key that asks for them
+        self._others: list[str] = []  # the columns of the row then
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
         source, found = self._source, 0
@@ -128,23 +130,30 @@ class Reader:
             pieces = _split(chunks, source.separator.encode()) if source.separator else chunks
             # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
             # empty documents; and groupby skips what is left of a document that is not read to its end.
-            present = (piece for piece in pieces if piece is None or piece)
+            present = (piece for piece in map(self._seen, pieces) if piece is None or piece)
             before = found
             for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
                 if not is_boundary:
                     found += 1
                     yield self._counted(piece for piece in document if piece is not None)
                     if source.max_bytes and self.counts["bytes"] >= source.max_bytes:
+                        self._expect_all()
                         return
             self.counts["empty"] += found == before
+        self._expect_all()
         if not found and not self.counts["documents"]:
             raise DataError(f"{source.place}: no text in it, expected at least one byte")
+
+    def _seen(self, piece: bytes | None) -> bytes | None:
+        self.counts["separators"] += piece is None
+        return piece
 
     def _read(self) -> Iterable[Iterable[bytes]]:
         source = self._source
         if source.is_recipe:
             return map(_chunks, run_recipe(source.path))
-        return self._rows() if source.is_data_set else map(_read_chunks, files(source.path))
+        found = source.layout
+        return self._rows(found.files) if found.has_rows else map(files.chunks, found.files)
 
     def _counted(self, document: Iterator[bytes]) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -165,37 +174,71 @@ class Reader:
         self.counts["with_nul"] += has_nul
         self.counts["longest"] = max(size, self.counts["longest"])
 
-    def _rows(self) -> Iterator[Iterator[bytes]]:
+    def _rows(self, paths: list[Path]) -> Iterator[Iterator[bytes]]:
         """The text of each row."""
         source, size = self._source, 0
-        columns = [name.strip() for name in source.columns.split(",")]
-        is_wanted = row_filter(source.filter)
+        columns = source.column_names
+        conditions = row_filter(source.filter)
+        unseen = {name: "data.filter" for name, _, _ in conditions} | dict.fromkeys(columns, "data.columns")
+        read = 0
+        rows: Any = None
         try:
-            rows = _open_data_set(source)
+            rows = _remote(source) if source.is_remote else Rows(paths)
             if self.mark.state:
-                rows.load_state_dict(self.mark.state)
+                rows.load_state_dict(self.mark.state["rows"])
+                read, unseen = self.mark.state["read"], dict(self.mark.state["unseen"])
+            self._unseen = unseen
             for row in rows:
-                if not is_wanted(row):
+                read += 1
+                if unseen:
+                    for name in unseen.keys() & row.keys():
+                        del unseen[name]
+                    self._others = list(row)
+                    if read >= PATIENCE:
+                        self._expect_all()
+                try:
+                    text = _text_of(row, columns) if is_wanted(row, conditions) else None
+                except DataError as error:
+                    place = rows.place if isinstance(rows, Rows) else f"{source.place}, row {read}"
+                    raise DataError(f"{place}: {error}") from None
+                if text is None:
                     self.counts["filtered"] += 1
                     continue
-                text = b"\n\n".join(_bytes_of(row, name) for name in columns)
                 yield _chunks(text)
                 size += len(text)
                 if size >= MARK:  # all documents of the row have been read
-                    self.mark, size = Mark(rows.state_dict(), dict(self.counts)), 0
+                    state = {"rows": rows.state_dict(), "read": read, "unseen": dict(unseen)}
+                    self.mark, size = Mark(state, dict(self.counts)), 0
+        except DataError:
+            raise
         except Exception as error:  # datasets raises many kinds
-            reason = str(error).strip().split("\n")[0][:300]
-            raise DataError(f"{source.place}: the data set cannot be read: {reason}") from error
+            place = rows.place if isinstance(rows, Rows) else source.place
+            raise DataError(f"{place}: cannot be read: {reason(error)}") from error
+
+    def _expect_all(self) -> None:
+        """DataError where some column that is asked for was in no row."""
+        for name, key in self._unseen.items():
+            raise DataError(f"{self._source.place}: {key}: no column {name!r}, only {', '.join(self._others)}")
 
 
-def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
-    """What `text` says of a row: conditions `COLUMN OP VALUE` joined by `and`; no text: always true.
+class Condition(NamedTuple):
+    """What a filter asks of a column."""
 
-    OP is one of == != < <= > >=, VALUE is JSON. A null is unequal to all else, and neither less nor more. DataError for
-    another text; the function raises it for a row without the column.
+    column: str
+    sign: str
+    value: float | str | bool | None
+
+
+_ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": operator.ne, **_ORDER}
+
+
+def row_filter(text: str) -> list[Condition]:
+    """The conditions of `text`: `COLUMN OP VALUE`, joined by `and`; no text: none.
+
+    OP is one of == != < <= > >=, VALUE a number, a string, true, false or null as JSON writes them. DataError for
+    another text.
     """
-    order = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-    compare = {"==": operator.eq, "!=": operator.ne, **order}
     conditions = []
     rest = text.strip()
     while rest:
@@ -204,65 +247,63 @@ def row_filter(text: str) -> Callable[[dict[str, Any]], bool]:
             assert found
             value, end = json.JSONDecoder().raw_decode(rest, found.end())
             after = re.fullmatch(r"(?s)\s+and\s+(\S.*)|", rest[end:])
-            assert after
-        except (AssertionError, ValueError):
+            assert after and not isinstance(value, list | dict)
+        except (AssertionError, ValueError, RecursionError):
             raise DataError(
-                f"data.filter = {text!r}: cannot be read from {rest!r} on: expected COLUMN OP VALUE, joined by and, OP "
-                f"one of {' '.join(compare)}, VALUE a number, true, false or a string in double quotes"
+                f"data.filter = {text[:60]!r}: cannot be read from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
+                f'by and, OP one of {" ".join(_COMPARE)}, VALUE a number, a "string", true, false or null'
             ) from None
-        conditions.append((found[1], found[2], value))
+        conditions.append(Condition(found[1], found[2], value))
         rest = after[1] or ""
+    return conditions
 
-    def is_wanted(row: dict[str, Any]) -> bool:
-        for name, sign, value in conditions:
-            if name not in row:
-                raise DataError(f"data.filter: no column {name!r}, only {', '.join(row)}")
-            if (sign in order and (row[name] is None or value is None)) or not compare[sign](row[name], value):
+
+def is_wanted(row: dict[str, Any], conditions: list[Condition]) -> bool:
+    """Whether a row meets all of the conditions.
+
+    A column that a row has not is null there. A null is unequal to all else, and neither less nor more. DataError where
+    a value is of another type than what it is compared with; all numbers are of one.
+    """
+    for name, sign, expected in conditions:
+        value = row.get(name)
+        if value is None or expected is None:
+            if sign in _ORDER or not _COMPARE[sign](value, expected):
                 return False
-        return True
-
-    return is_wanted
-
-
-def _open_data_set(source: Source) -> Any:
-    """The rows of a split, a `datasets.IterableDataset`."""
-    import datasets  # slow to import
-    import pyarrow
-
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # which gives back what a long row took while it was read
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    options: dict[str, Any] = {"name": source.subset or None, "split": source.split, "streaming": True}
-    if source.is_remote:
-        name, _, revision = source.place.removeprefix(HUB).partition("@")
-        return datasets.load_dataset(name, revision=revision or None, **options)
-    found = files(source.path)
-    is_json = any(path.name.endswith(_JSON) for path in found)
-    if is_json:  # of the name "utf-8" the errors are not looked at
-        options |= {"encoding": "utf8", "encoding_errors": "replace"}
-    if source.path.is_dir():
-        return datasets.load_dataset(source.place, **options)
-    return datasets.load_dataset("json" if is_json else "parquet", data_files={source.split: source.place}, **options)
+            continue
+        if (kind := _kind(value)) != (wanted := _kind(expected)):
+            condition = f"{name} {sign} {json.dumps(expected)}"
+            raise DataError(f"data.filter: {condition}: compares {kind}, {str(value)[:60]!r}, with {wanted}")
+        if not _COMPARE[sign](value, Decimal(str(expected)) if isinstance(value, Decimal) else expected):
+            return False
+    return True
 
 
-def _bytes_of(row: dict[str, Any], name: str) -> bytes:
-    if name not in row:
-        raise DataError(f"data.columns: no column {name!r}, only {', '.join(row)}")
-    text = row[name]
-    if text is None:
-        return b""
-    if not isinstance(text, str | bytes):
-        raise DataError(f"data.columns: column {name!r} holds {type(text).__name__}, expected text")
-    return text.encode() if isinstance(text, str) else text
+def _kind(value: Any) -> str:
+    """The type of a value, in words."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float | Decimal):
+        return "a number"
+    return {"str": "a string", "datetime": "a time", "dict": "an object"}.get(kind := type(value).__name__, f"a {kind}")
 
 
-def _read_chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+def _remote(source: Source) -> Any:
+    name, _, revision = source.place.removeprefix(HUB).partition("@")
+    return hub_rows(name, revision, source.subset, source.split)
+
+
+def _text_of(row: dict[str, Any], columns: Iterable[str]) -> bytes:
+    """The texts of some columns, a blank line between them; null is none. DataError where one holds something else."""
+    texts = []
+    for name in columns:
+        text = b"" if row.get(name) is None else row[name]
+        if not isinstance(text, str | bytes):
+            raise DataError(f"data.columns: column {name!r} holds {type(text).__name__}, expected text")
+        try:
+            texts.append(text.encode() if isinstance(text, str) else text)
+        except UnicodeEncodeError:
+            raise DataError(f"data.columns: column {name!r} holds half a surrogate pair, expected text") from None
+    return b"\n\n".join(texts)
 
 
 def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
@@ -281,12 +322,12 @@ def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
 
 
 def _chunks(text: bytes) -> Iterator[bytes]:
-    return (text[start : start + CHUNK] for start in range(0, len(text), CHUNK))
+    return (text[start : start + files.CHUNK] for start in range(0, len(text), files.CHUNK))
 
 
 def run_recipe(path: Path) -> Iterator[bytes]:
     """What the recipe's `documents()` yields. DataError where it fails."""
-    code = read(path)
+    code = files.read(path)
     spec = importlib.util.spec_from_file_location(f"intlm_recipe_{path.stem}", path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -299,4 +340,5 @@ def run_recipe(path: Path) -> Iterator[bytes]:
                 raise TypeError(f"documents() yielded {type(document).__name__}, expected bytes")
             yield document
     except Exception as error:
-        raise DataError(f"{path}: the recipe failed: {type(error).__name__}: {error}") from error
+        name, why = type(error).__name__, reason(error)
+        raise DataError(f"{path}: the recipe failed: {name}{f': {why}' * (why != name)}") from error

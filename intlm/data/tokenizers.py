@@ -23,8 +23,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from intlm.data import files
 from intlm.errors import DataError
 from intlm.model import SEPARATOR
+from intlm.schema import parse_json
 
 PIECES = ("unigram", "bpe")
 """The tokenizers whose tokens stand for several bytes."""
@@ -271,11 +273,10 @@ def tokenizer_from_json(description: Any) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. DataError where it is none."""
+    text = files.read(path)
     try:
-        return tokenizer_from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, DataError) as error:
+        return tokenizer_from_json(parse_json(text, dict[str, Any], path))
+    except DataError as error:
         raise DataError(f"{path}: not a tokenizer: {error}") from None
 
 

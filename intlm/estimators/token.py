@@ -12,11 +12,9 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
-
-from intlm.arithmetic.fixed_point import MAX8, ONE, Array, integer_sqrt, rounding_shift, saturate8
+from intlm.arithmetic.fixed_point import MAX8, ONE, integer_sqrt, rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
+from intlm.lazy import Array, jax, jnp
 from intlm.model import SEPARATOR
 from intlm.model.forward import matrix_product, observed_step
 from intlm.model.loss import exp2_terms, log_sum_exp2, loss

@@ -3,9 +3,10 @@
 Every export holds what is needed to use it far from its run, whatever else is in it:
 
 model.safetensors    the weights, int8, by the names of `intlm.model.parameters`
-config.json          the architecture, the numerics version and the weights' SHA-256
+config.json          the architecture, the inference version, the weights' SHA-256 and the text's identity
 config.toml          the run's configuration
 tokenizer.json       the tokenizer
+SHA256SUMS           what was written, so that another export replaces that and nothing else
 
 so that `intlm evaluate`, `generate`, `simulate` and `train --from` read it as they read a run.
 """
@@ -14,48 +15,49 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from intlm import checksums
 from intlm import config as configuration
 from intlm.errors import RunError
 from intlm.export import c, onnx
-from intlm.run import WEIGHTS, LanguageModel, load, open_run
-from intlm.version import NUMERICS_VERSION
+from intlm.run import WEIGHTS, LanguageModel, load, open_run, text_of
+from intlm.schema import read_json
+from intlm.version import INFERENCE_VERSION
 
 MODEL_TYPE = "intlm"
-COMMON = (WEIGHTS, "config.json", "config.toml", "tokenizer.json")
-FORMS = {"c": c.FILES, "onnx": onnx.FILES, "safetensors": ()}  # what else each holds
+FORMS = ("c", "onnx", "safetensors")
 BUILT = ("model",)  # by the C form's Makefile
 
 
 def export(run: Path, to: str, out: Path) -> Path:
     """Write the model of a run (or of another export) as one of FORMS to a directory, whole or not at all.
 
-    Replaces an export that is there. Raises RunError where anything else is, or the directory is in use.
+    Replaces an export that is there as it was written. Raises RunError where anything else is, or the directory is in
+    use.
     """
     if to not in FORMS:
         raise RunError(f"{to}: no form of an export: expected one of {', '.join(FORMS)}")
     there = out.resolve()  # or a link, or the .. of a path, would be replaced
     if Path.cwd().is_relative_to(there):
         raise RunError(f"{out}: is the working directory, or holds it: choose another --out")
-    if there.exists():
-        found = {path.name for path in there.iterdir()} if there.is_dir() else {there.name}
-        others = sorted(found.difference(COMMON, BUILT, *FORMS.values()))
-        if others or (found and not is_export(there)):
-            what = f"{others[0]}, which is no part of an export" if others else "something that is not an export"
-            raise RunError(f"{out}: holds {what}: choose another --out")
+    if there.exists() and (found := _users(there)):
+        raise RunError(f"{out}: {found}: choose another --out")
     model = load(run)
     there.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{there.name}.", dir=there.parent) as work:
         made, old = Path(work, "new"), Path(work, "old")
         made.mkdir()
-        _write_common(run, model, made)
+        _write_common(run, model, made, there)
         if to == "c":
             c.write(model, made)
         elif to == "onnx":
             onnx.write(model, made)
+        checksums.write(made)
         if there.exists():
             os.replace(there, old)
         try:
@@ -67,24 +69,44 @@ def export(run: Path, to: str, out: Path) -> Path:
     return out
 
 
-def is_export(directory: Path) -> bool:
-    """Whether its config.json is that of an export."""
-    try:
-        return json.loads((directory / "config.json").read_text()).get("model_type") == MODEL_TYPE
-    except (OSError, ValueError, AttributeError):
-        return False
+def _users(directory: Path) -> str | None:
+    """What is at a place that no export wrote there, in words, or None: only that may be replaced."""
+    if not directory.is_dir():
+        return "is not a directory"
+    inside = sorted(directory.iterdir())
+    if folder := next((path.name for path in inside if path.is_dir()), None):
+        return f"holds {folder}, a directory, which is no part of an export"
+    if changed := checksums.difference(directory, BUILT) if inside else None:
+        path, what = changed
+        if path.name == checksums.CHECKSUMS:
+            return f"holds something that is not an export: no {checksums.CHECKSUMS} says what was written"
+        if what != "missing":
+            return f"holds {path.name}, which is {what}: no export wrote it like this"
+    with suppress(RunError):
+        if not inside or read_json(directory / "config.json", _Kind, RunError).model_type == MODEL_TYPE:
+            return None
+    return "holds something that is not an export"
 
 
-def _write_common(run: Path, model: LanguageModel, out: Path) -> None:
+class _Kind(msgspec.Struct):
+    """What of config.json tells an export."""
+
+    model_type: str
+
+
+def _write_common(run: Path, model: LanguageModel, out: Path, there: Path) -> None:
+    """Write what every export has to `out`, which becomes `there`."""
     from safetensors.numpy import save
 
     config, tokenizer = open_run(run)
     weights = {name: np.ascontiguousarray(value) for name, value in model.parameters.items()}
     # One entry: safetensors writes several in any order, and an export is the same bytes every time.
-    found = save(weights, {"numerics_version": str(NUMERICS_VERSION)})
+    found = save(weights, {"inference_version": str(INFERENCE_VERSION)})
     (out / WEIGHTS).write_bytes(found)
-    described = {"model_type": MODEL_TYPE, "numerics_version": NUMERICS_VERSION, **model.architecture._asdict()}
+    described = {"model_type": MODEL_TYPE, "inference_version": INFERENCE_VERSION, **model.architecture._asdict()}
     described["weights_sha256"] = hashlib.sha256(found).hexdigest()
-    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    (out / "config.toml").write_text(configuration.dumps(config))
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()))
+    if text := text_of(run):
+        described["corpus"] = text
+    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    (out / "config.toml").write_text(configuration.dumps(config, there), "utf-8")
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), "utf-8")

@@ -14,14 +14,13 @@ from intlm.model.parameters import Architecture, specifications
 from intlm.run import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
-FILES = (*SOURCES, "weights.h", "weights.c", "tokenizer.h")
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
 
 
 def write(model: LanguageModel, out: Path) -> None:
     """Write the sources to a directory. Raises RunError where the program has no encoder for the model's text."""
     write_library(model, out)
-    (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer))
+    (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer), "utf-8")
 
 
 def write_library(model: LanguageModel, out: Path) -> None:
@@ -29,8 +28,8 @@ def write_library(model: LanguageModel, out: Path) -> None:
     for name in SOURCES:
         with as_file(files("intlm.export") / "c" / name) as path:
             shutil.copyfile(path, out / name)
-    (out / "weights.h").write_text(_header(model.architecture))
-    (out / "weights.c").write_text(_weights(model))
+    (out / "weights.h").write_text(_header(model.architecture), "utf-8")
+    (out / "weights.c").write_text(_weights(model), "utf-8")
 
 
 def _layer_names(a: Architecture) -> list[str]:
@@ -68,8 +67,11 @@ def _header(a: Architecture) -> str:
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
     pointers = ", ".join("*" + name for name in _layer_names(a))
     lines += ["", "typedef struct {", f"  const int8_t {pointers};", "} intlm_layer_t;"]
-    lines += ["", "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
-              " * the head with rows of zeros up to a multiple of INTLM_ROWS. */"]
+    lines += [
+        "",
+        "/* Matrices: [outputs][inputs]; the embedding and the head: [vocabulary][hidden],",
+        " * the head with rows of zeros up to a multiple of INTLM_ROWS. */",
+    ]
     lines += [
         "extern const intlm_layer_t intlm_layers[INTLM_LAYERS];",
         "extern const int8_t intlm_embedding[], intlm_head[];",

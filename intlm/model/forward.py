@@ -8,15 +8,11 @@ what differs is the `Weights` through which it sees the parameters.
 
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
-
 from intlm.arithmetic.fixed_point import (
     GATE_MULTIPLIER,
     GATE_ONE,
     ONE,
     STATE_SHIFT,
-    Array,
     activation_rescale,
     logit_rescale,
     mean_scale,
@@ -25,6 +21,7 @@ from intlm.arithmetic.fixed_point import (
     saturate8,
 )
 from intlm.arithmetic.tables import tables
+from intlm.lazy import Array, jax, jnp
 from intlm.model import SEPARATOR
 from intlm.model.parameters import Architecture, Layered
 

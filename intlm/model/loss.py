@@ -4,11 +4,9 @@ Exponentials are taken below the largest logit, found first, and summed exactly 
 not depend on the order of the terms.
 """
 
-import jax.numpy as jnp
-from jax import lax
-
-from intlm.arithmetic.fixed_point import Array, rounding_shift
+from intlm.arithmetic.fixed_point import rounding_shift
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS, tables
+from intlm.lazy import Array, jax, jnp
 
 _LIMB = 12
 
@@ -31,7 +29,7 @@ def log_sum_exp2(logits: Array) -> Array:
     high = jnp.sum(terms >> _LIMB, axis=-1) + (low >> _LIMB)
     low = low & (2**_LIMB - 1)
     # high * 2^12 + low is in [2^24, 2^40], so high >= 2^12: its leading bit is the sum's.
-    exponent = 31 - lax.clz(high)  # in [12, 28]
+    exponent = 31 - jax.lax.clz(high)  # in [12, 28]
     shift = exponent - LOG2_INDEX_BITS  # at least 2, so the index needs bits of high alone
     index = (high >> shift) & (2**LOG2_INDEX_BITS - 1)
     fraction = jnp.asarray(tables().log2)[index].astype(jnp.int32)

@@ -6,16 +6,13 @@ A parameter's number is its place in `specifications`; it is a word of the count
 from collections import defaultdict
 from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from typing import Generic, NamedTuple, TypeVar
-
-import jax
-import jax.numpy as jnp
 
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
+from intlm.lazy import Array, jit, jnp
 
-Parameters = dict[str, jax.Array]  # name to int8 array
+Parameters = dict[str, Array]  # name to int8 array
 Leaf = TypeVar("Leaf")
 
 
@@ -25,6 +22,14 @@ class Kind(Enum):
     EMBEDDING = "embedding"  # [vocabulary, hidden], a row looked up
     MATRIX = "matrix"  # [fan-out, fan-in], multiplied
     BIAS = "bias"  # [hidden], added; starts at 0
+
+
+VECTOR_SHIFT = 1  # a vector's perturbation, and its step, are half a matrix's: its elements matter more
+
+
+def is_matrix(kind: Kind) -> bool:
+    """Whether a parameter is a matrix, and so perturbed and moved as one."""
+    return kind in (Kind.MATRIX, Kind.EMBEDDING)
 
 
 class Specification(NamedTuple):
@@ -74,7 +79,7 @@ class Layered(NamedTuple, Generic[Leaf]):
     layers: dict[str, Leaf]
 
 
-def stack_layers(flat: dict[str, jax.Array]) -> Layered[jax.Array]:
+def stack_layers(flat: dict[str, Array]) -> Layered[Array]:
     """From one entry a parameter to one a local name, so that a scan can walk through the layers."""
     outer, layers = {}, defaultdict(list)
     for name, value in flat.items():
@@ -85,7 +90,7 @@ def stack_layers(flat: dict[str, jax.Array]) -> Layered[jax.Array]:
     return Layered(outer, {name: jnp.stack(values) for name, values in layers.items()})
 
 
-def unstack_layers(stacked: Layered[jax.Array], architecture: Architecture) -> dict[str, jax.Array]:
+def unstack_layers(stacked: Layered[Array], architecture: Architecture) -> dict[str, Array]:
     """The inverse of `stack_layers`."""
     flat = {}
     for name, _, _ in specifications(architecture):
@@ -97,9 +102,7 @@ def unstack_layers(stacked: Layered[jax.Array], architecture: Architecture) -> d
     return flat
 
 
-def map_specifications(
-    function: Callable[[Specification, jax.Array], Leaf], architecture: Architecture
-) -> Layered[Leaf]:
+def map_specifications(function: Callable[[Specification, Array], Leaf], architecture: Architecture) -> Layered[Leaf]:
     """function(specification, numbers) once for each name, numbers being uint32 scalar, or [layers] for a layer's."""
     found = specifications(architecture)
     numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(found)})
@@ -110,7 +113,7 @@ def map_specifications(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def initialise(architecture: Architecture, seed: int) -> Parameters:
     """First values: matrices and embedding Gaussian with standard deviation 16 (1.0), biases 0.
 
@@ -120,7 +123,7 @@ def initialise(architecture: Architecture, seed: int) -> Parameters:
     key = seed_key(seed, Domain.INITIALISATION)
     parameters = {}
     for number, (name, shape, kind) in enumerate(specifications(architecture)):
-        if kind in (Kind.MATRIX, Kind.EMBEDDING):
+        if is_matrix(kind):
             octets = random_bytes(key, (0, 0, number, 0), shape[0] * shape[1])
             parameters[name] = quantile[octets].reshape(shape)
         else:

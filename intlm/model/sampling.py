@@ -1,16 +1,11 @@
 """Drawing a token from logits, in integers (docs/numerics.md, section 10)."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
-
-from intlm.arithmetic.fixed_point import Array
 from intlm.arithmetic.random_bits import threefry4x32
+from intlm.lazy import Array, jax, jit, jnp
 from intlm.model.loss import exp2_terms
 
 
-@partial(jax.jit, static_argnames="top_k")
+@jit(static_argnames="top_k")
 def sample(logits: Array, seed_words: Array, position: Array, inverse: Array, top_k: int) -> Array:
     """Draw one token, int32 scalar.
 

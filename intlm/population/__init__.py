@@ -3,40 +3,39 @@
 import sys
 from functools import cache
 
-import jax
+from intlm.lazy import jax
+from intlm.population.engine import Engine, Population
 
-from intlm.population.engine import Engine, Problem
 
+def make_engine(name: str, population: Population) -> Engine:
+    """The engine called `name` in a configuration; "auto" is the fastest that serves this population here.
 
-def make_engine(name: str, problem: Problem) -> Engine:
-    """The engine called `name` in a configuration; "auto" is the fastest that works here.
-
-    Raises ConfigError where "native" or "gpu" is asked for and there is none here.
+    Raises ConfigError where another is asked for that does not serve it.
     """
     from intlm.errors import ConfigError
     from intlm.population import native
     from intlm.population.xla import XlaEngine
 
-    why = "no native engine here (it needs a C++ compiler when the package is installed)"
+    reasons = []
     if name == "gpu" or (name == "auto" and jax.default_backend() == "gpu"):
         from intlm.population import gpu  # only here: Pallas takes a while to import
 
-        missing = "" if name == "gpu" and gpu.interpreted() else gpu.missing()
-        if not missing:
-            engine = gpu.GpuEngine(problem)
+        reason = gpu.GpuEngine.serves(population) or (gpu.missing() if name == "auto" else "")
+        if not reason:
+            engine = gpu.GpuEngine(population)
             for operation in engine.unserved():
                 _say_once(f"intlm: the gpu engine leaves to XLA: {operation}")
             return engine
-        if name == "gpu":
-            raise ConfigError(f'engine = "gpu": {missing}')
-        why = f"no gpu engine here ({missing})"
-    if name in ("auto", "native") and native.available():
-        return native.NativeEngine(problem)
-    if name == "native":
-        raise ConfigError('engine = "native": not in this installation; expected a C++ compiler when it was installed')
-    if name == "auto":
-        _say_once(f"intlm: {why}; XLA is used")
-    return XlaEngine(problem)
+        reasons.append(f"gpu: {reason}")
+    if name in ("auto", "native"):
+        if not (reason := native.NativeEngine.serves(population)):
+            return native.NativeEngine(population)
+        reasons.append(f"native: {reason}")
+    if name in ("gpu", "native"):
+        raise ConfigError(f'engine = "{name}": {reasons[0].partition(": ")[2]}')
+    if reasons:
+        _say_once(f"intlm: engine xla ({'; '.join(reasons)})")
+    return XlaEngine(population)
 
 
 @cache

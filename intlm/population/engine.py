@@ -5,34 +5,70 @@ of walking through it: `evaluate` and `accumulate` are given some pairs that fol
 first. All calls are pure and can be traced by jax.jit.
 """
 
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from intlm.arithmetic.fixed_point import Array
-from intlm.eggroll.perturbation import Perturbation
+from intlm.estimators import ESTIMATORS
+from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters
+from intlm.objectives import OBJECTIVES, Objective
+
+if TYPE_CHECKING:
+    from intlm.estimators.member import Perturbation
 
 Prepared = Any  # arrays that only the engine that made them understands
-FIRST: Any = np.uint32(0)  # the first pair of a population that is not divided
+FIRST: Any = np.uint32(0)  # the first unit of a population that is not divided
 
 
-class Problem(NamedTuple):
-    """What an engine is built for; hashable."""
+@dataclass(frozen=True)
+class Population:
+    """The members that an engine evaluates: of what model, on what, with what noise. Hashable."""
 
     architecture: Architecture
-    perturbation: Perturbation
-    pairs: int  # in the whole population
-    group_size: int  # pairs that share a text
-    fitness_maximum: int  # the largest |fitness| that `accumulate` will be given
+    estimator: Any = field(default_factory=lambda: ESTIMATORS["member"]())  # an `Estimator`; engines serve some
+    members: int = 2
+    seed: int = 0
+    objective: Objective = field(default_factory=lambda: OBJECTIVES["next_token"]())
     chunk_size: int = 0  # members evaluated at once; 0: chosen by the engine
     threads: int = 0  # of the native engine; 0: one a core
+
+    @property
+    def units(self) -> int:
+        """See `intlm.estimators`; for `member`, antithetic pairs."""
+        return self.estimator.units(self.members)
+
+    @property
+    def group_size(self) -> int:
+        """Units that read the same text."""
+        return self.estimator.units_of_a_text()
+
+    @property
+    def texts(self) -> int:
+        """Texts of an update."""
+        return self.units // self.group_size
+
+    @property
+    def perturbation(self) -> "Perturbation":
+        """What the noise of `member` is drawn by."""
+        return self.estimator.perturbation(self.seed)
+
+    @property
+    def largest_fitness(self) -> int:
+        """The largest |fitness| that `Engine.accumulate` is given, for `member`."""
+        return self.estimator.fitness.largest(self.units, self.estimator.rank)
 
 
 class Engine(Protocol):
     """Held to the others bit for bit by tests/conformance."""
 
     name: str
+    population: Population
+
+    @staticmethod
+    def serves(population: Population) -> str:
+        """Why this engine cannot evaluate a population here; empty if it can. `xla` serves every one."""
 
     def evaluate(
         self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST

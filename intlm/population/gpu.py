@@ -21,17 +21,27 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import tables
-from intlm.eggroll.perturbation import Factors, PerturbedWeights, parameter_noise
+from intlm.estimators.member import Factors, Member, PerturbedWeights, parameter_noise
 from intlm.model.forward import matrix_product, norm, recur
-from intlm.model.parameters import Kind, Layered, Parameters, Specification, map_specifications, stack_layers
-from intlm.population.engine import FIRST, Problem
+from intlm.model.parameters import (
+    Kind,
+    Layered,
+    Parameters,
+    Specification,
+    map_specifications,
+    stack_layers,
+    unstack_layers,
+)
+from intlm.objectives.next_token import NextToken
+from intlm.population.chunks import even_chunk, map_in_chunks, numbered
+from intlm.population.engine import FIRST, Population
 from intlm.population.kernels import Setting, padded, power_of_two
 from intlm.population.kernels import feed_forward as fused
 from intlm.population.kernels import recurrence as cells
 from intlm.population.kernels.head import losses
 from intlm.population.kernels.product import product
 from intlm.population.kernels.votes import votes
-from intlm.population.xla import XlaEngine, even_chunk, map_in_chunks, numbered, spare_bytes
+from intlm.population.xla import XlaEngine, spare_bytes
 
 TOKENS = 32  # read at once: longer blocks share noise among more tokens, shorter leave memory for more members
 TILE = 2  # pairs whose rows share a product's weights
@@ -57,16 +67,18 @@ def missing() -> str:
     return ""
 
 
-def multiply_rate(repetitions: int, size: int = 8192) -> float:
-    """Exact signed byte products a second of this many products of two square matrices by XLA, one after another."""
+def multiply_rate(seconds: float, size: int = 8192) -> float:
+    """Exact signed byte products a second of products of two square matrices by XLA, measured for so long."""
     cells = jnp.arange(size * size, dtype=jnp.uint32).reshape(size, size)
     matrix = (cells * jnp.uint32(2654435761) >> 24).astype(jnp.int8)  # any values: equal ones would heat it less
-    jax.block_until_ready(matrix)
-    began = time.perf_counter()
-    for _ in range(repetitions):
-        made = _multiply(matrix, matrix)
-    jax.block_until_ready(made)
-    return repetitions * size**3 / (time.perf_counter() - began)
+    jax.block_until_ready(_multiply(matrix, matrix))
+    count, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < seconds or not count:
+        for _ in range(8):  # waiting for each would count the wait
+            made = _multiply(matrix, matrix)
+        jax.block_until_ready(made)
+        count += 8
+    return count * size**3 / took
 
 
 _multiply = jax.jit(matrix_product)
@@ -77,20 +89,31 @@ class GpuEngine(XlaEngine):
 
     name = "gpu"
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.setting = Setting(problem.perturbation, interpreted())
-        architecture = problem.architecture
+    def __init__(self, population: Population) -> None:
+        super().__init__(population)
+        self.setting = Setting(population.perturbation, interpreted())
+        architecture = population.architecture
         self.hidden, self.inner = padded(architecture.hidden_size), padded(architecture.feed_forward_size)
         self.fuses_feed_forward = self.hidden <= fused.LARGEST
         self.fuses_recurrence = self.hidden <= cells.LARGEST
-        if not problem.chunk_size:
-            most = even_chunk(problem.pairs, spare_bytes(architecture) // self._pair_bytes(), cells.PAIRS)
-            self.chunk_pairs = min(problem.pairs, most)
+        if not population.chunk_size:
+            most = even_chunk(population.units, spare_bytes(architecture) // self._pair_bytes(), cells.PAIRS)
+            self.chunk_pairs = min(population.units, most)
+
+    @staticmethod
+    def serves(population: Population) -> str:
+        """See `Engine.serves`."""
+        if reason := "" if interpreted() else missing():
+            return reason
+        if type(population.estimator) is not Member:
+            return f"it does not serve the estimator {population.estimator.name}"
+        if type(population.objective) is not NextToken:
+            return f"it does not serve the objective {population.objective.name}"
+        return ""
 
     def unserved(self) -> list[str]:
         """The operations that XLA does, with the reason."""
-        size = self.problem.architecture.hidden_size
+        size = self.population.architecture.hidden_size
         found = []
         if not self.fuses_recurrence:
             found.append(f"recurrence (hidden {size} is above {cells.LARGEST})")
@@ -106,15 +129,15 @@ class GpuEngine(XlaEngine):
         feed-forward where it is not fused, the noise of a layer's recurrence."""
         rows = 2 * TOKENS
         wide = self.hidden * (2 + 4 + 1) + (0 if self.fuses_feed_forward else self.inner)
-        states = 4 * self.hidden * self.problem.architecture.num_layers
-        return rows * wide + states + 4 * self.problem.perturbation.rank * self.hidden
+        states = 4 * self.hidden * self.population.architecture.num_layers
+        return rows * wide + states + 4 * self.population.perturbation.rank * self.hidden
 
     def evaluate(
         self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
-        problem = self.problem
-        epoch = problem.perturbation.epoch(update)
+        population = self.population
+        epoch = population.perturbation.epoch(update)
         shared = self._padded(parameters)
 
         def evaluate_chunk(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -124,7 +147,7 @@ class GpuEngine(XlaEngine):
             more = -count % tile  # to whole tiles; what they compute is dropped
             pairs = jnp.pad(pairs, (0, more), mode="edge")
             states = jnp.pad(states, ((0, more), (0, 0), (0, 0), (0, 0)))
-            own = pairs // problem.group_size
+            own = pairs // population.group_size
             total, after = self._read(shared, epoch, first + pairs, tokens[own], targets[own], states, tile)
             return total[:count], after[:count]
 
@@ -183,7 +206,7 @@ class GpuEngine(XlaEngine):
         tile: int, steps: int,
     ) -> tuple[Array, Array]:  # fmt: skip
         """Losses of some tokens, int32 [pairs, 2 * tokens], and the states after them, int8 [layers, pairs, 2, H]."""
-        setting, architecture = self.setting, self.problem.architecture
+        setting, architecture = self.setting, self.population.architecture
         hidden, inner = architecture.hidden_size, architecture.feed_forward_size
         numbers = map_specifications(lambda _, number: number, architecture)
         counter = (epoch[None], pairs)
@@ -231,12 +254,12 @@ class GpuEngine(XlaEngine):
 
     def _norm(self, x: Array) -> Array:
         """Of the true channels; those of the padding stay 0."""
-        size = self.problem.architecture.hidden_size
+        size = self.population.architecture.hidden_size
         return jnp.pad(norm(x[..., :size]), ((0, 0), (0, 0), (0, self.hidden - size)))
 
     def _embed(self, embedding: Array, epoch: Array, pairs: Array, tokens: Array) -> Array:
         """What both members read of each token: int8 [pairs, 2 * tokens, H]."""
-        architecture, perturbation = self.problem.architecture, self.problem.perturbation
+        architecture, perturbation = self.population.architecture, self.population.perturbation
         vocabulary, size = architecture.vocab_size, architecture.hidden_size
         specification = Specification("embedding", (vocabulary, size), Kind.EMBEDDING)
         b = parameter_noise(specification, jnp.uint32(0), perturbation, epoch, pairs)
@@ -268,7 +291,7 @@ class GpuEngine(XlaEngine):
         tokens: Array, states: Array, tile: int, steps: int,
     ) -> Array:  # fmt: skip
         """The states after each token: int8 [pairs, 2 * tokens, H]."""
-        architecture, perturbation = self.problem.architecture, self.problem.perturbation
+        architecture, perturbation = self.population.architecture, self.population.perturbation
         size = architecture.hidden_size
         names = ("gate", "candidate")
         square = Specification("", (size, size), Kind.MATRIX)
@@ -307,13 +330,19 @@ class GpuEngine(XlaEngine):
         _, after = jax.lax.scan(read_one, states[..., :size], (tokens.T, inputs))
         return fill(jnp.moveaxis(after, 0, 2).reshape(tokens.shape[0], -1, size))
 
-    def _gather(
-        self, fitness: Array, epoch: Array, first: Array, specification: Specification, numbers: Array
-    ) -> Array:
-        """See `XlaEngine`; vectors are left to it."""
-        if len(specification.shape) == 1:
-            return super()._gather(fitness, epoch, first, specification, numbers)
-        fan_out, fan_in = specification.shape
-        where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
-        found = votes(self.setting, (fan_out, fan_in), self.problem.fitness_maximum, where, fitness)
-        return found.reshape(*numbers.shape, *specification.shape)
+    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
+        """See `Engine.accumulate`; vectors are left to XLA."""
+        population = self.population
+        epoch = population.perturbation.epoch(update)
+
+        def gather(specification: Specification, numbers: Array) -> Array:
+            if len(specification.shape) == 1:
+                return population.estimator.gather_named(
+                    population, self.chunk_pairs, fitness, epoch, first, specification, numbers
+                )
+            where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
+            fan_out, fan_in = specification.shape
+            found = votes(self.setting, (fan_out, fan_in), population.largest_fitness, where, fitness)
+            return found.reshape(*numbers.shape, *specification.shape)
+
+        return unstack_layers(map_specifications(gather, population.architecture), population.architecture)

@@ -1,7 +1,7 @@
-"""A population divided among devices: which pairs are whose, and the little that crosses between them.
+"""A population divided among devices: which units are whose, and the little that crosses between them.
 
-- Of D devices each evaluates the pairs of ceil(texts / D) texts that follow each other. Where that is too many the last
-  devices have pairs that do not count: they read separators, and their losses are 0.
+- Of D devices each evaluates the units of ceil(texts / D) texts that follow each other. Where that is too many the last
+  devices have units that do not count: they read separators, and vote nothing.
 - Only integer sums cross, so that the bits are those of one device. They cross three times an update, for each time has
   its latency: a few words of the losses; the votes, of which each device receives the sums for its slice of the
   parameters (a reduce-scatter, 4 bytes a parameter); and that slice's new weights (a gather, 1 byte). docs/scaling.md
@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from intlm.arithmetic.fixed_point import Array
+from intlm.lazy import Array
 from intlm.model.parameters import Parameters, specifications
-from intlm.population.engine import FIRST, Problem
+from intlm.population.engine import FIRST, Population
 
 AXIS = "devices"
 DIVIDED, SAME = PartitionSpec(AXIS), PartitionSpec()  # over the devices, by the first axis; the same on each
@@ -31,21 +31,21 @@ Tree = TypeVar("Tree")
 
 
 class Sharding:
-    """How a problem's population is divided.
+    """How a population is divided: whole texts, with the units that read them (`intlm.estimators`).
 
     devices: of all processes, those of a process one after another; None: the one that JAX computes on.
 
     Attributes:
-        own_pairs, own_texts: of each device.
+        own_units, own_texts: of each device.
     """
 
-    def __init__(self, problem: Problem, devices: Sequence[jax.Device] | None = None) -> None:
+    def __init__(self, population: Population, devices: Sequence[jax.Device] | None = None) -> None:
         self.count = len(devices) if devices else 1
         self.mesh = Mesh(np.array(devices), (AXIS,)) if devices and self.count > 1 else None
-        self.pairs, texts = problem.pairs, problem.pairs // problem.group_size
+        self.units, texts = population.units, population.texts
         self.own_texts = -(-texts // self.count)
-        self.own_pairs = self.own_texts * problem.group_size
-        self.shapes = {s.name: s.shape for s in specifications(problem.architecture)}
+        self.own_units = self.own_texts * population.group_size
+        self.shapes = {s.name: s.shape for s in specifications(population.architecture)}
         self.sizes = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
         self.slices = {name: -(-size // self.count) for name, size in self.sizes.items()}
         mine = [i for i, device in enumerate(devices or []) if device.process_index == jax.process_index()] or [0]
@@ -56,15 +56,14 @@ class Sharding:
     # In a device's program
 
     def first(self) -> Array:
-        """The number of this device's first pair: uint32 scalar."""
-        return FIRST if self.mesh is None else jax.lax.axis_index(AXIS).astype(jnp.uint32) * np.uint32(self.own_pairs)
+        """The number of this device's first unit: uint32 scalar."""
+        return FIRST if self.mesh is None else jax.lax.axis_index(AXIS).astype(jnp.uint32) * np.uint32(self.own_units)
 
-    def counted(self, of_pairs: Array) -> Array:
-        """Zero for the pairs that do not count. of_pairs: [own pairs, ...]."""
-        if self.own_pairs * self.count == self.pairs:
-            return of_pairs
-        there = self.first() + jnp.arange(self.own_pairs, dtype=jnp.uint32) < self.pairs
-        return jnp.where(there.reshape(-1, *[1] * (of_pairs.ndim - 1)), of_pairs, jnp.zeros_like(of_pairs))
+    def there(self) -> Array | None:
+        """Which of this device's units count: bool [own units]; None: all."""
+        if self.own_units * self.count == self.units:
+            return None
+        return self.first() + jnp.arange(self.own_units, dtype=jnp.uint32) < self.units
 
     def total(self, tree: Tree) -> Tree:
         """Sums over the devices."""
@@ -76,20 +75,25 @@ class Sharding:
         pairs = zip(parts, leaves, strict=True)
         return jax.tree.unflatten(structure, [part.astype(leaf.dtype).reshape(leaf.shape) for part, leaf in pairs])
 
-    def scatter(self, votes: Parameters, energy: Array) -> tuple[Parameters, Array]:
-        """The sums over the devices of this device's slice of each parameter's votes, and of an int32 scalar."""
+    def scatter(self, votes: Parameters, words: Tree) -> tuple[Parameters, Tree]:
+        """The sums over the devices of this device's slice of each parameter's votes, and of a tree of int32."""
         if self.mesh is None:
-            return votes, energy
+            return votes, words
         rows = [self._rows(name, vote) for name, vote in votes.items()]
-        joined = jnp.concatenate([*rows, jnp.full((self.count, 1), energy)], axis=1)
+        leaves, structure = jax.tree.flatten(words)
+        others = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
+        joined = jnp.concatenate([*rows, jnp.broadcast_to(others, (self.count, others.size))], axis=1)
         found = jax.lax.psum_scatter(joined, AXIS)
-        return self._parts(votes, found[:-1]), found[-1]
+        sums = jax.lax.split(found[found.size - others.size :], [leaf.size for leaf in leaves])
+        sums = [part.reshape(leaf.shape) for part, leaf in zip(sums, leaves, strict=True)]
+        return self._parts(votes, found[: found.size - others.size]), jax.tree.unflatten(structure, sums)
 
     def own(self, parameters: Parameters) -> Parameters:
-        """This device's slice of each parameter."""
+        """This device's slice of each parameter; a scalar in a parameter's place stays."""
         if self.mesh is None:
             return parameters
-        return {name: self._rows(name, value)[jax.lax.axis_index(AXIS)] for name, value in parameters.items()}
+        own = jax.lax.axis_index(AXIS)
+        return {n: self._rows(n, value)[own] if value.ndim else value for n, value in parameters.items()}
 
     def gather(self, slices: Parameters, words: Array) -> tuple[Parameters, Array]:
         """Each parameter whole, of the devices' slices; and each device's words, int32 [devices, words]."""
@@ -131,12 +135,16 @@ class Sharding:
         padded = np.pad(array, [(0, self.padding)] + [(0, 0)] * (array.ndim - 1))
         return jax.make_array_from_process_local_data(NamedSharding(self.mesh, DIVIDED), padded)
 
-    def put_pairs(self, array: Array) -> Array:
-        """[pairs, ...] divided."""
+    def put_units(self, tree: Tree) -> Tree:
+        """[units, ...] divided."""
         if self.mesh is None:
-            return array
-        padding = self.own_pairs * self.count - self.pairs
-        return self._put(DIVIDED, np.pad(np.asarray(array), [(0, padding)] + [(0, 0)] * (array.ndim - 1)))
+            return tree
+        padding = self.own_units * self.count - self.units
+
+        def put(array: Any) -> Array:
+            return self._put(DIVIDED, np.pad(np.asarray(array), [(0, padding)] + [(0, 0)] * (array.ndim - 1)))
+
+        return jax.tree.map(put, tree)
 
     def put_slices(self, state: Tree) -> Tree:
         """An optimizer's state, in which dictionaries hold something for each parameter, divided into slices."""
@@ -149,17 +157,9 @@ class Sharding:
 
         return _map_parameters(put, state)
 
-    def put_words(self, words: Sequence[int]) -> Array:
-        """This process's words for each of its devices: int32 [devices, words], divided."""
-        own = np.array(words, np.int32)[None]
-        if self.mesh is None:
-            return jnp.asarray(own)
-        own = np.tile(own, (len(self.mesh.local_devices), 1))
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, DIVIDED), own)
-
-    def take_pairs(self, array: Array) -> Any:
-        """The reverse of `put_pairs`, for each process."""
-        return array if self.mesh is None else _everywhere(array)[: self.pairs]
+    def take_units(self, tree: Tree) -> Tree:
+        """The reverse of `put_units`, for each process."""
+        return tree if self.mesh is None else jax.tree.map(lambda array: _everywhere(array)[: self.units], tree)
 
     def take_slices(self, state: Tree) -> Tree:
         """The reverse of `put_slices`, for each process."""

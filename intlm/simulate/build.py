@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from intlm.errors import IntlmError, MissingPackage
+from intlm.errors import ConfigError, IntlmError, MissingPackage
 
 CALLED = ("intlm_step", "intlm_loss", "intlm_draw", "intlm_text_loss")
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
@@ -20,7 +20,11 @@ class BuildError(IntlmError):
 
 def host(work: Path) -> Path:
     """A shared library by the system's C compiler, $CC first."""
-    compiler = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise ConfigError(f"the environment: CC = {os.environ['CC']}: {error}") from None
+    compiler = named or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
     if not compiler or not shutil.which(compiler[0]):
         raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's like of it")
     made = work / "model.so"
@@ -49,11 +53,13 @@ def wasm(work: Path) -> Path:
 def _zig(target: str) -> list[str]:
     if importlib.util.find_spec("ziglang") is None:
         raise MissingPackage("ziglang", f"compiling for {target}")
-    return [sys.executable, "-m", "ziglang", "cc"]
+    return [sys.executable, "-P", "-m", "ziglang", "cc"]
 
 
 def _compile(command: list[str], work: Path, made: Path) -> None:
     files = [str(work / name) for name in ("intlm.c", "weights.c", "layout.c")]
-    found = subprocess.run([*command, *WARNINGS, *files, "-o", str(made)], capture_output=True, text=True)
+    found = subprocess.run(
+        [*command, *WARNINGS, *files, "-o", str(made)], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if found.returncode:
         raise BuildError(f"{' '.join(command[:4])} …: {found.stderr.strip()[-600:]}")

@@ -182,7 +182,7 @@ def ask_zigzag(hardware: Hardware, machine: dict[str, Any], product: Product, st
     with tempfile.TemporaryDirectory(prefix="intlm-") as work:
         files = {"accelerator": machine, "mapping": [mapping]}
         for name, value in files.items():
-            Path(work, f"{name}.yaml").write_text(json.dumps(value))  # JSON is YAML
+            Path(work, f"{name}.yaml").write_text(json.dumps(value), "utf-8")  # JSON is YAML
         stages: list[Any] = [
             WorkloadParserStage,
             AcceleratorParserStage,

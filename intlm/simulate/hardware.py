@@ -6,12 +6,12 @@ mistake is a `ConfigError` that names the file, the key, the value and what was 
 
 import dataclasses
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from intlm.config import shown
 from intlm.errors import ConfigError
+from intlm.schema import read_toml
 from intlm.simulate.accumulator import NARROWEST, OVERFLOWS
 
 
@@ -81,12 +81,7 @@ KEYS: dict[str, dataclasses.Field[Any]] = {
 
 def load(path: Path) -> Hardware:
     """The description in a TOML file. Raises ConfigError."""
-    try:
-        tables = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    tables = read_toml(path)
     given: dict[str, Any] = {}
     for name, value in tables.items():
         if name not in SECTIONS:

@@ -88,7 +88,7 @@ class _Compiled(Machine):
         super().__init__(model)
         self.layout = Layout(self.architecture)
         c.write_library(model, work)
-        (work / "layout.c").write_text(self.layout.check())
+        (work / "layout.c").write_text(self.layout.check(), "utf-8")
         self.buffers = self.layout.bytes - self.layout.state
 
     @abstractmethod

@@ -27,7 +27,8 @@ class Log:
     def __init__(self, directory: Path, config: Config) -> None:
         path = directory / "metrics.jsonl"
         with ExitStack() as stack:
-            self._trackers: list[Tracker] = [stack.enter_context(metrics.MetricsWriter(path))]
+            self._metrics = stack.enter_context(metrics.MetricsWriter(path))
+            self._trackers: list[Tracker] = [self._metrics]
             lines = metrics.read(path)
             self._trackers.append(stack.enter_context(closing(TensorBoard(directory, lines))))
             for name in config.train.services:
@@ -38,6 +39,10 @@ class Log:
         """Give a line to each."""
         for tracker in self._trackers:
             tracker.write(line)
+
+    def sync(self) -> None:
+        """See that what was told is on the disk."""
+        self._metrics.sync()
 
     def __enter__(self) -> "Log":
         return self

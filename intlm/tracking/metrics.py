@@ -1,4 +1,4 @@
-"""The metrics file of a run: JSON Lines, one object a line, each with an integer `update`.
+"""The metrics file of a run: JSON Lines, one object a line, line n being that of update n.
 
 - A line is written whole and flushed before the next update: a run killed at any moment leaves at most its
   last line torn.
@@ -9,11 +9,30 @@ import json
 import operator
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from intlm.errors import RunError, writing
+from intlm.schema import Amount, Count, Positive, convert, parse_json
+
+
+class Line(msgspec.Struct):
+    """What every line has, and what is read by its name where a line has it; whatever else is there is shown only."""
+
+    update: Positive
+    tokens_evaluated: Count
+    tokens_read: Count
+    seconds: Amount
+    train_bits_per_byte: Amount
+    valid_bits_per_byte: Amount | msgspec.UnsetType = msgspec.UNSET
+    sample: str | msgspec.UnsetType = msgspec.UNSET
+
+
+Values = dict[str, Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float | str]
 
 
 class MetricsWriter:
@@ -29,6 +48,11 @@ class MetricsWriter:
         with writing(self._path):
             self._file.write(text.encode() + b"\n")
             self._file.flush()
+
+    def sync(self) -> None:
+        """See that all lines are on the disk."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with writing(self._path):
@@ -73,20 +97,14 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         *lines, last = path.read_bytes().split(b"\n")
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        record = _parsed(line)
-        if record is None:
-            raise RunError(f"{path}: line {number}: damaged: expected a JSON object with an integer update")
-        yield line, record
     # Without its newline a line is torn, unless only that is missing: no part of an object is an object.
-    record = _parsed(last)
-    if record is not None:
-        yield last, record
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and type(record.get("update")) is int else None
+    with suppress(ValueError, RecursionError):
+        json.loads(last)
+        lines.append(last)
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}: line {number}"
+        record = parse_json(line, Values, place, RunError)
+        convert(record, Line, place, RunError)
+        if record["update"] != number:
+            raise RunError(f"{place}: damaged: of update {record['update']}, expected {number}: lines are missing")
+        yield line, record

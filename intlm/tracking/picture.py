@@ -7,12 +7,11 @@ backend or figure is touched.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intlm.errors import writing
+from intlm.errors import replacing
 from intlm.tracking.table import human
 
 if TYPE_CHECKING:
@@ -325,10 +324,8 @@ def loss_by_position(
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -3,12 +3,15 @@
 - It gives bits per byte ("bpb") and fits 80 columns.
 - On a terminal it is a tqdm bar on stderr; elsewhere (a log file, CI) plain lines, one every ten seconds.
 - Text that appears while training goes through `Progress.write`, to stdout, above the bar.
+- Output that cannot be written (`intlm train CONFIG | head`) sets `unread`: the run is to save and stop.
 """
 
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +26,10 @@ VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Progress:
-    """Shows a run of `total` updates, of which `initial` were done before it started. A context manager."""
+    """Shows a run of `total` updates, of which `initial` were done before it started. A context manager.
+
+    unread: whether stdout or stderr could not be written, because what read it has gone or its disk is full.
+    """
 
     def __init__(self, total: int, initial: int = 0) -> None:
         self._total = total
@@ -34,6 +40,7 @@ class Progress:
         self._printed_at = -float("inf")
         self._pending = False
         self._bar: tqdm[Any] | None = None
+        self.unread = False
         if sys.stderr.isatty():
             try:
                 measured = os.get_terminal_size(sys.stderr.fileno()).columns > 0
@@ -61,8 +68,9 @@ class Progress:
         self._latest.update((name, value) for name, value in fields.items() if value is not None)
         advance, self._update = update - self._update, update
         if self._bar is not None:
-            self._bar.set_postfix_str(self._state(), refresh=False)
-            self._bar.update(advance)
+            with self._writing():
+                self._bar.set_postfix_str(self._state(), refresh=False)
+                self._bar.update(advance)
             return
         self._pending = True
         if time.monotonic() - self._printed_at >= PLAIN_SECONDS:
@@ -72,14 +80,16 @@ class Progress:
         """Print `text` to stdout, above the bar; control characters but newline and tab are made visible."""
         encoding = sys.stdout.encoding or "utf-8"
         text = text.translate(VISIBLE).encode(encoding, "replace").decode(encoding)
-        tqdm.write(text)
-        sys.stdout.flush()
+        with self._writing():
+            tqdm.write(text)
+            sys.stdout.flush()
 
     def close(self) -> None:
         """Show the last state and leave it on its line. A second call does nothing."""
         if self._bar is not None:
-            self._bar.refresh()
-            self._bar.close()
+            with self._writing():
+                self._bar.refresh()
+                self._bar.close()
             self._bar = None
         elif self._pending:
             self._print()
@@ -118,4 +128,12 @@ class Progress:
         left = tqdm.format_interval(elapsed / done * (self._total - self._update)) if done else "?"
         state = self._state()
         line = f"update {self._update}/{self._total}, {left} left" + (f", {state}" if state else "")
-        print(line, file=sys.stderr, flush=True)
+        with self._writing():
+            print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.unread = True

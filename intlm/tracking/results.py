@@ -3,7 +3,7 @@
 study, variant, seed     which run of which sweep
 keys                     what the sweep set anew: dotted key -> value
 text                     the name of the training text
-numerics                 the numerics version
+numerics                 the training version of the arithmetic
 bits_per_byte            held-out, at the end
 curve                    [update, tokens evaluated, seconds of training, held-out bits per byte], one a measurement
 parameters, read         int8 parameters; tokens of the text read at each measurement (lines of older sweeps lack both)
@@ -12,14 +12,29 @@ parameters, read         int8 parameters; tokens of the text read at each measur
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from intlm.errors import DataError, writing
+from intlm.schema import Amount, Count, parse_json
 from intlm.tracking.picture import Curve, Point
 from intlm.tracking.table import duration, format_table, human
 
 Line = Mapping[str, Any]
-_NEEDED = {"study": str, "variant": str, "seed": int, "keys": dict, "text": str, "bits_per_byte": float, "curve": list}
+
+
+class _Line(msgspec.Struct):
+    study: str
+    variant: str
+    seed: Count
+    keys: dict[str, int | float | str]
+    text: str
+    bits_per_byte: Amount
+    curve: Annotated[list[tuple[Count, Count, Amount, Amount]], msgspec.Meta(min_length=1)]
+    numerics: int | None = None
+    parameters: Count | None = None
+    read: list[Count] | None = None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -29,16 +44,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     found = []
     lines = path.read_bytes()
     for number, text in enumerate(lines[: lines.rfind(b"\n") + 1].splitlines(), start=1):  # a torn last one is none
-        try:
-            line = json.loads(text)
-            whole = all(isinstance(line[name], kind) for name, kind in _NEEDED.items()) and all(
-                len(point) == 4 and all(isinstance(value, int | float) for value in point) for point in line["curve"]
-            )
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole or not line["curve"]:
-            raise DataError(f"{path}: line {number}: damaged: expected the result of a run, as `intlm sweep` writes it")
-        found.append(line)
+        place, hint = f"{path}: line {number}", ": expected the result of a run, as `intlm sweep` writes it"
+        line = parse_json(text, _Line, place, DataError, hint)
+        if line.read and len(line.read) != len(line.curve):
+            raise DataError(f"{place}: damaged: read: expected {len(line.curve)} numbers, as many as curve has")
+        found.append(parse_json(text, dict[str, Any], place))
     return found
 
 

@@ -4,20 +4,21 @@ The run's directory keeps the identity under which the service knows the run, an
 resumed run is the same there, and what it computes again, the same numbers, is not told twice.
 """
 
-import dataclasses
 import importlib
 import importlib.util
-import json
 import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from intlm.config import Config
+import msgspec
+
+from intlm.config import Config, tables
 from intlm.errors import MissingPackage, RunError
+from intlm.schema import Count, read_json
 
 PROJECT = "intlm"  # unless the service's own environment variable names another
 
@@ -33,6 +34,13 @@ def check_installed(config: Config) -> None:
             raise MissingPackage(name, f'train.trackers = "{config.train.trackers}"', "pip install 'intlm[trackers]'")
 
 
+class _Known(msgspec.Struct):
+    """What the run keeps of a service: its identity there, a part of file names, and the last update told."""
+
+    id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]
+    sent: Count = 0
+
+
 class Service:
     """Tells the service `name` ("wandb" or "trackio") of a run, of the lines that it has already as well.
 
@@ -43,20 +51,16 @@ class Service:
         module = importlib.import_module(name)  # slow
         self._name, self._failed = name, False
         self._path = directory / f"{name}.json"
-        self._known: dict[str, Any] = {"id": secrets.token_hex(4), "sent": 0}
+        self._known = _Known(secrets.token_hex(4))
         if self._path.exists():
-            try:
-                known = json.loads(self._path.read_bytes())
-                self._known = {"id": str(known["id"]), "sent": int(known["sent"])}
-            except (ValueError, TypeError, LookupError):
-                raise RunError(f"{self._path}: damaged: delete it, and the run is a new one for {name}") from None
-        identity = self._known["id"]
+            self._known = read_json(self._path, _Known, RunError, f": delete it, and the run is a new one for {name}")
+        identity = self._known.id
         title = directory.absolute().name
         # trackio knows a run by its name alone.
         own = {"id": identity, "name": title, "dir": directory} if name == "wandb" else {"name": f"{title}-{identity}"}
         project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
         try:
-            self._run = module.init(project=project, config=dataclasses.asdict(config), resume="allow", **own)
+            self._run = module.init(project=project, config=tables(config), resume="allow", **own)
         except Exception as error:  # each has many kinds of its own
             raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
         self._note()
@@ -65,7 +69,7 @@ class Service:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Tell of a metrics line, unless an earlier part of the run did. A service that fails does not stop the run."""
-        if self._failed or line["update"] <= self._known["sent"]:
+        if self._failed or line["update"] <= self._known.sent:
             return
         try:
             self._run.log({name: value for name, value in line.items() if name != "update"}, step=line["update"])
@@ -76,7 +80,7 @@ class Service:
                 f"intlm: {what}: the run goes on without it, and tells it the rest when it is resumed", file=sys.stderr
             )
             return
-        self._known["sent"] = line["update"]
+        self._known.sent = line["update"]
         self._note()
 
     def close(self) -> None:
@@ -85,5 +89,5 @@ class Service:
 
     def _note(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}")
-        temporary.write_text(json.dumps(self._known))
+        temporary.write_bytes(msgspec.json.encode(self._known))
         os.replace(temporary, self._path)

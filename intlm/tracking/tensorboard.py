@@ -28,10 +28,13 @@ class TensorBoard:
         self._directory = directory
         self._file: BinaryIO | None = None
         update = lines[-1]["update"] if lines else 0
+        self._newest = 0.0  # time of an event
         kept = max((self._cut(path, update) for path in sorted(directory.glob("events.out.tfevents.*"))), default=0)
+        # Files are read in the order of their names, which are times: the clock may have been set back.
+        self._behind = max(0.0, self._newest + 1e-5 - time.time())
         for line in lines:
             if line["update"] > kept:
-                self.write(line, time.time() - (lines[-1]["seconds"] - line["seconds"]))
+                self.write(line, self._now() - (lines[-1]["seconds"] - line["seconds"]))
 
     def write(self, line: Mapping[str, Any], wall_time: float | None = None) -> None:
         """Append a metrics line. wall_time: when it was made, in seconds since 1970; None: now."""
@@ -42,7 +45,7 @@ class TensorBoard:
                 values += self._text(name, "\n".join(f"    {row}" for row in value.split("\n"))).value
             elif name != "update":
                 values.append(self._summary.Value(tag=name, simple_value=float(value)))
-        wall_time = time.time() if wall_time is None else wall_time
+        wall_time = self._now() if wall_time is None else wall_time
         if self._file is None:
             self._open(line["update"])
         self._append(wall_time=wall_time, step=line["update"], summary=self._summary(value=values))
@@ -51,10 +54,15 @@ class TensorBoard:
         if self._file is not None:
             self._file.close()
 
+    def _now(self) -> float:
+        """The time in seconds since 1970, never less than that of an event before."""
+        self._newest = max(self._newest, time.time() + self._behind)
+        return self._newest
+
     def _open(self, update: int) -> None:
         """Begin a file, whose first line is that of `update`."""
-        now = time.time()
-        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"  # files are read in the order of their names
+        now = self._now()
+        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
         self._file = open(self._directory / name, "xb")  # noqa: SIM115 (open for the length of a run)
         self._append(wall_time=now, file_version="brain.Event:2")
         # A TensorBoard that shows the run now has read what was cut off: this makes it forget.
@@ -87,6 +95,7 @@ class TensorBoard:
                 break
             if event.step > update:
                 break
+            self._newest = max(self._newest, event.wall_time)
             end, last = after, event.step if event.HasField("summary") else last
         if not last:
             path.unlink()

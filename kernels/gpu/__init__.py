@@ -27,7 +27,7 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import Tables, tables
-from intlm.eggroll.perturbation import INPUT_PRODUCT_LIMIT, Perturbation
+from intlm.estimators.member import INPUT_PRODUCT_LIMIT, Perturbation
 
 WHOLE = 256  # a row of up to so many values is one operand; a longer one is taken BLOCK by BLOCK
 BLOCK = 128

@@ -21,7 +21,7 @@ from intlm.arithmetic.fixed_point import (
     rounding_shift,
     saturate8,
 )
-from intlm.eggroll.perturbation import Factors
+from intlm.estimators.member import Factors
 from intlm.model import SEPARATOR
 from intlm.model.parameters import Architecture
 from intlm.population.kernels import (

@@ -10,26 +10,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import oracle
 import pytest
+import tiny
 from test_engines import ENGINES
 
-from intlm.arithmetic.fixed_point import rank_multiplier, rounding_shift, saturate8
+from intlm.arithmetic.fixed_point import (
+    activation_rescale,
+    logit_rescale,
+    rank_multiplier,
+    rounding_shift,
+    saturate8,
+)
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
-from intlm.config import EggrollConfig
-from intlm.eggroll import fitness, threshold
-from intlm.eggroll.perturbation import Factors, Perturbation, parameter_noise, votes
+from intlm.data.shards import Corpus, CorpusWriter, Split
+from intlm.data.streams import MixedStreams
+from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.fitness import FITNESS
 from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
 from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
 from intlm.model.sampling import sample
-from intlm.population import Problem, make_engine, native
-from intlm.update import TrainState, make_optimizer
-from intlm.version import NUMERICS_VERSION
+from intlm.optimizers import OPTIMIZERS
+from intlm.optimizers.threshold import Threshold
+from intlm.population import Population, make_engine, native
+from intlm.update import TrainState
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-FILES = GOLDEN / f"v{NUMERICS_VERSION}"
+VERSIONS = {"inference": INFERENCE_VERSION, "training": TRAINING_VERSION}
 Case = dict[str, Any]
 
 
@@ -45,10 +57,15 @@ def load_make() -> ModuleType:
 make = load_make()
 
 
+def path_of(stage: str) -> Path:
+    """A stage's file: in the folder of the version that its part of the arithmetic has."""
+    return GOLDEN / f"v{VERSIONS[make.part_of(stage)]}" / f"{stage}.json"
+
+
 def cases(stage: str) -> list[Case]:
     """Those of a file."""
-    content = json.loads((FILES / f"{stage}.json").read_text(encoding="utf-8"))
-    assert content["numerics_version"] == NUMERICS_VERSION and content["stage"] == stage and content["cases"]
+    content = json.loads(path_of(stage).read_text(encoding="utf-8"))
+    assert content["numerics_version"] == VERSIONS[content["part"]] and content["stage"] == stage and content["cases"]
     return content["cases"]
 
 
@@ -83,12 +100,30 @@ def assert_parameters(found: Parameters, named: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stage", make.STAGES, ids=lambda stage: stage.__name__)
 def test_the_oracle_makes_the_files(stage: Any) -> None:
-    assert (FILES / f"{stage.__name__}.json").read_bytes() == make.render(stage).encode()
+    assert path_of(stage.__name__).read_bytes() == make.render(stage).encode()
 
 
 def test_there_are_no_other_files() -> None:
-    assert {path.stem for path in FILES.iterdir()} == {stage.__name__ for stage in make.STAGES}
-    assert sum(path.stat().st_size for path in FILES.iterdir()) < 200_000
+    files = {path_of(stage.__name__) for stage in make.STAGES}
+    assert files == set(GOLDEN.glob("v*/*"))
+    assert sum(path.stat().st_size for path in files) < 300_000
+
+
+def test_the_schema_describes_every_file() -> None:
+    """And notices a key that is missing, one too many, and a value of another type."""
+    schema = json.loads((GOLDEN / "schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    for stage in make.STAGES:
+        content = json.loads(path_of(stage.__name__).read_text(encoding="utf-8"))
+        assert valid(content), stage.__name__
+        case = content["cases"][0]
+        for name in case if stage is not make.update else ():  # it is long
+            fewer = {key: value for key, value in case.items() if key != name}
+            assert not valid(content | {"cases": [fewer]}) or name in ("token", "x", "positions", "before"), name
+            assert not valid(content | {"cases": [case | {name: None}]}), name
+        assert not valid(content | {"cases": [case | {"more": 0}]}) and not valid(content | {"cases": []})
+        assert not valid(content | {"part": "training" if content["part"] == "inference" else "inference"})
 
 
 def test_random_bits() -> None:
@@ -102,6 +137,14 @@ def test_random_bits() -> None:
             assert np.asarray(found).tobytes().hex() == case["bytes"]
 
 
+def test_rescale() -> None:
+    rules = {"act": activation_rescale, "act3": partial(activation_rescale, extra_shift=3), "logit": logit_rescale}
+    for case in cases("rescale"):
+        rule = rules[case["kind"]](case["fan_in"])
+        assert rule == (case["shift"], case["multiplier"])
+        assert rule(np.array(case["x"], np.int32)).tolist() == case["y"]
+
+
 def drawn(case: Case, pairs: list[int]) -> tuple[Specification, Factors | jax.Array]:
     """A case's parameter and its noise for some pairs."""
     size = tuple(case["shape"])
@@ -109,7 +152,7 @@ def drawn(case: Case, pairs: list[int]) -> tuple[Specification, Factors | jax.Ar
     perturbation = Perturbation(int(case["seed"]), case["rank"], 4, case["noise_reuse"])
     epoch = perturbation.epoch(jnp.uint32(case["update"]))
     assert int(epoch) == case.get("epoch", int(epoch))
-    compiled = jax.jit(parameter_noise, static_argnums=(0, 2))
+    compiled = jax.jit(parameter_noise, static_argnums=(0, 2), compiler_options=tiny.quick_options())
     number = jnp.uint32(case["parameter"])
     return described, compiled(described, number, perturbation, epoch, jnp.array(pairs, jnp.uint32))
 
@@ -122,6 +165,49 @@ def test_noise(case: Case) -> None:
         assert rank_multiplier(case["rank"]) == case["c_r"]
     else:
         assert found[0].tolist() == case["z"]
+
+
+@pytest.mark.parametrize("case", numbered("perturbation"))
+def test_perturbation(case: Case) -> None:
+    _, noise = drawn(case, [case["pair"]])
+    perturbation = Perturbation(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
+    name = "w" if "token" not in case else "embedding"
+
+    @partial(jax.jit, compiler_options=tiny.quick_options())
+    def read(weights: jax.Array, noise: Any) -> jax.Array:
+        member = PerturbedWeights(Layered({name: weights}, {}), Layered({name: noise}, {}), perturbation)
+        if "token" in case:
+            return member.embed(jnp.full((1, 2), case["token"]))
+        if "x" in case:
+            return member.multiply(name, jnp.array([[case["x"]] * 2], jnp.int8))
+        return member.vector(name)
+
+    assert read(jnp.array(case["weights"], jnp.int8), noise)[0].tolist() == case["read"]
+
+
+def corpus_of(ring: list[int], vocabulary: int, directory: Path) -> Split:
+    """A corpus whose training split is this ring of tokens."""
+    tokenizer = AlphabetTokenizer(bytes(range(vocabulary - 2)))
+    assert ring[0] == 0 and 1 not in ring and tokenizer.vocab_size == vocabulary
+    with CorpusWriter(directory, tokenizer, 5) as writer:
+        for i, token in enumerate(ring):
+            if token == 0:
+                end = next((j for j in range(i + 1, len(ring)) if ring[j] == 0), len(ring))
+                writer.write("train", bytes(other - 2 for other in ring[i + 1 : end]), True)
+        writer.finish({})
+    split = Corpus.open(directory).split("train")
+    assert split.read(0, split.tokens).tolist() == ring
+    return split
+
+
+@pytest.mark.parametrize("case", numbered("texts"))
+def test_texts(case: Case, tmp_path: Path) -> None:
+    parts = enumerate(case["mixture"])
+    mixture = [(p["share"], corpus_of(p["ring"], case["vocabulary"], tmp_path / str(i))) for i, p in parts]
+    count = len(case["targets"][0][0])
+    streams = MixedStreams(mixture, case["texts"], case["tokens_per_update"], count)
+    batch = streams.batch(case["update"])
+    assert batch.tokens.tolist() == case["tokens"] and batch.targets.tolist() == case["targets"]
 
 
 def test_first_values() -> None:
@@ -160,17 +246,18 @@ def test_layer(case: Case) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", numbered("logits"))
 def test_logits(engine: str, case: Case, bridge: Any) -> None:
-    problem = bridge.problem(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
-    assert problem.architecture == architecture(case)
+    population = bridge.population(oracle.Shape(**case["model"]), oracle.Noise(0, 1, 4), 1)
+    assert population.architecture == architecture(case)
     tokens, states = jnp.array([case["tokens"]], jnp.uint16), jnp.array([case["states"]], jnp.int8)
-    made = make_engine(engine, problem)
+    made = make_engine(engine, population)
     prepared = jax.jit(made.prepare)(parameters(case["parameters"]))
     found, after = jax.jit(made.infer)(prepared, tokens, states)
     assert found[0].tolist() == case["logits"] and after[0].tolist() == case["states_after"]
 
 
 def test_loss() -> None:
-    compiled_log_sum_exp2, compiled_loss = jax.jit(log_sum_exp2), jax.jit(loss)
+    quickly = partial(jax.jit, compiler_options=tiny.quick_options())
+    compiled_log_sum_exp2, compiled_loss = quickly(log_sum_exp2), quickly(loss)
     for case in cases("loss"):
         row = jnp.array(case["logits"], jnp.int32)
         assert int(compiled_log_sum_exp2(row)) == case["log_sum_exp2"]
@@ -178,12 +265,13 @@ def test_loss() -> None:
 
 
 def test_fitness() -> None:
-    compiled = jax.jit(fitness.shape, static_argnums=(0, 2))
     for case in cases("fitness"):
         losses = jnp.array(case["losses"], jnp.int32).reshape(-1, 2)
-        assert fitness.fitness_maximum(losses.shape[0], case["rank"]) == case["D"]
+        assert FITNESS["normalised"]().largest(losses.shape[0], case["rank"]) == case["D"]
         for kind in ("sign", "normalised"):
-            assert compiled(kind, losses, case["rank"]).tolist() == case[kind]
+            shaping = FITNESS[kind]()
+            found = shaping.shape(losses, case["rank"], losses.shape[0], shaping.totals(losses))
+            assert found.tolist() == case[kind]
 
 
 @pytest.mark.parametrize("case", numbered("votes"))
@@ -199,16 +287,17 @@ def test_votes(case: Case) -> None:
 def test_update(engine: str, case: Case, bridge: Any) -> None:
     setting = oracle.Noise(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
     pairs, kind = case["pairs"], case["fitness_kind"]
-    problem = bridge.problem(oracle.Shape(**case["model"]), setting, pairs, case["group_size"], kind, chunk_size=4)
-    run = bridge.update(engine, problem, kind)
+    shape, group_size = oracle.Shape(**case["model"]), case["group_size"]
+    population = bridge.population(shape, setting, pairs, group_size, kind, chunk_size=4)
+    run = bridge.update(engine, population)
     weights = parameters(case["parameters"])
-    state = TrainState(weights, threshold.init(weights), zero_states((pairs, 2), problem.architecture))
+    state = TrainState(weights, (), zero_states((pairs, 2), population.architecture))
     for step in case["updates"]:
         number, quantile = step["update"], step["quantile"]
-        assert threshold.quantile(case["alpha"], case["decay_updates"], number) == quantile
+        assert Threshold(alpha=case["alpha"], decay_updates=case["decay_updates"]).setting(number) == quantile
         batch = (jnp.array(step[name], jnp.uint16) for name in ("tokens", "targets"))
-        state, report, scores, found = run(state, *batch, jnp.uint32(number), jnp.int32(quantile))
-        assert report.losses.ravel().tolist() == step["losses"]
+        state, report, scores, found = run(state, tuple(batch), jnp.uint32(number), jnp.int32(quantile))
+        assert report.seen.ravel().tolist() == step["losses"]
         states = np.array(step["states_after"])
         np.testing.assert_array_equal(state.members.reshape(states.shape), states)
         assert scores.tolist() == step["fitness"]
@@ -218,20 +307,25 @@ def test_update(engine: str, case: Case, bridge: Any) -> None:
 
 @pytest.mark.parametrize("case", numbered("optimizers"))
 def test_optimizers(case: Case) -> None:
-    settings = {name: case[name] for name in EggrollConfig.__dataclass_fields__ if name in case}
-    optimizer = make_optimizer(EggrollConfig(**settings))
+    name = "sgd" if case["optimizer"] == "momentum" and not case["momentum"] else case["optimizer"]
+    made = OPTIMIZERS[name]
+    optimizer = made(**{field: case[field] for field in made.__dataclass_fields__ if field in case})  # type: ignore[attr-defined]
     weights = {"w": jnp.array(case["weights"], jnp.int8)}
-    described = [Specification("w", weights["w"].shape, Kind.MATRIX if weights["w"].ndim == 2 else Kind.BIAS)]
-    compiled = jax.jit(partial(optimizer.update, described), static_argnums=4)
+    described = Specification("w", weights["w"].shape, Kind.MATRIX if weights["w"].ndim == 2 else Kind.BIAS)
+    estimator = Member(rank=case["rank"])
+    compiled = jax.jit(partial(optimizer.update, {"w": described.kind}))
     state = optimizer.init(weights)
+    if "before" in case:
+        state = state._replace(**{name: {"w": jnp.array(leaf, jnp.int32)} for name, leaf in case["before"].items()})
     for step in case["updates"]:
-        assert optimizer.setting(step["update"]) == step["s"]
-        energy = fitness.energy(jnp.array(step["fitness"], jnp.int8))
+        setting = step["quantile" if case["optimizer"] == "threshold" else "s"]
+        assert optimizer.setting(step["update"]) == setting
+        energy = jnp.sum(jnp.square(jnp.array(step["fitness"], jnp.int32)))
         votes = {"w": jnp.array(step["votes"], jnp.int32)}
-        weights, state = compiled(weights, votes, state, energy, case["rank"], jnp.int32(step["s"]))
-        assert {name: leaf["w"].tolist() for name, leaf in state._asdict().items()} == {
-            name: step[name] for name in ("master", "mean", "square") if name in step
-        }
+        deviations = estimator.deviations(None, [described], energy)  # type: ignore[arg-type]
+        weights, state = compiled(weights, votes, state, deviations, jnp.int32(setting))
+        fields = state._asdict() if state else {}  # of sgd the master alone: a mean over one update is the vote
+        assert {field: leaf["w"].tolist() for field, leaf in fields.items()} == {field: step[field] for field in fields}
         assert weights["w"].tolist() == step["weights_after"]
 
 
@@ -239,9 +333,9 @@ def draws(vocabulary: int) -> list[Callable[..., Any]]:
     """What draws a token: the reference, and the native engine where there is one."""
     if not native.available():
         return [sample]
-    problem = Problem(Architecture(vocabulary, 8, 1, 8, "clip"), Perturbation(0, 1, 4, 1), 1, 1, 1)
-    engine = make_engine("native", problem)
-    prepared = engine.prepare(initialise(problem.architecture, 0))
+    population = Population(Architecture(vocabulary, 8, 1, 8, "clip"))
+    engine = make_engine("native", population)
+    prepared = engine.prepare(initialise(population.architecture, 0))
 
     def draw(logits: Any, key: Any, position: Any, inverse: Any, top_k: int) -> Any:
         states = jnp.zeros((1, 8), jnp.int8)
@@ -255,7 +349,8 @@ def test_sampling() -> None:
         key = jnp.array(seed_key(int(case["seed"]), Domain.SAMPLING), jnp.uint32)
         row, v = jnp.array(case["logits"], jnp.int16), jnp.int32(case["v"])
         for draw in draws(len(row)):
-            found = [int(draw(row, key, jnp.uint32(i), v, case["k"])) for i in range(len(case["tokens"]))]
+            positions = case.get("positions", range(len(case["tokens"])))
+            found = [int(draw(row, key, jnp.uint32(i), v, case["k"])) for i in positions]
             assert found == case["tokens"]
 
 

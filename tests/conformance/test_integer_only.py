@@ -12,13 +12,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
-from intlm.config import EggrollConfig
 from intlm.estimators import token
 from intlm.model.forward import zero_states
 from intlm.model.parameters import initialise
 from intlm.model.sampling import sample
+from intlm.optimizers import Optimizer
+from intlm.optimizers.adam import Adam
+from intlm.optimizers.momentum import Momentum
+from intlm.optimizers.sgd import Sgd
+from intlm.optimizers.threshold import Threshold
 from intlm.population import make_engine
-from intlm.update import initial_state, make_optimizer, make_update_step
+from intlm.update import initial_state, make_update_step
 
 INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
 
@@ -62,30 +66,32 @@ def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("nonlinearity", "fitness", "rank", "name", "targets"),
+    ("nonlinearity", "fitness", "rank", "optimizer", "targets"),
     [
-        ("clip", "sign", 1, "threshold", 1),
-        ("table", "normalised", 3, "adam", 4),
-        ("clip", "normalised", 1, "momentum", 2),
+        ("clip", "sign", 1, Threshold(), 1),
+        ("table", "normalised", 3, Adam(momentum=3, weight_decay=7), 4),
+        ("clip", "normalised", 1, Momentum(weight_decay=7), 2),
+        ("clip", "normalised", 1, Sgd(weight_decay=7), 2),
     ],
 )
-def test_update(engine: str, nonlinearity: str, fitness: str, rank: int, name: str, targets: int, bridge: Any) -> None:
+def test_update(
+    engine: str, nonlinearity: str, fitness: str, rank: int, optimizer: Optimizer, targets: int, bridge: Any
+) -> None:
     shape = oracle.Shape(300, 8, 24, 2, nonlinearity)
-    problem = bridge.problem(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
-    optimizer = make_optimizer(EggrollConfig(optimizer=name, momentum=3, weight_decay=7))
-    step = make_update_step(problem, make_engine(engine, problem), fitness, optimizer)
-    state = jax.eval_shape(lambda: initial_state(problem, 1, optimizer))
+    population = bridge.population(shape, oracle.Noise(1, rank, 4, 3), 5, 1, fitness, chunk_size=4)
+    step = make_update_step(population, make_engine(engine, population), optimizer)
+    state = jax.eval_shape(lambda: initial_state(population, optimizer))
     batch = (jnp.zeros((5, 4), jnp.uint16), jnp.zeros((5, 4, targets), jnp.uint16))
-    assert not_integers(step, state, *batch, jnp.uint32(0), jnp.int32(0)) == set()
-    assert not_integers(lambda: initial_state(problem, 1, optimizer)) == set()
+    assert not_integers(step, state, batch, jnp.uint32(0), jnp.int32(0)) == set()
+    assert not_integers(lambda: initial_state(population, optimizer)) == set()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("nonlinearity", ["clip", "table"])
 def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
-    problem = bridge.problem(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
-    parameters = jax.eval_shape(lambda: initialise(problem.architecture, 1))
-    made = make_engine(engine, problem)
+    population = bridge.population(oracle.Shape(300, 8, 24, 2, nonlinearity), oracle.Noise(1, 1, 4), 1)
+    parameters = jax.eval_shape(lambda: initialise(population.architecture, 1))
+    made = make_engine(engine, population)
 
     def infer(parameters: Any, tokens: jax.Array, states: jax.Array) -> Any:
         return made.infer(made.prepare(parameters), tokens, states)

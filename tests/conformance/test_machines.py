@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intlm.data.tokenizers import ByteTokenizer
-from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, specifications
-from intlm.population import Problem, make_engine
+from intlm.population import Population, make_engine
 from intlm.run import LanguageModel
 from intlm.simulate import compare
 from intlm.simulate.machines import MACHINES, Machine
@@ -36,7 +35,7 @@ def model_of(architecture: Architecture, widest: int, seed: int = 0) -> Language
         return rng.choice([-widest, widest], shape) if widest else normal
 
     parameters = {s.name: jnp.asarray(draw(s.shape), jnp.int8) for s in specifications(architecture)}
-    engine = make_engine("xla", Problem(architecture, Perturbation(0, 1, 4, 1), 1, 1, 1, 0))
+    engine = make_engine("xla", Population(architecture))
     return LanguageModel(architecture, parameters, ByteTokenizer(), engine)
 
 

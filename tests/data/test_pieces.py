@@ -1,18 +1,26 @@
 """Vocabularies of pieces give back any bytes, and are the same for the same sample."""
 
+import base64
+import hashlib
+import io
 import json
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intlm.data import pieces
+from intlm.cli import main
+from intlm.data import pieces, shards
 from intlm.data.pieces import LETTERS, PieceTokenizer
 from intlm.data.tokenizers import SEPARATOR, identity, tokenizer_from_json
 from intlm.errors import DataError
@@ -155,6 +163,65 @@ def test_a_sample_that_cannot_be_read() -> None:
 def test_what_is_no_model(model: str) -> None:
     with pytest.raises(DataError, match="tokenizer 'bpe'"):
         tokenizer_from_json({"name": "bpe", "model": model})
+
+
+def hostile(**options: Any) -> str:
+    """A model of all the byte letters that SentencePiece makes with other options, in base64."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(**{
+        "sentence_iterator": iter([*LETTERS, "ab", "abba"]), "model_writer": model, "vocab_size": 300,
+        "character_coverage": 1.0, "normalization_rule_name": "identity", "add_dummy_prefix": False, "unk_id": 0,
+        "bos_id": -1, "eos_id": -1, "hard_vocab_limit": False, "minloglevel": 2, **options,
+    })  # fmt: skip
+    return base64.b64encode(model.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"model_type": "word"}, "loses text"), ({"model_type": "bpe", "normalization_rule_name": "nmt_nfkc"}, "")],
+)
+def test_a_model_that_loses_text_passes_no_door(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str], message: str
+) -> None:
+    """As data.tokenizer_file, of a run, of an export, of a corpus whose checksums are right."""
+    tokenizer = {"name": "bpe", "model": hostile(**options)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "text.txt").write_text("some text")
+    config = tmp_path / "config.toml"
+    config.write_text("[data]\ntrain = 'text.txt'\nprepared = 'corpus'\n")
+    given = ["--data.tokenizer_file", str(tmp_path / "tokenizer.json")]
+    run, export = tiny.copied(tmp_path / "run"), tmp_path / "export"
+    assert main(["export", str(run), "--to", "safetensors", "--out", str(export)]) == 0
+    assert main(["prepare", str(config)]) == 0
+    index = json.loads((tmp_path / "corpus" / "index.json").read_bytes())
+    del index["checksum"]
+    index |= {"tokenizer": tokenizer, "dtype": "uint16"}
+    index["tokenizer_identity"] = hashlib.sha256(
+        json.dumps(tokenizer, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+    (tmp_path / "corpus" / "index.json").write_text(json.dumps(index | {"checksum": shards._digest(index)}))
+    for directory in (run, export):
+        (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    capsys.readouterr()
+    for arguments, place in (
+        (["prepare", config, "--data.prepared", tmp_path / "other", *given], "tokenizer.json"),
+        (["prepare", config], "index.json"),
+        (["generate", run], "run/tokenizer.json"),
+        (["evaluate", export, "--text", tmp_path / "text.txt"], "export/tokenizer.json"),
+    ):
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        assert place in said and "tokenizer 'bpe'" in said and message in said and said.count("\n") == 1
+
+
+def test_a_word_that_does_not_come_back_is_refused() -> None:
+    """Even where a model passes the test at its loading: this one, of whole words, knows the word that is tried."""
+    words = iter([*LETTERS, "ab", LETTERS])
+    model = hostile(sentence_iterator=words, model_type="word", max_sentencepiece_length=512)
+    tokenizer = PieceTokenizer.from_base64("bpe", model)
+    assert tokenizer.decode(tokenizer.encode(b"ab")) == b"ab"
+    with pytest.raises(DataError, match=r"loses text: b'Boxes' does not come back"):
+        tokenizer.encode(b"Boxes")
 
 
 def test_tokens_outside_the_vocabulary_are_refused() -> None:

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intlm.config import DataConfig
+from intlm.data import files, sources
 from intlm.data import prepare as module
-from intlm.data import sources
 from intlm.data.prepare import prepare, train_tokenizer
 from intlm.data.shards import PROGRESS, Corpus, scratch
 from intlm.data.sources import Mark, Reader, Source
@@ -45,7 +45,7 @@ def test_the_tail_of_a_single_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str, valid_bytes: int, held: int
 ) -> None:
     """Never more than half of the ten bytes."""
-    monkeypatch.setattr(sources, "CHUNK", 4)
+    monkeypatch.setattr(files, "CHUNK", 4)
     text = b"aab\r\n\x00aaz!"
     (tmp_path / "text").write_bytes(text)
     corpus = run(tmp_path, tokenizer=tokenizer, valid_bytes=valid_bytes)
@@ -222,7 +222,7 @@ def test_a_data_set_with_splits_columns_and_a_filter(tmp_path: Path, form: str) 
     corpus = run(tmp_path, "set", split="validation", max_bytes=1)
     assert documents(corpus, "train") == [b"held"]
     (path,) = (tmp_path / "set" / "data").glob("validation-*")
-    assert documents(run(tmp_path, f"set/data/{path.name}", split="any"), "train") == [b"held", b"out"]
+    assert documents(run(tmp_path, f"set/data/{path.name}"), "train") == [b"held", b"out"]
 
 
 @pytest.mark.parametrize(("form", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
@@ -237,7 +237,7 @@ def test_compressed_rows(tmp_path: Path, form: str, compress: Callable[[bytes], 
     first = min((tmp_path / "set" / "data").iterdir())
     assert documents(run(tmp_path, f"set/data/{first.name}"), "train") == [text.encode() for text in texts[:7]]
     first.write_bytes(first.read_bytes()[:-100])
-    with pytest.raises(DataError, match=rf"{first.name}: the data set cannot be read"):
+    with pytest.raises(DataError, match=rf"{first.name}: cannot be read: Truncated"):
         run(tmp_path, f"set/data/{first.name}")
 
 
@@ -266,26 +266,35 @@ def test_what_is_counted(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("|é|a\0b|||".encode() + b"\xff\0|\xc3")
     corpus = run(tmp_path, document_separator="|")
     assert documents(corpus, "train") == ["é".encode(), b"a\0b", b"\xff\0", b"\xc3"]
-    counts = {"documents": 4, "bytes": 8, "empty": 0, "filtered": 0, "not_utf8": 2, "with_nul": 2, "longest": 3}
+    counts = {"documents": 4, "bytes": 8, "empty": 0, "filtered": 0, "separators": 6}
+    counts |= {"not_utf8": 2, "with_nul": 2, "longest": 3}
     assert corpus.found == {"train": counts}
     (tmp_path / "text.jsonl").write_bytes(b'{"text": "\xff"}\n{"text": "\\u0000"}\n{"text": ""}\n{"text": null}\n')
     corpus = run(tmp_path, "text.jsonl")
     assert documents(corpus, "train") == ["\ufffd".encode(), b"\0"]
-    assert corpus.found["train"] == counts | {"documents": 2, "bytes": 4, "empty": 2, "not_utf8": 0, "with_nul": 1}
+    changed = {"documents": 2, "bytes": 4, "empty": 2, "separators": 0, "not_utf8": 0, "with_nul": 1}
+    assert corpus.found["train"] == counts | changed
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "none"}, "set: the data set cannot be read: Bad split: none. Available splits:"),
+        ({"split": "none"}, "set: no split 'none', only 'train'"),
         ({"columns": "body"}, "data.columns: no column 'body', only text, title, score"),
         ({"columns": "score"}, "data.columns: column 'score' holds float, expected text"),
         ({"filter": "lang == 1"}, "data.filter: no column 'lang'"),
         ({"filter": "score = 1"}, "data.filter = 'score = 1': cannot be read from 'score = 1' on"),
         ({"filter": "score > 1 or"}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"filter": "score > 99"}, "set: no text in it"),
-        ({"filter": 'score > "a"'}, "'>' not supported"),
-        ({"valid_split": "none"}, "Bad split: none"),
+        (
+            {"filter": 'score > "a"'},
+            r"""row 1: data\.filter: score > "a": compares a number, '0\.0', with a string""",
+        ),
+        ({"filter": "title == 1"}, "compares a string, 'title 0', with a number"),
+        ({"filter": "title == [1]"}, "data.filter = .* expected COLUMN OP VALUE"),
+        ({"filter": "title == " + "[" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
+        ({"filter": "score > " + "9" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
+        ({"valid_split": "none"}, "set: no split 'none'"),
         ({"tokenizer": "bpe", "vocab_size": 9999}, "data.vocab_size = 9999: no such vocabulary"),
         ({"tokenizer_file": "/nowhere"}, "/nowhere: cannot be read"),
     ],
@@ -432,6 +441,19 @@ def test_what_was_begun_for_another_request_is_dropped(tmp_path: Path, monkeypat
     assert documents(run(tmp_path), "train") == [text_of(1).encode()]
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["index.json", "train-00000.bin"]
     assert not partial.exists()
+
+
+def test_what_a_kill_left_of_a_replaced_corpus_is_deleted(tmp_path: Path) -> None:
+    """Between the new corpus's name and the end, or before it has the name."""
+    (tmp_path / "text").write_text(text_of(1))
+    run(tmp_path)
+    left = tmp_path / ".corpus.replaced"
+    for text in (text_of(1), text_of(2)):
+        (tmp_path / "text").write_text(text)
+        left.mkdir()
+        (left / "index.json").touch()
+        assert documents(run(tmp_path), "train") == [text.encode()]
+        assert not left.exists()
 
 
 def test_only_one_process_prepares(tmp_path: Path) -> None:

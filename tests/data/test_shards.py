@@ -1,15 +1,22 @@
 """What is written is what is read, and no damage goes unnoticed."""
 
+import dataclasses
+import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
+from intlm import config as configuration
+from intlm.cli import main
 from intlm.data import shards
 from intlm.data.shards import Corpus, CorpusWriter
-from intlm.data.tokenizers import ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
 from intlm.errors import DataError
 
 MakeCorpus = Callable[..., Corpus]
@@ -147,6 +154,85 @@ def test_damaged_shards(make_corpus: MakeCorpus) -> None:
     shard.unlink()
     with pytest.raises(DataError, match=r"train-00001\.bin: cannot be read"):
         Corpus.open(directory)
+
+
+@pytest.mark.parametrize("left", [0, 1, 5000])
+def test_a_shard_cut_while_it_is_read(make_corpus: MakeCorpus, left: int) -> None:
+    """Reading what is no longer there would end the process (SIGBUS)."""
+    corpus = make_corpus([b"a" * 9000, b"b" * 9000], shard_tokens=10000)
+    split = corpus.split("train")
+    assert len(split.to_bytes()) == 18000
+    os.truncate(corpus.directory / "train-00001.bin", left)
+    reads: list[Callable[[], object]] = [lambda: split.read(9990, 20), lambda: split.gather(np.arange(10000, 18000))]
+    for read in (*reads, split.to_bytes, lambda: list(split.document_spans()), corpus.verify):
+        with pytest.raises(DataError, match=r"train-00001\.bin: damaged: "):
+            read()
+
+
+@pytest.mark.parametrize(("wide", "token"), [(False, 4), (False, 255), (True, 258), (True, 65535)])
+def test_tokens_that_the_vocabulary_has_not(make_corpus: MakeCorpus, wide: bool, token: int) -> None:
+    """Under a checksum that is right."""
+    tokenizer = AlphabetTokenizer(bytes(range(256)) if wide else b"ab")
+    directory = make_corpus([b"abba", b"bab"], tokenizer, shard_tokens=100).directory
+    plant(directory, "train-00000.bin", token)
+    corpus = Corpus.open(directory)
+    split = corpus.split("train")
+    reads: list[Callable[[], object]] = [lambda: split.read(0, 9), lambda: split.gather(np.arange(9)), split.to_bytes]
+    for read in (*reads, corpus.verify, lambda: corpus.verify("train")):
+        with pytest.raises(
+            DataError, match=rf"train-00000\.bin: holds {token}: expected 0 to {tokenizer.vocab_size - 1}"
+        ):
+            read()
+
+
+def plant(directory: Path, name: str, token: int) -> None:
+    """Write a token over a shard's last, the checksums with it."""
+    index = json.loads((directory / "index.json").read_text())
+    tokens = np.fromfile(directory / name, np.dtype(index["dtype"]))
+    tokens[-1] = token
+    tokens.tofile(directory / name)
+    for split in index["splits"].values():
+        for shard in split["shards"]:
+            shard["sha256"] = hashlib.sha256((directory / shard["file"]).read_bytes()).hexdigest()
+    rewrite(directory, index)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_no_command_takes_a_token_that_the_vocabulary_has_not(
+    split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny.trained().directory
+    config = configuration.load(run / "config.toml")
+    prepared = Path(shutil.copytree(config.data.prepared, tmp_path / "prepared"))
+    plant(prepared, f"{split}-00000.bin", 200)
+    run = tiny.copied(tmp_path / "run")
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(prepared)))
+    (run / "config.toml").write_text(configuration.dumps(moved))
+    commands = [["train", str(run / "config.toml"), "--run-dir", str(tmp_path / "new"), "--engine", "xla"]]
+    commands += [["evaluate", str(run), "--split", split]]
+    if split == "valid":
+        commands += [["simulate", str(run), "--on", "host", "--tokens", "9999"]]
+    for command in commands:
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and f"{prepared / split}-00000.bin: holds 200: expected 0 to " in said.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_out_of_the_directory_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An index whose checksum is right is not read as far as the file that it names."""
+    config = configuration.load(tiny.trained().directory / "config.toml")
+    prepared = Path(shutil.copytree(config.data.prepared, tmp_path / "prepared"))
+    index = json.loads((prepared / "index.json").read_text())
+    shard = index["splits"]["train"]["shards"][0]
+    (prepared / shard["file"]).rename(tmp_path / "secret.txt")
+    for name in ("../secret.txt", str(tmp_path / "secret.txt"), "train-00000.bin\n", "a/train-00000.bin", ".", "\0", 3):
+        shard["file"] = name
+        rewrite(prepared, index)
+        assert main(["prepare", str(tiny.CONFIG), "--data.prepared", str(prepared)]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and f"{prepared / 'index.json'}: damaged: Expected `str`" in said.err
 
 
 def test_a_missing_directory_and_a_missing_index(make_corpus: MakeCorpus, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intlm.data import sources
+from intlm.data import files, sources
 from intlm.data.sources import Reader, Source
 from intlm.errors import DataError
 
@@ -31,7 +31,7 @@ def test_splitting_does_not_depend_on_chunks(text: str, separator: str, size: in
 
 
 def test_a_file_is_a_document_of_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 3)
+    monkeypatch.setattr(files, "CHUNK", 3)
     (tmp_path / "a.txt").write_bytes(b"one\r\n\x00\xff two")
     assert read(tmp_path / "a.txt") == [b"one\r\n\x00\xff two"]
 
@@ -50,7 +50,7 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
 
 
 def test_a_document_may_be_left_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 2)
+    monkeypatch.setattr(files, "CHUNK", 2)
     (tmp_path / "a.txt").write_bytes(b"first|second|third")
     reader = Reader(Source(str(tmp_path / "a.txt"), "|"))
     assert [next(document)[:1] for document in reader] == [b"f", b"s", b"t"]

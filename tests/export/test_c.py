@@ -17,7 +17,7 @@ from intlm.model import SEPARATOR
 from intlm.run import LanguageModel
 from intlm.simulate.build import WARNINGS
 
-GCC, CLANG = ("gcc",), (sys.executable, "-m", "ziglang", "cc")
+GCC, CLANG = ("gcc",), (sys.executable, "-P", "-m", "ziglang", "cc")
 TEXT = b"It is a truth \x00\xff universally\nacknowledged" * 3
 MODELS = {
     "bytes": ByteTokenizer(),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+from intlm import checksums
+from intlm import config as configuration
 from intlm.cli import main
 from intlm.errors import RunError
 from intlm.evaluation import evaluate
 from intlm.export import FORMS, export
 from intlm.generation import generate
-from intlm.run import WEIGHTS, LanguageModel, load
-from intlm.version import NUMERICS_VERSION
+from intlm.run import WEIGHTS, LanguageModel, load, text_of
+from intlm.version import INFERENCE_VERSION
 
-COMMON = {"config.json", "config.toml", "model.safetensors", "tokenizer.json"}
+COMMON = {"config.json", "config.toml", "model.safetensors", "tokenizer.json", "SHA256SUMS"}
 TEXT = tiny.words(400, seed=9) + b" \x00 \xff it"
 
 
@@ -68,9 +71,10 @@ def test_weights_are_those_of_the_run(safetensors: Path) -> None:
     described = json.loads((safetensors / "config.json").read_text())
     assert described == {
         "model_type": "intlm",
-        "numerics_version": NUMERICS_VERSION,
+        "inference_version": INFERENCE_VERSION,
         **model.architecture._asdict(),
         "weights_sha256": hashlib.sha256((safetensors / WEIGHTS).read_bytes()).hexdigest(),
+        "corpus": text_of(tiny.trained().directory),
     }
 
 
@@ -85,13 +89,15 @@ def test_an_export_evaluates_and_writes_as_its_run(safetensors: Path) -> None:
 def test_an_export_of_an_export_is_the_same(safetensors: Path, tmp_path: Path) -> None:
     again = export(safetensors, "safetensors", tmp_path / "again")
     for path in safetensors.iterdir():
-        assert (again / path.name).read_bytes() == path.read_bytes()
+        if path.name != "config.toml":  # which says where it is
+            assert (again / path.name).read_bytes() == path.read_bytes()
+    assert configuration.load(again / "config.toml") == configuration.load(safetensors / "config.toml")
 
 
 def test_training_begins_with_the_weights_of_an_export(safetensors: Path, tmp_path: Path) -> None:
     """With a step of nearly nothing they are still there after an update; from the seed they would not be."""
     run = tmp_path / "run"
-    keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "momentum", "eggroll.step": 1}
+    keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "sgd", "eggroll.sgd.step": 1}
     config = tiny.write_config(tmp_path / "tiny.toml", keys)
     assert main(["train", str(config), "--run-dir", str(run), "--from", str(safetensors)]) == 0
     before, after = load(safetensors).parameters, load(run).parameters
@@ -125,15 +131,47 @@ def test_nothing_but_an_export_is_replaced(beside: str, tmp_path: Path, capsys: 
         export(tiny.trained().directory, "c", out)
     elif beside == "another model":
         (out / "config.json").write_text('{"model_type": "another"}')
+        checksums.write(out)
     if beside != "another model":
         (out / "thesis.md").write_text("mine")
     before = tiny.contents(tmp_path)
     said = refused(capsys, "export", tiny.trained().directory, "--to", "safetensors", "--out", out)
-    what = (
-        "something that is not an export" if beside == "another model" else "thesis.md, which is no part of an export"
-    )
+    what = "thesis.md, which is not listed" if beside == "an export" else "something that is not an export"
     assert f"{out}: holds {what}" in said
     assert tiny.contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["a folder", "an empty folder", "a folder of a name", "edited", "a link", "a pipe"])
+def test_what_has_the_name_of_a_file_of_an_export_is_kept(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user's own: of another kind, or changed since it was written."""
+    out = export(tiny.trained().directory, "c", tmp_path / "model")
+    name = "model" if what in ("a folder", "an empty folder", "a pipe") else "main.c"
+    (out / name).unlink(missing_ok=True)
+    if what == "edited":
+        (out / name).write_text("/* mine */")
+    elif what == "a link":
+        (out / name).symlink_to(tiny.CONFIG)
+    elif what == "a pipe":
+        os.mkfifo(out / name)
+    else:
+        (out / name).mkdir()
+        if what != "an empty folder":
+            (out / name / "thesis.md").write_text("mine")
+    before = tiny.contents(tmp_path)
+    said = refused(capsys, "export", tiny.trained().directory, "--to", "safetensors", "--out", out)
+    assert f"{out}: holds {name}, " in said
+    assert tiny.contents(tmp_path) == before and (out / name).exists()
+
+
+def test_a_checkpoint_is_no_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has a list of what was written too."""
+    run = tiny.copied(tmp_path / "run")
+    for out in (run / "checkpoints" / str(tiny.UPDATES), tiny.CONFIG):
+        said = refused(capsys, "export", run, "--to", "c", "--out", out)
+        assert f"{out}: " in said and "choose another --out" in said
+    tiny.assert_same_state(run, tiny.trained().directory)
 
 
 @pytest.mark.parametrize("by", ["its name", "a link", "a detour", "itself"])
@@ -141,6 +179,7 @@ def test_an_export_is_replaced(by: str, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export(tiny.trained().directory, "c", out)
     (out / "model").write_text("what make built")
+    (out / "README.md").unlink()
     (tmp_path / "link").symlink_to(out)
     names = {"its name": out, "a link": tmp_path / "link", "a detour": out / "x" / "..", "itself": out}
     export(out if by == "itself" else tiny.trained().directory, "safetensors", names[by])
@@ -192,16 +231,33 @@ def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert tiny.contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", ["a bit", "cut", "missing", "shape", "dtype", "version", "text", "config.json"])
+def test_an_older_export_is_read(safetensors: Path, tmp_path: Path) -> None:
+    """From before there were two versions of the arithmetic: one number under another name."""
+    copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
+    save_file(load_file(copy / WEIGHTS), copy / WEIGHTS, {"numerics_version": "3"})
+    described = json.loads((copy / "config.json").read_text())
+    described["numerics_version"] = described.pop("inference_version")
+    described["weights_sha256"] = hashlib.sha256((copy / WEIGHTS).read_bytes()).hexdigest()
+    (copy / "config.json").write_text(json.dumps(described))
+    for name, value in load(safetensors).parameters.items():
+        np.testing.assert_array_equal(load(copy).parameters[name], value)
+    assert export(copy, "safetensors", tmp_path / "again").is_dir()
+
+
+@pytest.mark.parametrize(
+    "damage", ["a bit", "cut", "missing", "shape", "dtype", "value", "version", "text", "float8", "name", "config.json"]
+)
 def test_damaged_weights_are_named(
     damage: str, safetensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
     path, described = copy / WEIGHTS, copy / "config.json"
-    weights, metadata = load_file(path), {"numerics_version": str(NUMERICS_VERSION)}
+    weights, metadata = load_file(path), {"inference_version": str(INFERENCE_VERSION)}
     whole = path.read_bytes()
-    reasons = {"a bit": "damaged: its SHA-256", "cut": "damaged", "config.json": "not that of an export"}
-    reasons |= {"text": "cannot be read", "version": "numerics version 1"}
+    reasons = {"a bit": "damaged: its SHA-256", "cut": "damaged", "config.json": "expected that of an export"}
+    reasons |= {"value": "head: holds -128: expected -127 to 127"}
+    reasons |= {"text": "cannot be read", "float8": "cannot be read", "version": "inference_version = 1: expected 3"}
+    reasons |= {"name": "'../a\\nhead': found"}
     if damage == "a bit":
         path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
     elif damage == "cut":
@@ -215,13 +271,25 @@ def test_damaged_weights_are_named(
             weights["head"] = weights["head"][1:]
         elif damage == "dtype":
             weights["head"] = weights["head"].astype(np.int16)
+        elif damage == "value":
+            weights["head"][0, 0] = -128
         elif damage == "version":
-            metadata = {"numerics_version": "1"}
+            metadata = {"inference_version": "1"}
         save_file(weights, path, metadata)
         if damage == "text":
             path.write_text("not weights")
+        elif damage in ("float8", "name"):
+            of = {"dtype": "F8_E4M3" if damage == "float8" else "I8", "shape": [1], "data_offsets": [0, 1]}
+            version = {"__metadata__": {"inference_version": str(INFERENCE_VERSION)}}
+            header = json.dumps(version | {"../a\nhead": of}).encode()
+            path.write_bytes(struct.pack("<Q", len(header)) + header + b"1")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         described.write_text(json.dumps(json.loads(described.read_text()) | {"weights_sha256": digest}))
-    said = refused(capsys, "evaluate", copy, "--text", tiny.CONFIG)
-    assert str(described if damage == "config.json" else path) in said
-    assert reasons.get(damage, "head") in said
+    commands: list[tuple[object, ...]] = [("evaluate", copy, "--text", tiny.CONFIG)]
+    if damage == "value":
+        commands += [("export", copy, "--to", "c", "--out", tmp_path / "c"), ("simulate", copy, "--on", "host")]
+        commands += [("train", tiny.CONFIG, "--run-dir", tmp_path / "run", "--from", copy)]
+    for command in commands:
+        said = refused(capsys, *command)
+        assert str(described if damage == "config.json" else path) in said
+        assert reasons.get(damage, "head") in said

@@ -32,7 +32,7 @@ def shape(request: pytest.FixtureRequest) -> oracle.Shape:
 @pytest.fixture(scope="module")
 def compiled(shape: oracle.Shape, bridge: Any) -> Any:
     """A few tokens through the shared weights, as inference reads them."""
-    engine = make_engine("xla", bridge.problem(shape, oracle.Noise(0, 1, 4), 1))
+    engine = make_engine("xla", bridge.population(shape, oracle.Noise(0, 1, 4), 1))
     return jax.jit(lambda parameters, tokens, states: engine.infer(engine.prepare(parameters), tokens, states))
 
 

@@ -17,24 +17,25 @@ import tiny
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from intlm.arithmetic.fixed_point import activation_rescale, saturate8
-from intlm.eggroll.perturbation import Perturbation
 from intlm.errors import ConfigError
+from intlm.estimators.member import Member
+from intlm.fitness import FITNESS
 from intlm.model.parameters import Architecture, specifications
-from intlm.population import Problem, _say_once, gpu, make_engine, native, xla
+from intlm.population import Population, _say_once, gpu, make_engine, native, xla
 from intlm.population.kernels import recurrence as cells
 from intlm.population.kernels import rescale_to_int8
 
 LARGE = Architecture(256, 256, 6, 1024, "clip")
 
 
-def arguments(problem: Problem, tokens: int, targets: int = 1) -> tuple[Any, ...]:
+def arguments(population: Population, tokens: int, targets: int = 1) -> tuple[Any, ...]:
     """What `evaluate` takes, but for the values."""
-    texts, architecture = problem.pairs // problem.group_size, problem.architecture
+    texts, architecture = population.units // population.group_size, population.architecture
     return (
         {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(architecture)},
         jax.ShapeDtypeStruct((texts, tokens), jnp.uint16),
         jax.ShapeDtypeStruct((texts, tokens, targets), jnp.uint16),
-        jax.ShapeDtypeStruct((problem.pairs, 2, architecture.num_layers, architecture.hidden_size), jnp.int8),
+        jax.ShapeDtypeStruct((population.units, 2, architecture.num_layers, architecture.hidden_size), jnp.int8),
         jax.ShapeDtypeStruct((), jnp.uint32),
     )
 
@@ -43,24 +44,25 @@ def arguments(problem: Problem, tokens: int, targets: int = 1) -> tuple[Any, ...
     tuple(map(int, jaxlib.__version__.split(".")[:3])) > (0, 10, 2), reason="this jaxlib compiles as it lowers"
 )
 @pytest.mark.parametrize(
-    ("architecture", "rank", "maximum"),
+    ("architecture", "rank", "fitness"),
     [
-        (LARGE._replace(num_layers=1), 1, 1),
-        (Architecture(300, 264, 1, 40, "table"), 3, 15),
+        (LARGE._replace(num_layers=1), 1, "sign"),
+        (Architecture(300, 264, 1, 40, "table"), 3, "normalised"),
     ],
 )
 def test_the_kernels_lower_for_a_gpu(
-    architecture: Architecture, rank: int, maximum: int, monkeypatch: pytest.MonkeyPatch
+    architecture: Architecture, rank: int, fitness: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("INTLM_INTERPRET", raising=False)
-    problem = Problem(architecture, Perturbation(1, rank, 4, 1), 64, 1, maximum)
-    engine = gpu.GpuEngine(problem)
-    lowered = jax.jit(engine.evaluate).trace(*arguments(problem, 40, 4)).lower(lowering_platforms=("cuda",))
+    shaping = FITNESS[fitness]()
+    population = Population(architecture, Member(rank=rank, fitness=shaping), 128 if fitness == "sign" else 1 << 16, 1)
+    engine = gpu.GpuEngine(population)
+    lowered = jax.jit(engine.evaluate).trace(*arguments(population, 40, 4)).lower(lowering_platforms=("cuda",))
     # The inputs' product, the recurrence, the feed-forward in one kernel or two, the head.
     expected = 4 if engine.fuses_feed_forward else 5
     assert lowered.as_text().count("@__gpu$xla.gpu.triton") == expected
-    fitness = jax.ShapeDtypeStruct((64,), jnp.int8)
-    votes = jax.jit(engine.accumulate).trace(fitness, jax.ShapeDtypeStruct((), jnp.uint32))
+    scores = jax.ShapeDtypeStruct((64,), jnp.int8)
+    votes = jax.jit(engine.accumulate).trace(scores, jax.ShapeDtypeStruct((), jnp.uint32))
     text = votes.lower(lowering_platforms=("cuda",)).as_text()
     matrices = {s.name.split(".")[-1] for s in specifications(architecture) if len(s.shape) == 2}
     assert text.count("@__gpu$xla.gpu.triton") == len(matrices)
@@ -70,7 +72,7 @@ def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     """Fan-ins and states of several parts, two blocks of tokens of which the second is not full; and the same with the
     recurrence left to XLA, which one line says."""
     shape, noise = oracle.Shape(5, 264, 264, 1, "table"), oracle.Noise(11, 2, 3, 1)
-    problem = bridge.problem(shape, noise, 3, 3, chunk_size=64)
+    population = bridge.population(shape, noise, 3, 3, chunk_size=64)
     rng = np.random.default_rng(3)
     states = jnp.asarray(rng.integers(-127, 127, (3, 2, 1, 264), endpoint=True), jnp.int8)
     tokens = jnp.asarray([[1, 0, 3]], jnp.uint16)
@@ -81,7 +83,7 @@ def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     found = []
     for name, largest in (("xla", 0), ("gpu", 512), ("gpu", 256)):
         monkeypatch.setattr(cells, "LARGEST", largest)
-        engine = make_engine(name, problem)
+        engine = make_engine(name, population)
         found.append(jax.jit(engine.evaluate, compiler_options=tiny.quick_options())(*given))
     for other in found[1:]:
         for expected, leaf in zip(found[0], other, strict=True):
@@ -106,10 +108,10 @@ def sizes(program: Any) -> Iterator[int]:
 def test_memory(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is as large as all members' activations, logits or noise: only their states, and a chunk's streams."""
     monkeypatch.setattr(gpu, "spare_bytes", lambda architecture: 1 << 29)
-    problem = Problem(LARGE, Perturbation(1, 1, 4, 1), members // 2, 1, 1)
-    engine = gpu.GpuEngine(problem)
+    population = Population(LARGE, members=members, seed=1)
+    engine = gpu.GpuEngine(population)
     assert engine.chunk_pairs == 4096
-    found = set(sizes(jax.make_jaxpr(engine.evaluate)(*arguments(problem, 100))))
+    found = set(sizes(jax.make_jaxpr(engine.evaluate)(*arguments(population, 100))))
     states = members * LARGE.num_layers * LARGE.hidden_size
     stream = 2 * engine.chunk_pairs * gpu.TOKENS * LARGE.hidden_size
     assert {states, stream, 4 * stream} <= found  # the last: pre-activations of gate and candidate, int16
@@ -119,14 +121,14 @@ def test_memory(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_engines_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(Architecture(5, 8, 1, 8, "clip"), Perturbation(1, 1, 4, 1), 1, 1, 1)
+    population = Population(Architecture(5, 8, 1, 8, "clip"), seed=1)
     if gpu.missing():
-        assert make_engine("auto", problem).name == ("native" if native.available() else "xla")
+        assert make_engine("auto", population).name == ("native" if native.available() else "xla")
         monkeypatch.delenv("INTLM_INTERPRET", raising=False)
         with pytest.raises(ConfigError, match='engine = "gpu": JAX finds no GPU'):
-            make_engine("gpu", problem)
+            make_engine("gpu", population)
     else:
-        assert make_engine("auto", problem).name == "gpu"
+        assert make_engine("auto", population).name == "gpu"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,9 @@ def test_gpus_that_lack_something(
     monkeypatch.setattr(native, "available", lambda: False)
     _say_once.cache_clear()
     assert gpu.missing() == said
-    problem = Problem(Architecture(5, 8, 1, 8, "clip"), Perturbation(1, 1, 4, 1), 1, 1, 1)
-    assert make_engine("auto", problem).name == ("xla" if said else "gpu")
-    assert (f"intlm: no gpu engine here ({said}); XLA is used" in capfd.readouterr().err) == bool(said)
+    population = Population(Architecture(5, 8, 1, 8, "clip"), seed=1)
+    assert make_engine("auto", population).name == ("xla" if said else "gpu")
+    assert (f"intlm: engine xla (gpu: {said}; native: " in capfd.readouterr().err) == bool(said)
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 64, 1000, 65536])

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from intlm.eggroll.perturbation import Perturbation
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import native
-from intlm.population.engine import Problem
+from intlm.population.engine import Population
 from intlm.population.xla import XlaEngine
 
 GIB = 1 << 30
@@ -18,11 +17,11 @@ GIB = 1 << 30
 
 def held(engine: XlaEngine, tokens: int) -> int:
     """Bytes that the compiled evaluation needs beside its arguments and results."""
-    problem = engine.problem
-    architecture = problem.architecture
+    population = engine.population
+    architecture = population.architecture
     parameters = {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(architecture)}
-    text, targets = (jax.ShapeDtypeStruct((problem.pairs, tokens, *k), jnp.uint16) for k in ((), (8,)))
-    states = jax.ShapeDtypeStruct((problem.pairs, 2, architecture.num_layers, architecture.hidden_size), jnp.int8)
+    text, targets = (jax.ShapeDtypeStruct((population.units, tokens, *k), jnp.uint16) for k in ((), (8,)))
+    states = jax.ShapeDtypeStruct((population.units, 2, architecture.num_layers, architecture.hidden_size), jnp.int8)
     compiled = jax.jit(engine.evaluate).lower(parameters, text, targets, states, jnp.uint32(0)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -31,15 +30,15 @@ def held(engine: XlaEngine, tokens: int) -> int:
 def test_the_reference_model_with_2_to_the_17_members_needs_little_memory(chunk_size: int) -> None:
     """Compiled, not run: hidden 256, 6 layers, 4 tokens, 8 targets. Its states alone are 0.19 GiB, its noise would be
     1.8 GiB."""
-    problem = Problem(Architecture(256, 256, 6, 1024, "clip"), Perturbation(0, 1, 4, 1), 1 << 16, 1, 1, chunk_size)
-    assert held(XlaEngine(problem), 4) < GIB
+    population = Population(Architecture(256, 256, 6, 1024, "clip"), members=1 << 17, chunk_size=chunk_size)
+    assert held(XlaEngine(population), 4) < GIB
 
 
 @pytest.mark.parametrize("members", [1 << 10, 1 << 17])
 def test_a_vocabulary_of_65536_costs_no_logits_of_all_members(members: int) -> None:
     """Compiled, not run: those of 2^10 members alone would be 0.27 GiB, of 2^17 34 GiB."""
-    problem = Problem(Architecture(65536, 64, 1, 64, "clip"), Perturbation(0, 1, 4, 1), members // 2, 1, 1)
-    assert held(XlaEngine(problem), 4) < GIB / 8
+    population = Population(Architecture(65536, 64, 1, 64, "clip"), members=members)
+    assert held(XlaEngine(population), 4) < GIB / 8
 
 
 @pytest.mark.skipif(not native.available(), reason="the kernels are not compiled")
@@ -48,14 +47,14 @@ def test_nor_in_the_kernels() -> None:
     script = """
 import resource
 import jax, jax.numpy as jnp
-from intlm.eggroll.perturbation import Perturbation
+from intlm.estimators.member import Member
 from intlm.model.forward import zero_states
 from intlm.model.parameters import Architecture, initialise
-from intlm.population import Problem, make_engine
+from intlm.population import Population, make_engine
 architecture = Architecture(65536, 8, 1, 8, "clip")
 parameters, peaks = initialise(architecture, 0), []
 for pairs in (32, 2048):
-    engine = make_engine("native", Problem(architecture, Perturbation(0, 1, 4, 1), pairs, pairs, 1))
+    engine = make_engine("native", Population(architecture, Member(group_size=pairs), 2 * pairs))
     text = jnp.ones((1, 2), jnp.uint16), jnp.ones((1, 2, 1), jnp.uint16)
     losses, _ = jax.jit(engine.evaluate)(parameters, *text, zero_states((pairs, 2), architecture), jnp.uint32(0))
     engine.accumulate(jnp.ones(pairs, jnp.int8), jnp.uint32(0))["head"].block_until_ready()

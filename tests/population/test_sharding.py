@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intlm.population.sharding import Sharding, limbs, number
-from intlm.run import problem_of
+from intlm.run import population_of
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
@@ -26,18 +26,18 @@ def test_limbs_of_the_most_members() -> None:
 
 def test_of_one_device_nothing_is_changed() -> None:
     """Arrays are handed on as they are."""
-    problem = problem_of(tiny.load_config(), 7)
-    sharding = Sharding(problem)
+    population = population_of(tiny.load_config(), 7)
+    sharding = Sharding(population)
     x = jnp.arange(12).reshape(4, 3)
-    assert sharding.counted(x) is x and sharding.total(x) is x and sharding.put_pairs(x) is x
+    assert sharding.there() is None and sharding.total(x) is x and sharding.put_units(x) is x
     assert sharding.own({"a": x})["a"] is x and sharding.scatter({"a": x}, x) == ({"a": x}, x)
-    assert sharding.process_texts == range(problem.pairs // problem.group_size) and int(sharding.first()) == 0
+    assert sharding.process_texts == range(population.units // population.group_size) and int(sharding.first()) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
 def test_slices(count: int) -> None:
     """As many elements for each device, in order, zeros behind the last; and back."""
-    sharding = Sharding(problem_of(tiny.load_config(), 7))
+    sharding = Sharding(population_of(tiny.load_config(), 7))
     sharding.count = count
     sharding.slices = {name: -(-size // count) for name, size in sharding.sizes.items()}
     for name, shape in sharding.shapes.items():

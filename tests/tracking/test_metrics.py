@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,22 +12,28 @@ from intlm.errors import RunError
 from intlm.tracking import metrics
 
 
+def made(update: int, **fields: Any) -> dict[str, Any]:
+    """A line with all that every line has."""
+    line = {"update": update, "tokens_evaluated": 9 * update, "tokens_read": 9, "seconds": 0.5 * update}
+    return {**line, "train_bits_per_byte": 8 / update, **fields}
+
+
 def written(path: Path, updates: int = 5) -> bytes:
     with metrics.MetricsWriter(path) as writer:
         for update in range(1, updates + 1):
-            writer.write({"update": update, "train_bits_per_byte": 8 / update})
+            writer.write(made(update))
     return path.read_bytes()
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    line = {"update": 1, "tokens_evaluated": 2**40, "train_bits_per_byte": 0.1 + 0.2}
+    line = made(1, tokens_evaluated=2**40, train_bits_per_byte=0.1 + 0.2)
     with metrics.MetricsWriter(path) as writer:
         writer.write(line)
         assert metrics.read(path) == [line]  # already there: each line is flushed
     with metrics.MetricsWriter(path) as writer:
-        writer.write({"update": np.int64(2), "changed": np.float32(0.5)})
-    assert metrics.read(path) == [line, {"update": 2, "changed": 0.5}]
+        writer.write(made(2, tokens_read=np.int64(9), changed=np.float32(0.5), sample="a\n"))
+    assert metrics.read(path) == [line, made(2, changed=0.5, sample="a\n")]
 
 
 def test_a_value_that_json_has_not_is_refused_before_it_is_written(tmp_path: Path) -> None:
@@ -69,8 +76,14 @@ def test_a_torn_last_line_is_dropped_wherever_it_tore(tmp_path: Path) -> None:
 
 def test_other_damage_names_file_and_line_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for damage in (b"\n", b'{"update": 2\n', b"[2]\n", b'{"seconds": 2}\n', b'{"update": true}\n', b"\xff\n"):
-        path.write_bytes(b'{"update": 1}\n' + damage + b'{"update": 3}\n')
+    first, second, third = written(path, 3).splitlines(keepends=True)
+    fields = [{"update": True}, {"seconds": "2"}, {"valid_bits_per_byte": None}, {"changed": [1]}, {"sample": 3}]
+    fields += [{"update": 3}, {"update": 1}, {"seconds": -1.0}, {"seconds": 1e300}, {"tokens_read": 10**4000}]
+    others = [json.dumps(made(2) | some).encode() + b"\n" for some in fields]
+    others += [b"\n", second[:-2] + b"\n", b"[2]\n", b"\xff\n", b'{"update": 2}\n', b"[" * 10**5 + b"\n", b""]
+    others += [second.replace(b"9", b"9" * 5000, 1), second.replace(b"}", b', "sample": "\\ud800"}')]
+    for damage in others:
+        path.write_bytes(first + damage + third)
         before = path.read_bytes()
         with pytest.raises(RunError, match=r"metrics\.jsonl: line 2: damaged"):
             metrics.read(path)

@@ -3,9 +3,11 @@
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -128,3 +130,16 @@ def test_zeros_that_a_lost_disk_left_are_cut(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + bytes(4096))
     TensorBoard(tmp_path, lines(1)).close()
     assert steps(tmp_path) == [1] and not path.read_bytes().endswith(bytes(16))
+
+
+def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is resumed a day before it was begun: its files are still read in the order of its updates."""
+    run = tiny.copied(tmp_path / "run")
+    monkeypatch.setattr("intlm.tracking.tensorboard.time", SimpleNamespace(time=lambda: time.time() - 86400))
+    for more in (1, 2):
+        assert train(tiny.load_config(train__updates=tiny.UPDATES + more), run, resume=True)
+    assert len(files(run)) == 3
+    events = tiny.events_of(run)
+    assert [event.step for event in events] == list(range(1, tiny.UPDATES + 3))
+    times = [event.wall_time for event in events]
+    assert times == sorted(times)

@@ -1,0 +1,60 @@
+"""Language modelling: the integer cross-entropy of the token that follows (docs/numerics.md, section 6)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from intlm.lazy import Array, jax, jnp
+from intlm.model.forward import Weights, step
+from intlm.model.loss import loss
+from intlm.model.parameters import Architecture
+from intlm.objectives import OBJECTIVES, Objective
+from intlm.settings import key
+
+
+@OBJECTIVES.register("next_token")
+@dataclass(frozen=True, kw_only=True)
+class NextToken(Objective):
+    """A member reads a text; its loss is the cross-entropy of each token that follows."""
+
+    targets: int = key(
+        "tokens that share a prediction's target, a power of two: 1: the one that follows; more: also those that "
+        "follow the most alike contexts of the training text", 1, low=1, high=1024,
+    )  # fmt: skip
+
+    per_token = True
+
+    def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+        """See `Part.check`."""
+        if self.targets & (self.targets - 1):
+            name = "next_token.targets"
+            yield (name,), f"{name} = {self.targets}: must be a power of two (the mean over them is a shift)"
+
+    def streams(self, corpora: Sequence[tuple[int, Any]], texts: int, length: int, own: range) -> Any:
+        """See `Objective.streams`."""
+        from intlm.data.streams import MixedStreams
+
+        return MixedStreams(corpora, texts, length, self.targets, own)
+
+    def losses(
+        self, weights: Weights, batch: tuple[Array, ...], states: Array, architecture: Architecture
+    ) -> tuple[Array, Array]:
+        """See `Objective.losses`. batch: tokens, S + [T], and targets, S + [T, K]."""
+        tokens, targets = batch
+        rank = tokens.ndim - 1
+        tokens, targets = (jnp.moveaxis(x.astype(jnp.int32), rank, 0) for x in batch)  # [T] + S, [T] + S + [K]
+        shape = states.shape[1:-1]
+        tokens = jnp.broadcast_to(tokens, (len(tokens), *shape))
+        targets = jnp.broadcast_to(targets, (*tokens.shape, targets.shape[-1]))
+
+        def read(carry: tuple[Array, Array], token: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            states, total = carry
+            logits, states = step(weights, token[0], states, architecture)
+            return (states, total + self.token_losses(logits, token[1])), None
+
+        (states, total), _ = jax.lax.scan(read, (states, jnp.zeros(shape, jnp.int32)), (tokens, targets))
+        return total, states
+
+    def token_losses(self, logits: Array, target: Array) -> Array:
+        """See `Objective.token_losses`. target: int32 S + [K]."""
+        return loss(logits, target)
