@@ -28,9 +28,9 @@ from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
 from intlm.run import load, open_corpus, open_run, population_of, write_whole
 from intlm.tracking import metrics
+from intlm.trainer import Trainer
 from intlm.training import (
     FREE_ON_RESUME,
-    Trainer,
     alive,
     check_directory,
     exclusive,
