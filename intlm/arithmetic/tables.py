@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
+from intlm.lazy import np
 
 LOGIT_FRACTION_BITS = 8  # logits and losses: 2^8 is one bit
 EXP2_ONE = 24  # exp2's results: 1.0 = 2^24
@@ -20,12 +20,12 @@ SHA256 = "9d9d4514015a9c0d57b9bbd46d6807c62841642340777f4e43fdbafb1c99ade7"
 class Tables(NamedTuple):
     """All tables, as numpy arrays."""
 
-    quantile: np.ndarray  # int8 [256]: a random byte to a Gaussian value, standard deviation 16, at most 46
-    reciprocal: np.ndarray  # int16 [2048]: 16 times a mean magnitude to the norm's odd Q15 gain
-    exp2: np.ndarray  # int32 [256]: 2^24 * 2^(-i/256)
-    log2: np.ndarray  # int16 [1024]: 256 * log2(1 + (i + 0.5)/1024)
-    sigmoid: np.ndarray  # int8 [256]: i - 128 at 1.0 = 16 to 254 * sigmoid - 127
-    tanh: np.ndarray  # int8 [256]: i - 128 at 1.0 = 16 to 127 * tanh
+    quantile: "np.ndarray"  # int8 [256]: a random byte to a Gaussian value, standard deviation 16, at most 46
+    reciprocal: "np.ndarray"  # int16 [2048]: 16 times a mean magnitude to the norm's odd Q15 gain
+    exp2: "np.ndarray"  # int32 [256]: 2^24 * 2^(-i/256)
+    log2: "np.ndarray"  # int16 [1024]: 256 * log2(1 + (i + 0.5)/1024)
+    sigmoid: "np.ndarray"  # int8 [256]: i - 128 at 1.0 = 16 to 254 * sigmoid - 127
+    tanh: "np.ndarray"  # int8 [256]: i - 128 at 1.0 = 16 to 127 * tanh
 
 
 def _round(x: Decimal) -> int:
