@@ -19,8 +19,9 @@ import numpy as np
 
 from intlm.arithmetic.random_bits import Domain, seed_key
 from intlm.export import export
+from intlm.language_model import WRITTEN
 from intlm.model import SEPARATOR
-from intlm.run import WRITTEN, load
+from intlm.run import load
 from intlm.tracking.table import format_table
 
 TOKENS = 200 * WRITTEN

@@ -34,8 +34,8 @@ from typing import Any
 import sentencepiece
 
 from intlm.config import DataConfig
-from intlm.data.pieces import PieceTokenizer
 from intlm.data.prepare import prepare, train_tokenizer
+from intlm.data.tokenizers.pieces import PieceTokenizer
 from intlm.tracking.table import format_table
 
 SEPARATOR = "\n\x1e\n"

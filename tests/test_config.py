@@ -439,7 +439,7 @@ def test_a_config_cannot_be_changed() -> None:
 def test_configuration_imports_nothing_heavy() -> None:
     code = textwrap.dedent("""
         import sys
-        import intlm.config, intlm.tracking.picture, intlm.tracking.metrics
+        import intlm.config, intlm.pictures, intlm.tracking.metrics
         intlm.config.keys()  # loads every part
         assert not {"jax", "matplotlib"} & set(sys.modules), "imported too much"
     """)

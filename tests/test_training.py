@@ -24,6 +24,7 @@ from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
+from intlm.lock import alive, exclusive
 from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
 from intlm.run import load, open_corpus, open_run, population_of, write_whole
@@ -31,9 +32,7 @@ from intlm.tracking import metrics
 from intlm.trainer import Trainer
 from intlm.training import (
     FREE_ON_RESUME,
-    alive,
     check_directory,
-    exclusive,
     prepare_corpus,
     train,
 )

@@ -26,9 +26,10 @@ from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.tokenizers import ByteTokenizer, Tokenizer
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine
-from intlm.run import LanguageModel, open_run, population_of
+from intlm.run import open_run, population_of
 from intlm.tracking import metrics
 from intlm.training import train
 from intlm.update import initial_state

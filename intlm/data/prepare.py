@@ -461,7 +461,7 @@ def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
         for text in texts.training("counting bytes"):
             counts += np.bincount(np.frombuffer(text, np.uint8), minlength=256)
         return AlphabetTokenizer.from_counts(counts)
-    from intlm.data.pieces import PieceTokenizer  # imports sentencepiece
+    from intlm.data.tokenizers.pieces import PieceTokenizer  # imports sentencepiece
 
     def sample() -> Iterator[bytes]:
         left = data.sample_bytes

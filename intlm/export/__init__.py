@@ -25,7 +25,8 @@ from intlm import checksums
 from intlm import config as configuration
 from intlm.errors import RunError
 from intlm.export import c, onnx
-from intlm.run import WEIGHTS, LanguageModel, load, open_run, text_of
+from intlm.language_model import LanguageModel
+from intlm.run import WEIGHTS, load, open_run, text_of
 from intlm.schema import read_json
 from intlm.version import NUMERICS_VERSION
 

@@ -10,8 +10,8 @@ from intlm.arithmetic.fixed_point import STATE_SHIFT, Rescale, activation_rescal
 from intlm.arithmetic.tables import tables
 from intlm.data.tokenizers import CodedTokenizer, Tokenizer
 from intlm.errors import RunError
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
-from intlm.run import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it

@@ -24,8 +24,8 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS, tables
 from intlm.errors import MissingPackage
+from intlm.language_model import LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import LanguageModel
 from intlm.version import NUMERICS_VERSION
 
 OPSET = 21

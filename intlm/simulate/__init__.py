@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from intlm.errors import ConfigError
 from intlm.evaluation import documents_of
+from intlm.language_model import BLOCK, LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel, load
+from intlm.run import load
 from intlm.simulate.machines import MACHINES, Machine
 from intlm.tracking.table import format_table
 

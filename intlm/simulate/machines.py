@@ -20,8 +20,8 @@ import numpy as np
 
 from intlm.errors import MissingPackage
 from intlm.export import c, onnx
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture
-from intlm.run import LanguageModel
 from intlm.simulate import build, elf
 from intlm.simulate import wasm as wasm_module
 

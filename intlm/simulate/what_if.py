@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from intlm import pictures
 from intlm.errors import ConfigError
 from intlm.evaluation import documents_of
 from intlm.run import load
@@ -12,7 +13,6 @@ from intlm.simulate import hardware as descriptions
 from intlm.simulate.accumulator import Curve, measure, proved_bits
 from intlm.simulate.cost import Cost, check_installed, cost
 from intlm.simulate.hardware import Hardware
-from intlm.tracking import picture
 from intlm.tracking.table import format_table
 
 
@@ -124,7 +124,7 @@ def what_if(
     report = Report(hardware, streams, size, *measure(model, texts, proved), proved, found)
     if drawing:
         own = hardware.accumulator
-        picture.accumulator_widths(
+        pictures.accumulator_widths(
             {kind: curve.bits_per_byte for kind, curve in report.curves.items()},
             report.exact,
             (own.overflow, own.bits),

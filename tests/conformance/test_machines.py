@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intlm.data.tokenizers import ByteTokenizer
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine
-from intlm.run import LanguageModel
 from intlm.simulate import compare
 from intlm.simulate.machines import MACHINES, Machine
 

@@ -340,7 +340,7 @@ def test_neither_processes_nor_blocks_change_a_bit(
 
 def test_a_document_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is encoded in parts, and they are those of the tokenizer."""
-    for name in ("intlm.data.prepare.PART", "intlm.data.pieces.PART"):
+    for name in ("intlm.data.prepare.PART", "intlm.data.tokenizers.pieces.PART"):
         monkeypatch.setattr(name, 16)
     monkeypatch.setattr(module, "BLOCK", 50)
     (tmp_path / "text").write_text(text_of(1) + "|" + text_of(2))

@@ -19,7 +19,8 @@ from intlm.errors import RunError
 from intlm.evaluation import evaluate
 from intlm.export import FORMS, export
 from intlm.generation import generate
-from intlm.run import WEIGHTS, LanguageModel, load, text_of
+from intlm.language_model import LanguageModel
+from intlm.run import WEIGHTS, load, text_of
 from intlm.version import NUMERICS_VERSION
 
 COMMON = {"config.json", "config.toml", "model.safetensors", "tokenizer.json", "SHA256SUMS"}

@@ -12,12 +12,13 @@ from unicorn import UC_HOOK_BLOCK
 
 from intlm import simulate as module
 from intlm.cli import main
-from intlm.data.pieces import PieceTokenizer
+from intlm.data.tokenizers.pieces import PieceTokenizer
 from intlm.errors import MissingPackage
 from intlm.evaluation import evaluate
 from intlm.export import c, export
+from intlm.language_model import LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import LanguageModel, load
+from intlm.run import load
 from intlm.simulate import build, elf, wasm
 from intlm.simulate.machines import MACHINES, CortexM, Host, Layout, RiscV
 

@@ -7,7 +7,7 @@ The facts that make them different:
 - `bytes` and `alphabet` are tables of 256 codes: a byte becomes either one token, or the escape token followed by a
   fixed number of further tokens, none of them 0. So text may be cut anywhere. Encoding and decoding are written
   once, for any table.
-- `unigram` and `bpe` (`intlm.data.pieces`) are vocabularies of pieces, each some bytes.
+- `unigram` and `bpe` (`intlm.data.tokenizers.pieces`) are vocabularies of pieces, each some bytes.
 - Decoding accepts any sequence of token ids, as a model may sample any: a separator gives nothing and ends
   an escape left unfinished; an escape that is the code of no byte gives nothing, nor do its tokens.
 """
@@ -261,7 +261,7 @@ def tokenizer_from_json(description: Any) -> Tokenizer:
             except ValueError:
                 pass
         case {"name": str(name), "model": str(model), **rest} if name in PIECES and not rest:
-            from intlm.data.pieces import PieceTokenizer  # imports sentencepiece
+            from intlm.data.tokenizers.pieces import PieceTokenizer  # imports sentencepiece
 
             return PieceTokenizer.from_base64(name, model)
     shown = repr(description)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from intlm.cli import main
 from intlm.data import pieces, shards
-from intlm.data.pieces import LETTERS, PieceTokenizer
 from intlm.data.tokenizers import SEPARATOR, identity, tokenizer_from_json
+from intlm.data.tokenizers.pieces import LETTERS, PieceTokenizer
 from intlm.errors import DataError
 
 _PARTS = (
@@ -126,7 +126,7 @@ def test_it_is_the_same_in_another_process(kind: str) -> None:
     """What the sample and the numbers of the configuration decide, nothing else does."""
     script = """
 import json, sys
-from intlm.data.pieces import PieceTokenizer
+from intlm.data.tokenizers.pieces import PieceTokenizer
 kind, sample = json.load(sys.stdin)
 print(json.dumps(PieceTokenizer.train(kind, [sample[:99].encode(), sample[99:].encode()], 300).to_json()))
 """
