@@ -17,7 +17,8 @@ import tiny
 
 from intlm.cli import main
 from intlm.data.sources import Source
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
 from intlm.evaluation import (
     BIN_STARTS,

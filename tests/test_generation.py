@@ -13,7 +13,7 @@ import tiny
 from intlm import generation
 from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.cli import main
-from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 from intlm.errors import ConfigError
 from intlm.generation import generate, inverse_temperature
 from intlm.language_model import WRITTEN, LanguageModel

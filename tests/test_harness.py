@@ -17,7 +17,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.wikitext import preprocess_wikitext
 
 from intlm.cli import main
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.data.tokenizers.pieces import PieceTokenizer
 from intlm.errors import ConfigError
 from intlm.evaluation import FRACTION_BITS, SEGMENT, Evaluation, evaluate, exact_losses

@@ -25,7 +25,8 @@ import tomli_w
 from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
-from intlm.data.tokenizers import ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine

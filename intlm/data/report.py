@@ -7,7 +7,8 @@ import numpy as np
 
 from intlm import pictures
 from intlm.data.shards import CHUNK, Corpus, Split
-from intlm.data.tokenizers import SEPARATOR, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.model import SEPARATOR
 from intlm.tracking.progress import VISIBLE
 from intlm.tracking.table import format_table
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from intlm.arithmetic.fixed_point import STATE_SHIFT, Rescale, activation_rescale, logit_rescale, mean_scale
 from intlm.arithmetic.tables import tables
-from intlm.data.tokenizers import CodedTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.coded import CodedTokenizer
 from intlm.errors import RunError
 from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intlm.data.tokenizers import ByteTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine

@@ -26,7 +26,9 @@ from intlm.data import prepare as module
 from intlm.data.prepare import prepare, train_tokenizer
 from intlm.data.shards import PROGRESS, Corpus, scratch
 from intlm.data.sources import Mark, Reader, Source
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, load_tokenizer
+from intlm.data.tokenizers import load_tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.export import c
 from intlm.generation import generate
 from intlm.language_model import LanguageModel

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from intlm.cli import main
 from intlm.data import pieces, shards
-from intlm.data.tokenizers import SEPARATOR, identity, tokenizer_from_json
+from intlm.data.tokenizers import identity, tokenizer_from_json
 from intlm.data.tokenizers.pieces import LETTERS, PieceTokenizer
 from intlm.errors import DataError
+from intlm.model import SEPARATOR
 
 _PARTS = (
     "Zwölf",
