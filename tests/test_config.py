@@ -27,6 +27,7 @@ from intlm.config import (
     load,
     overrides_from,
 )
+from intlm.data.tokenizers.byte import Bytes
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
 from intlm.fitness.sign import Sign
@@ -72,7 +73,7 @@ def test_defaults_are_the_documented_ones() -> None:
         tokens_per_update=32, updates=1000, evaluate_every=50, sample_every=200, checkpoint_seconds=60
     )
     assert config.data == DataConfig(
-        train=config.data.train, valid="", valid_bytes=0, tokenizer="bytes", document_separator="",
+        train=config.data.train, valid="", valid_bytes=0, tokenizer=Bytes(), document_separator="",
         prepared=config.data.prepared,
     )  # fmt: skip
 

@@ -420,8 +420,6 @@ REFUSED = [
     ("data.split", "test", "train"),
     ("data.columns", "body", "text"),
     ("data.filter", "score > 1", ""),
-    ("data.vocab_size", 300, 4096),
-    ("data.sample_bytes", 300, 1 << 24),
     ("data.share", 2, 1),
 ]
 

@@ -1,8 +1,10 @@
 """A model as self-contained C99: `kernels/portable`, the kernels' own fixed-point header, and the weights as arrays."""
 
 import shutil
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -11,20 +13,23 @@ from intlm.arithmetic.tables import tables
 from intlm.data.tokenizers import Tokenizer
 from intlm.data.tokenizers.coded import CodedTokenizer
 from intlm.errors import RunError
-from intlm.language_model import LanguageModel
+from intlm.export import FORMATS, Format
 from intlm.model.parameters import Architecture, specifications
+
+if TYPE_CHECKING:
+    from intlm.language_model import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
 
 
-def write(model: LanguageModel, out: Path) -> None:
+def write(model: "LanguageModel", out: Path) -> None:
     """Write the sources to a directory. Raises RunError where the program has no encoder for the model's text."""
     write_library(model, out)
     (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer), "utf-8")
 
 
-def write_library(model: LanguageModel, out: Path) -> None:
+def write_library(model: "LanguageModel", out: Path) -> None:
     """What knows of tokens alone, whatever they stand for: all but the tokenizer."""
     for name in SOURCES:
         with as_file(files("intlm.export") / "c" / name) as path:
@@ -82,7 +87,7 @@ def _header(a: Architecture) -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
-def _weights(model: LanguageModel) -> str:
+def _weights(model: "LanguageModel") -> str:
     a = model.architecture
     lines = ["/* Made by `intlm export`. */", '#include "weights.h"', ""]
     for name in _table_names(a):
@@ -136,3 +141,15 @@ def _array(name: str, values: np.ndarray) -> str:
 def _values(array: object) -> str:
     flat = np.asarray(array).reshape(-1).tolist()
     return "".join("\n  " + ", ".join(map(str, flat[i : i + 24])) + "," for i in range(0, len(flat), 24)) + "\n"
+
+
+@FORMATS.register("c")
+@dataclass(frozen=True, kw_only=True)
+class C(Format):
+    """Self-contained C99 in integers, with a program that writes and scores text."""
+
+    built: ClassVar[tuple[str, ...]] = ("model",)  # by the Makefile
+
+    def write(self, model: "LanguageModel", out: Path) -> None:
+        """See `Format.write`."""
+        write(model, out)

@@ -5,8 +5,9 @@ in int16 on processors that have AVX2 and not VNNI. BitShift is for unsigned val
 by 2^30 before a shift and lowered after it. Everything else is int32, but for the sum of exponentials, which is int64.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,15 +25,18 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS, tables
 from intlm.errors import MissingPackage
-from intlm.language_model import LanguageModel
+from intlm.export import FORMATS, Format
 from intlm.model import SEPARATOR
 from intlm.version import NUMERICS_VERSION
+
+if TYPE_CHECKING:
+    from intlm.language_model import LanguageModel
 
 OPSET = 21
 _RAISED = 30
 
 
-def write(model: LanguageModel, out: Path) -> None:
+def write(model: "LanguageModel", out: Path) -> None:
     """Write model.onnx to a directory, checked by onnx.checker."""
     try:
         import onnx
@@ -193,3 +197,13 @@ class _Graph:
         whole_bits = self.multiply(above, 2**LOGIT_FRACTION_BITS)
         found = self.add(self.add(top, whole_bits), fraction)
         self.give("log_sum_exp2", "Reshape", found, np.array([1], np.int64))
+
+
+@FORMATS.register("onnx")
+@dataclass(frozen=True, kw_only=True)
+class Onnx(Format):
+    """An ONNX graph of one step, in integers."""
+
+    def write(self, model: "LanguageModel", out: Path) -> None:
+        """See `Format.write`."""
+        write(model, out)

@@ -91,7 +91,7 @@ class TokenizerTrainer(Part):
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that `to_json` described. For anything else raises DataError, KeyError, TypeError or ValueError."""
+        """The tokenizer that `to_json` described. Raises DataError, KeyError, TypeError or ValueError else."""
         raise NotImplementedError
 
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intlm.cli import main
-from intlm.data import pieces, shards
-from intlm.data.tokenizers import identity, tokenizer_from_json
+from intlm.data import shards
+from intlm.data.tokenizers import identity, pieces, tokenizer_from_json
 from intlm.data.tokenizers.pieces import LETTERS, PieceTokenizer
 from intlm.errors import DataError
 from intlm.model import SEPARATOR
@@ -147,7 +147,7 @@ def test_json_round_trip(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [100, 60_000])
 def test_a_vocabulary_that_cannot_be(kind: str, size: int) -> None:
-    with pytest.raises(DataError, match=rf"data\.vocab_size = {size}: no such vocabulary of 11 bytes: Vocab"):
+    with pytest.raises(DataError, match=rf"data\.{kind}\.vocab_size = {size}: no such vocabulary of 11 bytes: Vocab"):
         PieceTokenizer.train(kind, [b"some ", b"sample"], size)
 
 
