@@ -30,11 +30,10 @@ from intlm.estimators import ESTIMATORS, Estimator
 from intlm.objectives import OBJECTIVES, Objective
 from intlm.optimizers import OPTIMIZERS, Optimizer
 from intlm.schema import parse_toml, read_text
-from intlm.settings import COMMAND_LINE, INT32_MAX, Key, choice, flatten, key, shown
+from intlm.settings import COMMAND_LINE, INT32_MAX, Key, choice, flatten, key, names_in, shown
+from intlm.tracking.trackers import TRACKERS
 
 MAX_TOKENS_PER_UPDATE = 32768
-
-SERVICES = ("wandb", "trackio")
 
 _WRITTEN_IN = "written_in"  # beside the keys of a saved file: the directory that it was written in
 
@@ -86,12 +85,7 @@ class TrainConfig:
         "seconds between checkpoints, and at least 50 times what one takes; 0: after every update", 60,
         low=0, high=INT32_MAX,
     )  # fmt: skip
-    trackers: str = key(f"that show the run beside TensorBoard, commas between: {', '.join(SERVICES)}", "")
-
-    @property
-    def services(self) -> list[str]:
-        """The trackers by name, each once."""
-        return list(dict.fromkeys(filter(None, (name.strip() for name in self.trackers.split(",")))))
+    trackers: str = key("services that show the run, beside TensorBoard; commas between", "", some_of=TRACKERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,8 +240,10 @@ def _missing(given: Given, known: Mapping[str, Key], needed: Any, trained: bool)
     """
     missing: dict[str, Any] = {}
     for name in [name for name in given if name in known]:
-        family, (source, value) = known[name].family, given.get(name, ("", None))
-        if not family or not isinstance(value, str) or value in family.parts():
+        family, (source, value) = known[name].family or known[name].some_of, given.get(name, ("", None))
+        if not family or not isinstance(value, str):
+            continue
+        if set(names_in(value) if known[name].some_of else [value]) <= family.parts().keys():
             continue
         if trained and family.of_training:
             missing[name] = value
@@ -409,9 +405,6 @@ def _beyond_limits(config: Config, vocab_size: int | None) -> Iterator[tuple[tup
 def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """Keys that are fine alone and wrong together: the keys, and the message."""
     data = config.data
-    if set(config.train.services) - set(SERVICES):
-        expected = " or ".join(f'"{name}"' for name in (*SERVICES, ", ".join(SERVICES)))
-        yield ("train.trackers",), f"train.trackers = {shown(config.train.trackers)}: expected {expected}"
     for name, named in (("data.valid", data.valid), ("data.valid_split", data.valid_split)):
         if named and data.valid_bytes:
             yield (

@@ -41,9 +41,10 @@ from intlm.lock import alive
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
 from intlm.schema import read_toml
+from intlm.settings import names_in
 from intlm.tracking import metrics, results
 from intlm.tracking.progress import Progress
-from intlm.tracking.services import check_installed
+from intlm.tracking.trackers import check_installed
 from intlm.training import FREE_ON_RESUME, check_directory, interruptible
 from intlm.version import NUMERICS_VERSION
 
@@ -182,7 +183,7 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
         for variant, keys in study.variants.items():
             try:
                 config = configuration.load(study.base, overrides, [(study.path, {**keys, "seed": seed})])
-                check_installed(config)
+                check_installed(names_in(config.train.trackers))
                 data = config.data
                 if not (data.valid or data.valid_split or data.valid_bytes):
                     raise ConfigError(f"{study.path}: no text is held out: set data.valid or data.valid_bytes")

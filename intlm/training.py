@@ -27,9 +27,10 @@ from intlm.errors import RunError
 from intlm.hooks import Hook, Measure, Sample, Save, Tell
 from intlm.lock import exclusive
 from intlm.run import open_corpus, open_run, write_whole
+from intlm.settings import names_in
 from intlm.tracking.log import Log
 from intlm.tracking.progress import Progress
-from intlm.tracking.services import check_installed
+from intlm.tracking.trackers import check_installed
 from intlm.trainer import Trainer
 
 # What each process of a run may set for itself.
@@ -119,7 +120,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
     writes = processes.writes
     check_directory(config, directory, resume)
     if writes:
-        check_installed(config)
+        check_installed(names_in(config.train.trackers))
     shared = {key: value for key, value in flatten(config).items() if key not in OF_A_MACHINE}
     processes.same("configuration", json.dumps(shared))
     if writes:

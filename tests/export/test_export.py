@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from intlm import checksums
 from intlm import config as configuration
 from intlm.cli import main
-from intlm.errors import RunError
 from intlm.evaluation import evaluate
 from intlm.export import FORMATS, export
 from intlm.generation import generate
