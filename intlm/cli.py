@@ -18,7 +18,7 @@ from intlm import flags, plugins
 from intlm.errors import INTERNAL, ConfigError, IntlmError
 from intlm.export import FORMATS
 from intlm.simulate.targets import TARGETS
-from intlm.version import NUMERICS_VERSION, __version__
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
 INTERRUPTED = 130
 TRACEBACK = "INTLM_TRACEBACK"  # set: the traceback of an internal error is printed, not written to a file
@@ -195,7 +195,7 @@ def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]
 def parser() -> argparse.ArgumentParser:
     """The commands and their flags."""
     top = argparse.ArgumentParser(prog="intlm", description="Pretrain language models in integers.", allow_abbrev=False)
-    version = f"intlm {__version__}, numerics version {NUMERICS_VERSION}"
+    version = f"intlm {__version__}, inference version {INFERENCE_VERSION}, training version {TRAINING_VERSION}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

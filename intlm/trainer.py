@@ -108,7 +108,7 @@ class Trainer:
         path = self.directory / "checkpoints"
         checkpoints = Checkpoints(path, read_only=True) if path.is_dir() else None
         if checkpoints and (updates := checkpoints.updates()):
-            if checkpoints.meta(updates[-1]).corpus != self.identity:
+            if checkpoints.meta(updates[-1], resume=True).corpus != self.identity:
                 raise RunError(
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"

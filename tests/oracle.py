@@ -152,6 +152,7 @@ def _pi() -> Decimal:
     return 4 * (4 * arccot(5) - arccot(239))
 
 
+@cache
 def upper_tail(z: Decimal) -> Decimal:
     """The standard normal's 1 - Φ(z) for 0 ≤ z ≤ 12, by the series of erf."""
     with localcontext() as context:
@@ -451,6 +452,45 @@ def token_loss(logits: Array, targets: Sequence[int]) -> int:
     assert len(targets) == 2**shift <= 1024
     total = within(sum(int(logits[target]) for target in targets), -(2**24), 2**24)
     return within(log_sum_exp2(logits) - rshift(total, shift), 0, 36_865)
+
+
+# -------------------------------------------------------------------------------------- 7.1 what an update reads
+
+SEGMENT = 2**26  # tokens whose contexts are sorted together
+
+
+def mixture_texts(shares: Sequence[int], texts: int) -> list[int]:
+    """How many of an update's texts each part of a mixture has."""
+    ends = [texts * sum(shares[: i + 1]) // sum(shares) for i in range(len(shares))]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def positions(size: int, texts: int, text: int, tokens: int, update: int) -> list[int]:
+    """Where in a ring of `size` tokens a text's tokens are that an update reads."""
+    return [(text * size // texts + update * tokens + i) % size for i in range(tokens)]
+
+
+def alike_contexts(ring: Sequence[int], vocabulary: int, position: int, count: int) -> list[int]:
+    """The last positions of the `count` contexts most alike to the one that ends at `position`."""
+    depth, begin = 64 // (vocabulary - 1).bit_length(), position // SEGMENT * SEGMENT
+    others = range(begin, min(begin + SEGMENT, len(ring)))
+    order = sorted(others, key=lambda last: ([ring[(last - back) % len(ring)] for back in range(depth)], last))
+    first = max(0, min(order.index(position) - count // 2, len(order) - count))
+    return [order[min(first + k, len(order) - 1)] for k in range(count)]
+
+
+def texts_read(
+    mixture: Sequence[tuple[int, Sequence[int]]], vocabulary: int, texts: int, tokens: int, count: int, update: int
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The tokens [texts, T] and targets [texts, T, K] of an update. `mixture`: each share with its ring."""
+    read, wanted = [], []
+    for (_, ring), own in zip(mixture, mixture_texts([share for share, _ in mixture], texts), strict=True):
+        for text in range(own):
+            places = positions(len(ring), own, text, tokens, update)
+            lasts = [alike_contexts(ring, vocabulary, at, count) if count > 1 else [at] for at in places]
+            read.append([ring[at] for at in places])
+            wanted.append([[ring[(last + 1) % len(ring)] for last in some] for some in lasts])
+    return read, wanted
 
 
 # --------------------------------------------------------------------------------------------- 7. perturbation

@@ -27,7 +27,7 @@ from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BI
 from intlm.errors import MissingPackage
 from intlm.export import FORMATS, Format
 from intlm.model import SEPARATOR
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION
 
 if TYPE_CHECKING:
     from intlm.language_model import LanguageModel
@@ -100,7 +100,7 @@ def write(model: "LanguageModel", out: Path) -> None:
         producer_name="intlm",
         ir_version=10,
     )
-    onnx.helper.set_model_props(made, {"numerics_version": str(NUMERICS_VERSION)})
+    onnx.helper.set_model_props(made, {"inference_version": str(INFERENCE_VERSION)})
     onnx.checker.check_model(made, full_check=True)
     onnx.save(made, out / "model.onnx")
 

@@ -193,6 +193,27 @@ def test_targets(engine: str, count: int, bridge: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> None:
+    """Of an input as like the noise as can be: only wide matrices have one that passes int16."""
+    shape, noise, update = oracle.Shape(3, 8, 1024, 1, "clip"), oracle.Noise(5, 1, 4, 1), 3
+    rng = np.random.default_rng(1)
+    values = [np.zeros(size, np.int64) for size in oracle.parameter_shapes(shape)]
+    _, b = oracle.noise_factors(noise, (update, 0, 1 + oracle.DOWN), (8, 1024))
+    assert 127 * int(b.clip(0).sum()) * oracle.rank_scale(1) >> 11 > 40_000
+    values[0] += 60
+    values[1 + oracle.UP][b[0] > 0] = 127
+    values[-1] = rng.integers(-127, 127, values[-1].shape, endpoint=True)
+    tokens, targets = np.array([[1, 2]]), np.array([[[2], [0]]])
+    states = np.zeros((2, 1, 8), np.int64)
+    expected, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
+    evaluate = jax.jit(make_engine(engine, bridge.population(shape, noise, 1)).evaluate)
+    members = jnp.zeros((1, 2, 1, 8), jnp.int8)
+    losses, found = evaluate(bridge.parameters(shape, values), *uint16(tokens, targets), members, jnp.uint32(update))
+    assert losses.ravel().tolist() == expected and len(set(expected)) == 2
+    np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_some_of_the_pairs(engine: str, bridge: Any) -> None:
     """The last two of six, as a device of several has them: losses, states and votes."""
     shape, noise, update, first = oracle.Shape(11, 8, 16, 1, "clip"), oracle.Noise(5, 1, 2, 1), 3, 4

@@ -1,5 +1,6 @@
 """Simulation targets: what a trained model is run on, and how what it does there is reported. One file each."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -37,7 +38,9 @@ class Target(Part):
 class MachineTarget(Target):
     """A machine that is stepped token by token and held to the reference bit for bit."""
 
-    machine: ClassVar[type["Machine"]]
+    machine: ClassVar[Callable[..., "Machine"]]
+    """Makes the machine of a model (`intlm.language_model.LanguageModel`) and of a directory for its files: a class, or
+    a method where the part has settings."""
 
     def simulate(self, run: Path, text: Path | None, tokens: int) -> Report:
         """See `Target.simulate`. Raises MissingPackage where the machine is not installed, BuildError where the model
