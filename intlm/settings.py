@@ -60,7 +60,7 @@ class Family(Generic[AnyPart]):
     """
 
     def __init__(self, kind: str, package: str, of_training: bool = False) -> None:
-        self.kind, self.of_training, self._package = kind, of_training, package
+        self.kind, self.of_training, self.package = kind, of_training, package
         self._parts: dict[str, type[AnyPart]] = {}
         self._loaded = False
 
@@ -68,7 +68,7 @@ class Family(Generic[AnyPart]):
         """Add a part under `name`: small letters, digits, - and _. Raises ValueError where the name is taken."""
 
         def add(part: PartClass) -> PartClass:
-            shipped = part.__module__.startswith(f"{self._package}.")
+            shipped = part.__module__.startswith(f"{self.package}.")
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{self.kind} {name!r}: expected a name of small letters, digits, - and _")
             if name in (self._parts if shipped else self.parts()):
@@ -85,8 +85,8 @@ class Family(Generic[AnyPart]):
         """All parts by name: those of the folder in the order of the alphabet, then those of plugins."""
         if not self._loaded:
             self._loaded = True  # before the imports: a file may ask for its own family
-            for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
-                importlib.import_module(f"{self._package}.{module.name}")
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
             self._parts = dict(sorted(self._parts.items()))
         return self._parts
 

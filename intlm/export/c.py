@@ -108,8 +108,8 @@ def _weights(model: "LanguageModel") -> str:
 def _tokenizer(tokenizer: Tokenizer) -> str:
     if not isinstance(tokenizer, CodedTokenizer):
         raise RunError(
-            f"tokenizer {tokenizer.name!r}: the C program knows bytes by their codes: expected a model of bytes or of "
-            "alphabet; --to onnx and safetensors take any"
+            f"tokenizer {tokenizer.name!r}: the C program encodes text by a table of each byte's tokens, which this "
+            "tokenizer does not have: expected a model with another, or another --to"
         )
     longest = max(map(len, tokenizer.codes))
     rows = [", ".join(map(str, (*code, 0)[:longest])) for code in tokenizer.codes]

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Pairs(TokenizerTrainer):
     def train(self, texts):
         counts = Counter()
         for text in texts("counting pairs"):
-            counts.update(zip(text, text[1:], strict=False))
+            counts.update(pairwise(text))
         return PairTokenizer(tuple(bytes(pair) for pair, _ in counts.most_common(self.most)))
 
     @classmethod
