@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
-import numpy as np
 
 from intlm import checksums
 from intlm import config as configuration
 from intlm.errors import RunError
+from intlm.lazy import np
 from intlm.schema import read_json
 from intlm.settings import Family, Part
 from intlm.version import INFERENCE_VERSION

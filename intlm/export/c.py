@@ -1,12 +1,12 @@
 """A model as self-contained C99: `kernels/portable`, the kernels' own fixed-point header, and the weights as arrays."""
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-
-import numpy as np
 
 from intlm.arithmetic.fixed_point import STATE_SHIFT, Rescale, activation_rescale, logit_rescale, mean_scale
 from intlm.arithmetic.tables import tables
@@ -14,6 +14,7 @@ from intlm.data.tokenizers import Tokenizer
 from intlm.data.tokenizers.coded import CodedTokenizer
 from intlm.errors import RunError
 from intlm.export import FORMATS, Format
+from intlm.lazy import np
 from intlm.model.parameters import Architecture, specifications
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
 
 
-def write(model: "LanguageModel", out: Path) -> None:
+def write(model: LanguageModel, out: Path) -> None:
     """Write the sources to a directory. Raises RunError where the program has no encoder for the model's text."""
     write_library(model, out)
     (out / "tokenizer.h").write_text(_tokenizer(model.tokenizer), "utf-8")
 
 
-def write_library(model: "LanguageModel", out: Path) -> None:
+def write_library(model: LanguageModel, out: Path) -> None:
     """What knows of tokens alone, whatever they stand for: all but the tokenizer."""
     for name in SOURCES:
         with as_file(files("intlm.export") / "c" / name) as path:
@@ -87,7 +88,7 @@ def _header(a: Architecture) -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
-def _weights(model: "LanguageModel") -> str:
+def _weights(model: LanguageModel) -> str:
     a = model.architecture
     lines = ["/* Made by `intlm export`. */", '#include "weights.h"', ""]
     for name in _table_names(a):
@@ -150,6 +151,6 @@ class C(Format):
 
     built: ClassVar[tuple[str, ...]] = ("model",)  # by the Makefile
 
-    def write(self, model: "LanguageModel", out: Path) -> None:
+    def write(self, model: LanguageModel, out: Path) -> None:
         """See `Format.write`."""
         write(model, out)

@@ -5,11 +5,11 @@ in int16 on processors that have AVX2 and not VNNI. BitShift is for unsigned val
 by 2^30 before a shift and lowered after it. Everything else is int32, but for the sum of exponentials, which is int64.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from intlm.arithmetic.fixed_point import (
     GATE_MULTIPLIER,
@@ -26,6 +26,7 @@ from intlm.arithmetic.fixed_point import (
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS, tables
 from intlm.errors import MissingPackage
 from intlm.export import FORMATS, Format
+from intlm.lazy import np
 from intlm.model import SEPARATOR
 from intlm.version import INFERENCE_VERSION
 
@@ -36,7 +37,7 @@ OPSET = 21
 _RAISED = 30
 
 
-def write(model: "LanguageModel", out: Path) -> None:
+def write(model: LanguageModel, out: Path) -> None:
     """Write model.onnx to a directory, checked by onnx.checker."""
     try:
         import onnx
@@ -204,6 +205,6 @@ class _Graph:
 class Onnx(Format):
     """An ONNX graph of one step, in integers."""
 
-    def write(self, model: "LanguageModel", out: Path) -> None:
+    def write(self, model: LanguageModel, out: Path) -> None:
         """See `Format.write`."""
         write(model, out)

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from intlm.lazy import Array
+from intlm.lazy import Array, np
 from intlm.schema import check_range
 from intlm.settings import Family, Part
 

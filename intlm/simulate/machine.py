@@ -1,11 +1,12 @@
 """A model on a machine that is stepped token by token; most have the C export's memory."""
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from intlm.lazy import np
 from intlm.model.parameters import Architecture
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Machine(ABC):
     constants: int | None = None  # bytes: weights and tables
     buffers: int | None = None  # bytes beside the states
 
-    def __init__(self, model: "LanguageModel") -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.architecture = model.architecture
 
     @abstractmethod
@@ -66,7 +67,7 @@ class Layout:
 class CompiledMachine(Machine):
     """A machine with an `intlm_model_t` in its memory."""
 
-    def __init__(self, model: "LanguageModel", work: Path) -> None:
+    def __init__(self, model: LanguageModel, work: Path) -> None:
         super().__init__(model)
         self.layout = Layout(self.architecture)
         from intlm.export import c

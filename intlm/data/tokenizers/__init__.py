@@ -7,6 +7,8 @@
 - Decoding accepts any sequence of token ids, as a model may sample any: a separator gives nothing.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -14,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
 from intlm.data import files
 from intlm.errors import DataError
+from intlm.lazy import np
 from intlm.schema import parse_json
 from intlm.settings import Family, Part
 

@@ -1,15 +1,16 @@
 """The tokenizer of the bytes that occur in the training text, the others behind an escape."""
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from intlm.data.tokenizers import TOKENIZERS, Texts, TokenizerTrainer
 from intlm.data.tokenizers.coded import CodedTokenizer
 from intlm.errors import DataError
+from intlm.lazy import np
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class AlphabetTokenizer(CodedTokenizer):
             raise DataError(f"alphabet {self.alphabet!r}: expected distinct bytes in increasing order")
 
     @classmethod
-    def from_counts(cls, counts: np.ndarray) -> "AlphabetTokenizer":
+    def from_counts(cls, counts: np.ndarray) -> AlphabetTokenizer:
         """The alphabet of the bytes that occur: `counts` is [256], how often each does."""
         return cls(bytes(np.flatnonzero(counts).tolist()))
 

@@ -5,14 +5,15 @@ text may be cut anywhere. An escape that is the code of no byte decodes to nothi
 an escape left unfinished.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
-
 from intlm.data.tokenizers import Tokenizer, checked
+from intlm.lazy import np
 from intlm.model import SEPARATOR
 
 
@@ -51,7 +52,7 @@ class CodedTokenizer(Tokenizer):
         result[is_first] = tokens
         return result
 
-    def stream_decoder(self) -> "CodeDecoder":
+    def stream_decoder(self) -> CodeDecoder:
         """A decoder for tokens that arrive bit by bit."""
         return CodeDecoder(self)
 

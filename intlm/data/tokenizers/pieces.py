@@ -14,6 +14,8 @@ what is not UTF-8. Nothing of that is left to it here:
   that is such a bound. It is cut every `PART` bytes, wherever that is.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import base64
 import binascii
 import io
@@ -25,10 +27,9 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from intlm.data.tokenizers import MAX_VOCAB, PART, Texts, Tokenizer, TokenizerTrainer, checked
 from intlm.errors import DataError
+from intlm.lazy import np
 from intlm.model import SEPARATOR
 from intlm.settings import key
 
@@ -85,7 +86,7 @@ class PieceTokenizer(Tokenizer):
         self._encode_word(bytes(range(256)))  # refuses a model of whole words, or one that normalises
 
     @classmethod
-    def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> "PieceTokenizer":
+    def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
         """The vocabulary of a sample, the same for the same sample on any machine. All of it is held in memory.
 
         Raises DataError where the sample is too small for a vocabulary of that size, or the size for the 256 bytes.
@@ -121,7 +122,7 @@ class PieceTokenizer(Tokenizer):
         return cls(name, model.getvalue())
 
     @classmethod
-    def from_base64(cls, name: str, model: str) -> "PieceTokenizer":
+    def from_base64(cls, name: str, model: str) -> PieceTokenizer:
         """The tokenizer of `to_json`'s "model"."""
         try:
             return cls(name, base64.b64decode(model, validate=True))
@@ -146,11 +147,11 @@ class PieceTokenizer(Tokenizer):
         parts = (_UNITS.findall(data[start : start + PART]) for start in range(0, len(data), PART))
         return np.frombuffer(b"".join(map(self._units.__getitem__, chain.from_iterable(parts))), self.dtype)
 
-    def stream_decoder(self) -> "PieceDecoder":
+    def stream_decoder(self) -> PieceDecoder:
         return PieceDecoder(self)
 
     @cached_property
-    def _processor(self) -> "SentencePieceProcessor":
+    def _processor(self) -> SentencePieceProcessor:
         from sentencepiece import SentencePieceProcessor
 
         return SentencePieceProcessor(model_proto=self.model)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from intlm.lazy import np
 from intlm.simulate import elf
 from intlm.simulate.emulated import MODEL, RETURN, STACK, EmulatedMachine
 from intlm.simulate.targets import TARGETS, MachineTarget

@@ -1,13 +1,14 @@
 """The exported ONNX graph in ONNX Runtime."""
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from intlm.errors import MissingPackage
+from intlm.lazy import np
 from intlm.simulate.machine import Machine
 from intlm.simulate.targets import TARGETS, MachineTarget
 
@@ -20,7 +21,7 @@ class OnnxRuntimeMachine(Machine):
 
     unit = "ns"
 
-    def __init__(self, model: "LanguageModel", work: Path) -> None:
+    def __init__(self, model: LanguageModel, work: Path) -> None:
         super().__init__(model)
         try:
             import onnxruntime
