@@ -36,7 +36,7 @@ from intlm.optimizers.adam import Adam
 from intlm.optimizers.momentum import Momentum
 from intlm.optimizers.sgd import Sgd
 from intlm.optimizers.threshold import Threshold
-from intlm.settings import names_in
+from intlm.settings import flatten, names_in
 
 KEYS = config_module.keys()
 FILE = Path("configs/a.toml")
@@ -235,6 +235,23 @@ def test_flags_of_earlier_versions_are_read(capsys: pytest.CaptureFixture[str]) 
     assert message(overrides={"eggroll.step": "3"}) == (
         'command line: eggroll.step = "3": no setting of eggroll.optimizer = "threshold"'
     )
+
+
+@pytest.mark.parametrize("name", ["bytes", "alphabet", "unigram", "bpe"])
+def test_settings_of_tokenizers_as_earlier_versions_had_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were keys of [data], for any tokenizer."""
+    data = f"[data]\ntrain = 'x'\ntokenizer = '{name}'\n"
+    config, flag = parse(f"{data}vocab_size = 300\nsample_bytes = 9"), {"data.vocab_size": "400"}
+    has = name in ("unigram", "bpe")
+    assert flatten(config.data.tokenizer) == ({"vocab_size": 300, "sample_bytes": 9} if has else {})
+    assert config.data.tokenizer.name == name
+    said = f"is now data.{name}.vocab_size (and 1 more)" if has else ""
+    assert said in capsys.readouterr().err
+    if has:
+        assert flatten(parse(data, flag).data.tokenizer) == {"vocab_size": 400, "sample_bytes": 1 << 24}
+    else:
+        said = f'command line: data.vocab_size = "400": no setting of data.tokenizer = "{name}"'
+        assert message(data, flag) == said
 
 
 def test_trackers_are_named_once() -> None:

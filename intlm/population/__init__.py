@@ -2,7 +2,6 @@
 
 import sys
 from functools import cache
-
 from typing import TYPE_CHECKING, Any
 
 from intlm.lazy import jax

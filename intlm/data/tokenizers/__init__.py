@@ -107,7 +107,7 @@ def tokenizer_from_json(description: Any) -> Tokenizer:
         raise DataError(f"tokenizer {_short(description)}: name: expected {known}, or a plugin's with --plugin FILE")
     try:
         made = TOKENIZERS[name].read(description)
-        if made.to_json() == description:
+        if _canonical(made.to_json()) == _canonical(description):  # nothing in it was passed over
             return made
     except (KeyError, TypeError, ValueError):
         pass
@@ -131,5 +131,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def identity(tokenizer: Tokenizer) -> str:
     """What tells tokenizers apart: the sha256, in hex, of the canonical JSON (sorted keys, no spaces)."""
-    canonical = json.dumps(tokenizer.to_json(), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(tokenizer.to_json()).encode()).hexdigest()
+
+
+def _canonical(description: Any) -> str:
+    return json.dumps(description, sort_keys=True, separators=(",", ":"))
