@@ -28,7 +28,7 @@ from pathlib import Path
 import jax
 from intlm.cli import main
 from intlm.data import prepare, shards
-from intlm.data.tokenizers import pieces
+import sentencepiece  # before the forks
 
 prepare.SAVE_SECONDS, prepare.BLOCK = 0, 2000
 prepare.CorpusWriter = partial(shards.CorpusWriter, shard_tokens=3000)

@@ -27,7 +27,7 @@ class Tracker(Part):
 
     package: ClassVar[str] = ""  # that must be installed
 
-    def start(self, project: str, identity: str, directory: Path, config: Mapping[str, Any]) -> Any:
+    def start(self, project: str, identity: str, directory: Path, config: dict[str, Any]) -> Any:
         """Tell the service that a run starts or goes on. Returns what has `log(values, step=update)` and `finish()`.
 
         identity: 8 hex digits by which the service is to know the run. config: every key of the
@@ -67,7 +67,7 @@ class Service:
     """
 
     def __init__(
-        self, name: str, directory: Path, config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+        self, name: str, directory: Path, config: dict[str, Any], lines: Sequence[Mapping[str, Any]]
     ) -> None:
         self._name, self._failed = name, False
         self._path = directory / f"{name}.json"

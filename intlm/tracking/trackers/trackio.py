@@ -1,6 +1,5 @@
 """trackio, which keeps runs on this machine or in a Hugging Face Space."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ class Trackio(Tracker):
 
     package: ClassVar[str] = "trackio"
 
-    def start(self, project: str, identity: str, directory: Path, config: Mapping[str, Any]) -> Any:
+    def start(self, project: str, identity: str, directory: Path, config: dict[str, Any]) -> Any:
         """See `Tracker.start`. The service knows a run by its name alone."""
         import trackio  # slow
 

@@ -1,6 +1,5 @@
 """Weights & Biases."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ class Wandb(Tracker):
 
     package: ClassVar[str] = "wandb"
 
-    def start(self, project: str, identity: str, directory: Path, config: Mapping[str, Any]) -> Any:
+    def start(self, project: str, identity: str, directory: Path, config: dict[str, Any]) -> Any:
         """See `Tracker.start`."""
         import wandb  # slow
 
