@@ -66,9 +66,7 @@ class Service:
     Raises RunError where the service does not start.
     """
 
-    def __init__(
-        self, name: str, directory: Path, config: dict[str, Any], lines: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, name: str, directory: Path, config: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
         self._name, self._failed = name, False
         self._path = directory / f"{name}.json"
         self._known = _Known(secrets.token_hex(4))
