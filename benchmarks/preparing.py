@@ -87,9 +87,7 @@ def speed(directory: Path, rounds: int, processes: int) -> str:
     for name in ("bytes", "unigram", "bpe"):
         file = directory / f"{name}.json"
         asked: dict[str, Any] = {"document_separator": SEPARATOR, "processes": processes}
-        made = train_tokenizer(
-            DataConfig(train=str(directory / "text"), tokenizer=trainer(name), prepared="", **asked)
-        )
+        made = train_tokenizer(DataConfig(train=str(directory / "text"), tokenizer=trainer(name), prepared="", **asked))
         file.write_text(json.dumps(made.to_json()))
         for source, shown in (("text", "text"), ("set", "Parquet")):
             rates, used = [], []

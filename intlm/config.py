@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +313,13 @@ def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mappi
         # else a setting of a part that is not chosen, over which earlier versions passed
     if said:
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
-        print(f"intlm: {source}: written for an earlier version: {said[0]}{more}", file=sys.stderr)
+        _say_once(f"intlm: {source}: written for an earlier version: {said[0]}{more}")
     return found
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def dumps(config: Config, directory: Path | None = None) -> str:

@@ -114,7 +114,7 @@ class Trainer:
                     "would not be the same run any more"
                 )
             like = jax.eval_shape(lambda: initial_state(self.population, self.optimizer))
-            state = TrainState(*checkpoints.restore(updates[-1], like))
+            state = TrainState(*checkpoints.restore(updates[-1], like, self.optimizer.former))
             check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
             self.place(state)
             self.update = self.saved = updates[-1]

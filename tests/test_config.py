@@ -216,6 +216,7 @@ def test_a_later_choice_leaves_the_settings_of_the_one_before_behind(tmp_path: P
 )
 def test_files_of_earlier_versions_are_read(eggroll: str, expected: object, capsys: pytest.CaptureFixture[str]) -> None:
     """As version 0.1 read them: it passed over settings of optimizers that were not chosen. One line says so."""
+    config_module._say_once.cache_clear()
     config = parse(f"[eggroll]\nrank = 2\n{eggroll}\n[train]\ntargets = 4")
     assert config.eggroll.optimizer == expected
     assert (config.eggroll.estimator, config.objective) == (Member(rank=2), NextToken(targets=4))
@@ -225,6 +226,7 @@ def test_files_of_earlier_versions_are_read(eggroll: str, expected: object, caps
 
 
 def test_flags_of_earlier_versions_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    config_module._say_once.cache_clear()
     assert parse(overrides=flags("--eggroll.rank", "3", "--eggroll.alpha", "2")).eggroll == EggrollConfig(
         estimator=Member(rank=3), optimizer=Threshold(alpha=2)
     )

@@ -86,7 +86,7 @@ def test_seeds(text: str, seeds: list[int], tmp_path: Path) -> None:
         ("[variants.a]\n'eggroll.sgd.stepp' = 3", "s.toml: variants.a: eggroll.sgd.stepp: unknown key; did you mean"),
         ("[variants.a]\nstep = 3", "s.toml: variants.a: step: unknown key; did you mean eggroll.adam.step?"),
         ("[variants.a]\n'eggroll.sgd.step' = 3.5", "s.toml: eggroll.sgd.step = 3.5: expected an integer (variant a)"),
-        ("[variants.'a/b']", "s.toml: variants.a/b: expected a name without a slash"),
+        ("[variants.'a/b']", "s.toml: variants.\"a/b\": expected a name without a slash, or NUL"),
         ("keys = { seed = 3 }", "s.toml: keys: seed: expected in seeds = [...]"),
         ("[grid]\n'eggroll.sgd.step' = 3", "s.toml: grid: eggroll.sgd.step = 3: expected a list"),
         ("[grid]\n'eggroll.sgd.step' = { from = 3, to = 1, step = 1 }", "s.toml: grid: eggroll.sgd.step = {'from': 3"),
