@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from intlm import config as configuration
 from intlm import flags, plugins
@@ -199,8 +200,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, call: object, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def command(name: str, call: object, help: str, among: Any = commands) -> argparse.ArgumentParser:
+        made = among.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
         made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers parts")
         return made
@@ -213,9 +214,7 @@ def parser() -> argparse.ArgumentParser:
     about = "Make a tokenizer of its own, for several corpora."
     inner = commands.add_parser("tokenizer", help=about, description=about, allow_abbrev=False)
     inner_commands = inner.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    about = "Make the tokenizer of a config's training text."
-    made = inner_commands.add_parser("train", help=about, description=about, allow_abbrev=False)
-    made.set_defaults(call=_train_tokenizer)
+    made = command("train", _train_tokenizer, "Make the tokenizer of a config's training text.", inner_commands)
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/minipile.toml")
     made.add_argument(
         "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="where to (default: tokenizer.json)"

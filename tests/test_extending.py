@@ -87,6 +87,12 @@ def test_processes_that_prepare_text_have_the_plugins(tmp_path: Path, monkeypatc
         assert main([*asked, "--data.processes", processes, "--data.prepared", str(tmp_path / processes)]) == 0
     made = [{path.name: path.read_bytes() for path in (tmp_path / name).glob("*.bin")} for name in ("1", "2")]
     assert made[0] and made[0] == made[1]
+    # By itself, and taken from its file.
+    out, words = tmp_path / "tokenizer.json", ["--plugin", str(EXTENDING / "pairs.py")]
+    assert main(["tokenizer", "train", str(tiny.CONFIG), *PARTS["pairs"], "--out", str(out), *words]) == 0
+    words += ["--data.prepared", str(tmp_path / "3"), "--data.tokenizer_file", str(out)]
+    assert main(["prepare", str(tiny.CONFIG), *words]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "3").glob("*.bin")} == made[0]
 
 
 def test_a_target_and_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
