@@ -15,9 +15,9 @@ from intlm import checksums, config
 from intlm.checkpoint import Checkpoints
 from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.export import FORMS
+from intlm.export import FORMATS
 from intlm.run import load
-from intlm.simulate.machines import MACHINES
+from intlm.simulate.targets import TARGETS
 
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = (
@@ -72,8 +72,14 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         "sweep": ["FILE", "--jobs N", "--only VARIANT", "--seeds N", "--runs DIR", "--out FILE", "--picture FILE"],
         "runs": ["DIR", "--json"],
         "compare": ["RUN", "--picture FILE", "--reference LABEL=BITS", "--json"],
-        "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
-        "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
+        "export": ["--to FORMAT", *(f"{name}: " for name in FORMATS.parts()), "--out DIR"],
+        "simulate": [
+            "--on TARGET",
+            *(f"{name}: " for name in TARGETS.parts()),
+            "--hardware FILE",
+            "--tokens N",
+            "--picture FILE",
+        ],
         "evaluate": ["--text FILE", "--json", "--batch N", "--wikitext", "--documents FILE", "--picture FILE"],
         "harness": ["RUN", "lm_eval"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
@@ -183,7 +189,7 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 def test_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer made once, its corpus, a run of it, and everything that is done with a run."""
     monkeypatch.chdir(tmp_path)
-    keys = {"data.tokenizer": "unigram", "data.vocab_size": 262}
+    keys = {"data.tokenizer": "unigram", "data.unigram.vocab_size": 262}
     path = tiny.write_config(tmp_path / "mine.toml", {**tiny.KEYS, **keys, "train.updates": 4, "data.prepared": "made"})
     assert main(["tokenizer", "train", str(path)]) == 0
     assert capsys.readouterr().out == "tokenizer.json: 262 tokens in the vocabulary (unigram)\n"

@@ -14,10 +14,11 @@ import tiny
 
 from intlm.cli import main
 from intlm.errors import ConfigError, MissingPackage, RunError
+from intlm.lock import alive, exclusive
 from intlm.optimizers.threshold import Threshold
 from intlm.sweep import Sweep, load_study, plan, sweep
 from intlm.tracking import metrics, results
-from intlm.training import alive, exclusive, train
+from intlm.training import train
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (REPOSITORY / "benchmarks" / "learning").glob("*.toml") if path.stem != "base")

@@ -27,6 +27,7 @@ from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
+from intlm.lock import alive, exclusive
 from intlm.optimizers.momentum import MomentumState
 from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
@@ -35,9 +36,7 @@ from intlm.tracking import metrics
 from intlm.trainer import Trainer
 from intlm.training import (
     FREE_ON_RESUME,
-    alive,
     check_directory,
-    exclusive,
     prepare_corpus,
     train,
 )
@@ -473,8 +472,6 @@ REFUSED = [
     ("data.split", "test", "train"),
     ("data.columns", "body", "text"),
     ("data.filter", "score > 1", ""),
-    ("data.vocab_size", 300, 4096),
-    ("data.sample_bytes", 300, 1 << 24),
     ("data.share", 2, 1),
 ]
 

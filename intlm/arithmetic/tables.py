@@ -4,6 +4,8 @@ The tables are computed with Python's integers and its decimal module, whose exp
 specification, never with the platform's libm; their bytes are pinned by a hash that is checked when they are made.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import hashlib
 from decimal import Decimal, localcontext
 from functools import cache
@@ -20,12 +22,12 @@ SHA256 = "9d9d4514015a9c0d57b9bbd46d6807c62841642340777f4e43fdbafb1c99ade7"
 class Tables(NamedTuple):
     """All tables, as numpy arrays."""
 
-    quantile: "np.ndarray"  # int8 [256]: a random byte to a Gaussian value, standard deviation 16, at most 46
-    reciprocal: "np.ndarray"  # int16 [2048]: 16 times a mean magnitude to the norm's odd Q15 gain
-    exp2: "np.ndarray"  # int32 [256]: 2^24 * 2^(-i/256)
-    log2: "np.ndarray"  # int16 [1024]: 256 * log2(1 + (i + 0.5)/1024)
-    sigmoid: "np.ndarray"  # int8 [256]: i - 128 at 1.0 = 16 to 254 * sigmoid - 127
-    tanh: "np.ndarray"  # int8 [256]: i - 128 at 1.0 = 16 to 127 * tanh
+    quantile: np.ndarray  # int8 [256]: a random byte to a Gaussian value, standard deviation 16, at most 46
+    reciprocal: np.ndarray  # int16 [2048]: 16 times a mean magnitude to the norm's odd Q15 gain
+    exp2: np.ndarray  # int32 [256]: 2^24 * 2^(-i/256)
+    log2: np.ndarray  # int16 [1024]: 256 * log2(1 + (i + 0.5)/1024)
+    sigmoid: np.ndarray  # int8 [256]: i - 128 at 1.0 = 16 to 254 * sigmoid - 127
+    tanh: np.ndarray  # int8 [256]: i - 128 at 1.0 = 16 to 127 * tanh
 
 
 def _round(x: Decimal) -> int:

@@ -5,10 +5,11 @@ in int16 on processors that have AVX2 and not VNNI. BitShift is for unsigned val
 by 2^30 before a shift and lowered after it. Everything else is int32, but for the sum of exponentials, which is int64.
 """
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations  # NumPy is imported when it is used
 
-import numpy as np
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from intlm.arithmetic.fixed_point import (
     GATE_MULTIPLIER,
@@ -24,9 +25,13 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.tables import EXP2_ONE, LOG2_INDEX_BITS, LOGIT_FRACTION_BITS, tables
 from intlm.errors import MissingPackage
+from intlm.export import FORMATS, Format
+from intlm.lazy import np
 from intlm.model import SEPARATOR
-from intlm.run import LanguageModel
 from intlm.version import INFERENCE_VERSION
+
+if TYPE_CHECKING:
+    from intlm.language_model import LanguageModel
 
 OPSET = 21
 _RAISED = 30
@@ -193,3 +198,13 @@ class _Graph:
         whole_bits = self.multiply(above, 2**LOGIT_FRACTION_BITS)
         found = self.add(self.add(top, whole_bits), fraction)
         self.give("log_sum_exp2", "Reshape", found, np.array([1], np.int64))
+
+
+@FORMATS.register("onnx")
+@dataclass(frozen=True, kw_only=True)
+class Onnx(Format):
+    """An ONNX graph of one step, in integers."""
+
+    def write(self, model: LanguageModel, out: Path) -> None:
+        """See `Format.write`."""
+        write(model, out)

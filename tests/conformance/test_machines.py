@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intlm.data.tokenizers import ByteTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine
-from intlm.run import LanguageModel
-from intlm.simulate import compare
-from intlm.simulate.machines import MACHINES, Machine
+from intlm.simulate.comparison import compare
+from intlm.simulate.machine import Machine
+from intlm.simulate.targets import TARGETS, MachineTarget
 
 CASES = {
     "clip": Architecture(256, 16, 2, 24, "clip"),
@@ -24,6 +25,9 @@ CASES = {
     "shifted sums": Architecture(40, 264, 1, 272, "table"),
 }
 TOKENS = 24
+
+
+MACHINES = {name: part for name, part in TARGETS.parts().items() if issubclass(part, MachineTarget)}
 
 
 def model_of(architecture: Architecture, widest: int, seed: int = 0) -> LanguageModel:
@@ -56,7 +60,7 @@ def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES)
 def test_same_bits(case: str, widest: int, target: str, tmp_path: Path) -> None:
     model = shared(case, widest)
-    machine: Machine = MACHINES[target](model, tmp_path)
+    machine: Machine = MACHINES[target].machine(model, tmp_path)
     for seed in range(2):
         difference = compare(model, machine, tokens_of(model, seed)).difference
         assert difference is None, str(difference)
@@ -81,7 +85,7 @@ def test_same_bits_for_any_weights(target: str, tmp_path_factory: pytest.TempPat
     )
     def check(architecture: Architecture, widest: int, seed: int) -> None:
         model = model_of(architecture, widest, seed)
-        machine: Machine = MACHINES[target](model, tmp_path_factory.mktemp("built"))
+        machine: Machine = MACHINES[target].machine(model, tmp_path_factory.mktemp("built"))
         difference = compare(model, machine, tokens_of(model, seed)).difference
         assert difference is None, str(difference)
 
@@ -96,7 +100,7 @@ def test_one_wrong_weight_is_found(target: str, tmp_path: Path) -> None:
     other = model.parameters[name].at[5, 3].add(64)
     wrong = model_of(CASES["clip"], 0)
     wrong.parameters = {**model.parameters, name: other}
-    machine: Machine = MACHINES[target](wrong, tmp_path)
+    machine: Machine = MACHINES[target].machine(wrong, tmp_path)
     difference = compare(model, machine, tokens_of(model, 0)).difference
     assert difference is not None
     assert (difference.what, difference.layer, difference.index) == ("state", 1, 5)

@@ -17,7 +17,9 @@ from intlm import config as configuration
 from intlm.cli import main
 from intlm.data import shards
 from intlm.data.shards import Corpus, CorpusWriter
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
 
 MakeCorpus = Callable[..., Corpus]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from intlm.data import targets
 from intlm.data.shards import Corpus
 from intlm.data.targets import AlikeContexts
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 
 MakeCorpus = Callable[..., Corpus]
 FEW = st.lists(st.sampled_from(b"ab"), max_size=40).map(bytes)
