@@ -1,6 +1,7 @@
 """Each file of tests/extending adds a part from outside the package: trained and resumed by the command line."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ def words(name: str, run: Path, updates: int, *more: str) -> list[str]:
     return ["train", str(tiny.CONFIG), *given, *plugin, *more]
 
 
+@cache
+def plain() -> dict[str, np.ndarray]:
+    """The weights of the same run without a plugin."""
+    run = tiny.HOME / "plain"
+    assert main(words("", run, 4, "--train.checkpoint_seconds", "1000")) == 0
+    return dict(tiny.state_of(run))
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_is_trained_and_resumed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -41,8 +50,7 @@ def test_a_part_is_trained_and_resumed(name: str, tmp_path: Path, capsys: pytest
     assert main(words(name, resumed, 4, "--resume")) == 0
     tiny.assert_same_state(whole, resumed)
     # It changes what is learnt, and its settings are kept.
-    assert main(words("", tmp_path / "plain", 4)) == 0
-    weights, others = dict(tiny.state_of(whole)), dict(tiny.state_of(tmp_path / "plain"))
+    weights, others = dict(tiny.state_of(whole)), plain()
     assert not all(np.array_equal(weights[key], others[key]) for key in weights if key.startswith("[0]"))
     found = configuration.flatten(configuration.load(whole / "config.toml"))
     assert all(str(found[flag[2:]]) == value for flag, value in zip(PARTS[name][::2], PARTS[name][1::2], strict=True))
