@@ -61,7 +61,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, key in config.keys().items():
-        kind = "PATH" if key.is_path else "N" if key.field.type is int else "TEXT"
+        kind = "PATH" if key.is_path else "N" if key.is_number else "TEXT"
         flag = f"--{name} {'|'.join(key.choices) or kind}"
         assert (f"{flag} {key.help} (" in text) == (command in ("prepare", "tokenizer", "train", "sweep", "bench"))
     wanted = {
