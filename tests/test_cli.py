@@ -211,7 +211,7 @@ def test_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     # The tokenizer goes with an export; C has none for it.
     assert main(["export", str(run), "--to", "safetensors"]) == 0
     assert (load(run / "exports" / "safetensors").losses(text) == model.losses(text)).all()
-    assert "tokenizer 'unigram': the C program knows bytes" in refused(capsys, "export", run, "--to", "c")
+    assert "tokenizer 'unigram': the C program encodes text" in refused(capsys, "export", run, "--to", "c")
 
     # Shards of another tokenizer are refused.
     assert main(["prepare", str(path), "--data.prepared", "made", "--data.tokenizer", "bpe"]) == 0
