@@ -60,4 +60,4 @@ def _settings(family: Family[Any]) -> dict[str, dict[str, Key]]:
 def _metavar(found: Key) -> str:
     if found.choices:
         return "|".join(found.choices)
-    return "FILE" if found.is_path else "N" if found.field.type in (int, "int") else "TEXT"
+    return "FILE" if found.is_path else "N" if found.is_number else "TEXT"

@@ -159,6 +159,11 @@ class Key:
         return self.field.metadata.get("some_of")
 
     @property
+    def is_number(self) -> bool:
+        """Whether it is an integer. Annotations are text where a module's are not evaluated."""
+        return self.field.type in (int, "int")
+
+    @property
     def is_path(self) -> bool:
         """Whether it is a path."""
         return not self.family and self.field.metadata["path"]
@@ -185,7 +190,7 @@ class Key:
             return "path"
         if limits["shares"]:
             return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
-        if self.field.type in (str, "str"):
+        if not self.is_number:
             return "string"
         open_ended = limits["high"] in (None, INT32_MAX)
         span = f" from {limits['low']}" if open_ended else f" {limits['low']} to {limits['high']}"
@@ -202,7 +207,7 @@ class Key:
         def refuse(expected: str) -> ConfigError:
             return ConfigError(f"{source}: {self.name} = {shown(value)}: {expected}")
 
-        if self.field.type in (int, "int"):
+        if self.is_number:
             return self._valid_number(value, source, refuse)
         if not isinstance(value, str):
             raise refuse("expected a string")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from intlm.arithmetic.fixed_point import Array, rounding_shift
-from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 from intlm.estimators import token
 from intlm.evaluation import evaluate
 from intlm.model.forward import zero_states
