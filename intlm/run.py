@@ -49,7 +49,9 @@ WRITTEN = 256  # tokens that one writes: what a call costs by itself is then lit
 def architecture_of(config: Config, vocab_size: int) -> Architecture:
     """The architecture that a configuration asks for."""
     model = config.model
-    return Architecture(vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity)
+    return Architecture(
+        vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity, model.cell
+    )
 
 
 def population_of(config: Config, vocab_size: int) -> Population:
@@ -97,7 +99,7 @@ class LanguageModel:
         return self._prepared
 
     def start(self, batch: int) -> Array:
-        """States before any token: int8 [batch, layers, hidden]."""
+        """States before any token: int8 [batch, layers, state size]."""
         return zero_states((batch,), self.architecture)
 
     def read(self, tokens: np.ndarray, states: Array) -> tuple[np.ndarray, Array]:

@@ -103,7 +103,7 @@ def _write_common(run: Path, model: LanguageModel, out: Path, there: Path) -> No
     # One entry: safetensors writes several in any order, and an export is the same bytes every time.
     found = save(weights, {"numerics_version": str(NUMERICS_VERSION)})
     (out / WEIGHTS).write_bytes(found)
-    described = {"model_type": MODEL_TYPE, "numerics_version": NUMERICS_VERSION, **model.architecture._asdict()}
+    described = {"model_type": MODEL_TYPE, "numerics_version": NUMERICS_VERSION, **model.architecture.described()}
     described["weights_sha256"] = hashlib.sha256(found).hexdigest()
     if text := text_of(run):
         described["corpus"] = text

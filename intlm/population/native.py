@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intlm.cells.mgu import Mgu
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
 from intlm.lazy import Array
@@ -126,6 +127,8 @@ class NativeEngine:
             return f"it does not serve the estimator {population.estimator.name}"
         if type(population.objective) is not NextToken:
             return f"it does not serve the objective {population.objective.name}"
+        if type(population.architecture.cell) is not Mgu:
+            return f"it does not serve the cell {population.architecture.cell.name}"
         return ""
 
     def _attribute(self, pairs: int) -> np.ndarray:

@@ -109,7 +109,7 @@ def simulate(run: Path, target: str, text: Path | None, tokens: int) -> Report:
         float(np.median(found.costs)) if machine.unit == "ns" else float(np.mean(found.costs)),
         machine.unit,
         sum(v.size for v in reference.parameters.values()),
-        a.num_layers * a.hidden_size,
+        a.num_layers * a.state_size,
         machine.buffers,
         machine.code,
         machine.constants,

@@ -34,10 +34,11 @@ class Layout:
     """An `intlm_model_t` in memory. What is compiled with it (`check`) is refused where the header has another."""
 
     def __init__(self, a: Architecture) -> None:
-        self.state = a.num_layers * a.hidden_size
+        self.state = a.num_layers * a.state_size
         self.logits = self.state + self.state % 2
         widest = max(a.hidden_size, a.feed_forward_size)
-        used = self.logits + 2 * a.vocab_size + 2 * a.hidden_size + 2 * widest + a.hidden_size + a.hidden_size
+        used = self.logits + 2 * a.vocab_size + 2 * a.hidden_size + 2 * widest + a.hidden_size
+        used += a.cell.scratch_size(a.hidden_size)
         self.bytes = used + used % 2
 
     def check(self) -> str:
@@ -100,7 +101,7 @@ class _Compiled(Machine):
 
     def states(self) -> np.ndarray:
         a = self.architecture
-        return np.frombuffer(self.memory(0, self.layout.state), np.int8).reshape(a.num_layers, a.hidden_size)
+        return np.frombuffer(self.memory(0, self.layout.state), np.int8).reshape(a.num_layers, a.state_size)
 
 
 class Host(_Compiled):
@@ -334,7 +335,7 @@ class OnnxRuntime(Machine):
         a = self.architecture
         self._logits = np.zeros((1, a.vocab_size), np.int16)
         self._sum = np.zeros(1, np.int32)
-        self._states = np.zeros((a.num_layers, a.hidden_size), np.int8)
+        self._states = np.zeros((a.num_layers, a.state_size), np.int8)
         self._took = 0
 
     def step(self, token: int) -> None:

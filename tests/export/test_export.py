@@ -72,7 +72,7 @@ def test_weights_are_those_of_the_run(safetensors: Path) -> None:
     assert described == {
         "model_type": "intlm",
         "numerics_version": NUMERICS_VERSION,
-        **model.architecture._asdict(),
+        **model.architecture.described(),
         "weights_sha256": hashlib.sha256((safetensors / WEIGHTS).read_bytes()).hexdigest(),
         "corpus": text_of(tiny.trained().directory),
     }
