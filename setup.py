@@ -6,45 +6,17 @@ installs without the native engine and says so.
 
 import os
 import platform
-import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-KERNELS = Path(__file__).parent / "kernels" / "cpu"
-COMMON = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-fno-exceptions", "-Wno-psabi"]
-# Each instruction set is a file of its own with its own flags; which of them runs is decided when it runs.
-AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mprefer-vector-width=512"
-# GCC 12 warns of its own intrinsics' deliberately undefined operands.
-QUIET = "-Wno-uninitialized -Wno-maybe-uninitialized"
-SOURCES = {
-    "x86_64": {"avx512": f"{AVX512} {QUIET}", "avxvnni": "-mavx2 -mavxvnni", "avx2": "-mavx2", "plain": ""},
-    "aarch64": {"neon": "-march=armv8.2-a+dotprod", "plain": ""},
-}
-
-
-def compile_library(target: Path, machine: str, compiler: str, include: str, extra: str = "") -> None:
-    """Compile and link the library. Raises CalledProcessError or OSError where that fails."""
-    sources = {"amd64": SOURCES["x86_64"], "arm64": SOURCES["aarch64"], **SOURCES}.get(machine.lower(), {"plain": ""})
-    with tempfile.TemporaryDirectory() as directory:
-
-        def compile_one(name: str, flags: str) -> str:
-            made = str(Path(directory) / f"{name}.o")
-            command = [*shlex.split(compiler), *COMMON, *shlex.split(flags), *shlex.split(extra)]
-            subprocess.run([*command, "-c", str(KERNELS / f"{name}.cc"), "-o", made], check=True)
-            return made
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sources = {**sources, "runtime": "", "ffi": f"-isystem {include}"}
-            objects = list(pool.map(compile_one, sources, sources.values()))
-        link = [*shlex.split(compiler), "-shared", *shlex.split(extra), *objects, "-o", str(target), "-pthread"]
-        subprocess.run(link, check=True)
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 
 
 class BuildKernels(build_ext):
@@ -59,8 +31,13 @@ class BuildKernels(build_ext):
         target.unlink(missing_ok=True)  # an earlier build's, of other sources
         try:
             import jax.ffi
+            from targets import compile_kernels, targets_of
 
-            compile_library(target, platform.machine(), os.environ.get("CXX", "c++"), jax.ffi.include_dir())
+            include = {"ffi": f"-isystem {jax.ffi.include_dir()}"}
+            with tempfile.TemporaryDirectory() as directory:
+                made, compiler = Path(directory, target.name), os.environ.get("CXX", "c++")
+                compile_kernels(made, targets_of(platform.machine()), compiler, "-O3", include, "-shared")
+                shutil.move(made, target)
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
             print(f"intlm: the native engine was not compiled ({error}); training will use XLA", file=sys.stderr)
 

@@ -86,7 +86,8 @@ def count_bytes() -> None:
         command = ["unshare", "--map-root-user", "--net", "sh", "-c", inside]
         sys.exit(subprocess.run(command, env={**os.environ, "INTLM_OWN_LOOPBACK": "1"}).returncode)
     from intlm import config as configuration
-    from intlm.training import Trainer, prepare_corpus
+    from intlm.trainer import Trainer
+    from intlm.training import prepare_corpus
 
     for label, size in SIZES.items():
         with tempfile.TemporaryDirectory() as name:

@@ -9,13 +9,13 @@ Importing the package is quick: JAX comes with the first of these names that is 
 
 from typing import TYPE_CHECKING, Any
 
-from intlm.version import NUMERICS_VERSION, __version__
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
 if TYPE_CHECKING:
     from intlm.generation import generate
     from intlm.run import LanguageModel, load
 
-__all__ = ["NUMERICS_VERSION", "LanguageModel", "__version__", "generate", "load"]
+__all__ = ["INFERENCE_VERSION", "TRAINING_VERSION", "LanguageModel", "__version__", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,8 @@ from intlm.population.xla import XlaEngine
 from intlm.run import WRITTEN
 from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
 PATIENCE = 60  # seconds after which no round begins but the fewest
@@ -69,8 +70,8 @@ class Round(NamedTuple):
 
     seconds: dict[str, float]  # of a part's call
     phases: dict[str, dict[str, float]]  # what those of evaluation and accumulation are made of
-    peak: float | None  # multiply-accumulates a second of all threads, or of a GPU; None where neither is
-    reading: float | None  # bytes a second that all threads read of as many as the matrices have, each its share
+    peak: float | None  # the most multiply-accumulates a second of all threads, or of a GPU; None where neither is
+    reading: float | None  # the most bytes a second of all threads that read as many as the matrices have, each a share
 
 
 class Spread(NamedTuple):
@@ -292,14 +293,13 @@ class Workload:
             "inference": self.inference,
             "generation": self.generation,
         }
-        self.multiply: Callable[[int], float] | None = None  # so often; the rate
+        self.multiply: Callable[[float], float] | None = None  # for so many seconds; the rate
         if native.available():
             self.multiply = partial(native.multiply_rate, self.threads)
         elif jax.default_backend() == "gpu":
             from intlm.population import gpu
 
             self.multiply = gpu.multiply_rate
-        self.multiplications = self.readings = 0
         self.written = FEWEST_WRITTEN
 
     def warm_up(self) -> int:
@@ -315,28 +315,31 @@ class Workload:
         self.generation()  # another length may be another program
         for part in ("evaluation", "accumulation"):
             self.phases(part, 1.0)
-        if self.multiply:
-            self.multiply(1)
-            self.multiplications = _repetitions(self.multiply, 1)
-        if native.available():
-            self.readings = _repetitions(lambda n: native.read_rate(self.threads, self.readable, n), 1)
         return memory
 
     def round(self, done: Callable[[], Any]) -> Round:
-        """Every part once, `done` called after each."""
-        peak = self.multiply(self.multiplications) if self.multiply else None
-        reading = None
-        if native.available():
-            reading = native.read_rate(self.threads, self.readable, self.readings)
+        """Every part once, `done` called after each.
+
+        The bounds are measured in turn with the parts' calls, at the clock that these run at. The fastest of a round
+        counts: what else the machine does slows a bound, but does not raise it.
+        """
+        peaks, readings = [], []
+
+        def bound() -> None:
+            if self.multiply:
+                peaks.append(self.multiply(COUNTED / 16))
+            if native.available():
+                readings.append(native.read_rate(self.threads, self.readable, COUNTED / 16))
+
         seconds = {}
         for part, call in self.calls.items():
-            seconds[part] = _mean(call)[0]
+            seconds[part] = _mean(call, bound)[0]
             done()
         phases = {part: self.phases(part, seconds[part]) for part in ("evaluation", "accumulation")}
         seconds["noise"] = phases["evaluation"]["noise"]
         seconds["rest"] = max(0.0, seconds["update"] - seconds["evaluation"] - seconds["accumulation"])
         done()
-        return Round(seconds, phases, peak, reading)
+        return Round(seconds, phases, max(peaks, default=None), max(readings, default=None))
 
     def update(self) -> float:
         """A whole update. The text that it reads is what all else reads until the next."""
@@ -492,10 +495,17 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def _mean(call: Callable[[], float]) -> tuple[float, int]:
-    """The mean of what a call returns, seconds, over as many calls as are counted; and how many these are."""
-    found = [call()]
+def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None) -> tuple[float, int]:
+    """The mean of what a call returns, seconds, over as many calls as are counted; and how many these are.
+
+    `between` is called before the first, and again after every eighth of that time.
+    """
+    found: list[float] = []
+    turns = 0
     while sum(found) < COUNTED:
+        if sum(found) >= turns * COUNTED / 8:
+            between()
+            turns += 1
         found.append(call())
     return statistics.fmean(found), len(found)
 

@@ -1,8 +1,8 @@
 """Checkpoints with orbax: everything needed to go on with the same bits, written atomically, the last few kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
-has a state), `members` (recurrent states) and `meta` (JSON: numerics version and whatever the caller adds). The
-position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS
+has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and whatever the caller
+adds). The position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS
 (intlm.checksums): orbax itself does not notice every changed byte. It is written last, when all else is on the disk, so
 a checkpoint without it is not a whole one.
 """
@@ -26,9 +26,10 @@ from intlm.arithmetic.fixed_point import MAX8
 from intlm.errors import RunError
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.schema import check_range
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 KEPT = 3
+_VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
 _DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
@@ -47,7 +48,9 @@ class Meta(msgspec.Struct, frozen=True):
     """The meta item, as far as it is read."""
 
     update: schema.Count
-    numerics_version: int
+    inference_version: int | None = None
+    training_version: int | None = None
+    numerics_version: int | None = None  # both, in a checkpoint from before there were two
     corpus: str = ""  # the identity of the text (intlm.training)
 
 
@@ -112,7 +115,7 @@ class Checkpoints:
         items = {
             "parameters": standard(parameters),
             "members": standard({"states": members}),
-            "meta": ocp.args.JsonSave({**meta, "update": update, "numerics_version": NUMERICS_VERSION}),
+            "meta": ocp.args.JsonSave({**meta, "update": update, **_VERSIONS}),
         }
         if jax.tree.leaves(optimizer):
             items["optimizer"] = standard(optimizer)
@@ -135,8 +138,12 @@ class Checkpoints:
                 reason = os.strerror(int(of_system[1])) if of_system else "No space left on device"
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
-    def meta(self, update: int) -> Meta:
-        """The meta item, its numerics version checked, after the checksums of the whole checkpoint."""
+    def meta(self, update: int, resume: bool = False) -> Meta:
+        """The meta item, after the checksums of the whole checkpoint.
+
+        Raises RunError where the inference version is not this package's, or, to `resume` training, the training
+        version.
+        """
         step = self._directory / str(update)
         if changed := checksums.difference(step):
             raise RunError(
@@ -144,11 +151,12 @@ class Checkpoints:
             )
         item = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
         meta = schema.convert(item, Meta, f"{step}/meta", RunError)
-        if (found := meta.numerics_version) != NUMERICS_VERSION:
-            raise RunError(
-                f"{step}: computed by numerics version {found}; this intlm computes version {NUMERICS_VERSION}, whose "
-                "bits differ"
-            )
+        for name in _VERSIONS if resume else ("inference_version",):
+            if (found := getattr(meta, name) or meta.numerics_version) != _VERSIONS[name]:
+                raise RunError(
+                    f"{step}: {name} = {found}: expected {_VERSIONS[name]}, the one that this intlm computes: the bits "
+                    "of another differ"
+                )
         if meta.update != update:
             raise RunError(f"{step}/meta: damaged: of update {meta.update}, expected {update}")
         return meta

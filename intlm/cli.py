@@ -16,7 +16,7 @@ from pathlib import Path
 from intlm import config as configuration
 from intlm import plugins
 from intlm.errors import INTERNAL, ConfigError, IntlmError
-from intlm.version import NUMERICS_VERSION, __version__
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
 INTERRUPTED = 130
 TRACEBACK = "INTLM_TRACEBACK"  # set: the traceback of an internal error is printed, not written to a file
@@ -36,7 +36,7 @@ def _train(args: argparse.Namespace) -> int:
     if place:
         distributed.join(place, directory)
     done = train(config, directory, args.resume, args.start)
-    if not distributed.writes():
+    if not distributed.Processes().writes:
         return 0 if done else INTERRUPTED
     if done:
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
@@ -206,7 +206,7 @@ def _from(low: int, high: int = configuration.INT32_MAX) -> Callable[[str], int]
 def parser() -> argparse.ArgumentParser:
     """The commands and their flags."""
     top = argparse.ArgumentParser(prog="intlm", description="Pretrain language models in integers.", allow_abbrev=False)
-    version = f"intlm {__version__}, numerics version {NUMERICS_VERSION}"
+    version = f"intlm {__version__}, inference version {INFERENCE_VERSION}, training version {TRAINING_VERSION}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

@@ -116,40 +116,47 @@ def join(place: Place, directory: Path) -> None:
         raise failed from None
 
 
-def alone() -> bool:
-    """Whether this process has no others beside it."""
-    return jax.process_count() == 1
+class Processes:
+    """The processes of this run: who writes, and who waits for whom. One that is alone writes and waits for nobody."""
 
+    def __init__(self) -> None:
+        self.alone = jax.process_count() == 1
+        self.writes = jax.process_index() == 0
 
-def writes() -> bool:
-    """Whether this process is the one that writes."""
-    return jax.process_index() == 0
+    def wait(self, what: str) -> None:
+        """Wait until every process is here. what: a name that no other meeting has."""
+        if self.alone:
+            return
+        from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
 
+        try:
+            assert global_state.client
+            global_state.client.wait_at_barrier(what, timeout_in_ms=1 << 30)
+        except jax.errors.JaxRuntimeError as error:
+            raise LostProcess(str(error)) from None
 
-def wait(what: str) -> None:
-    """Wait until every process is here. what: a name that no other meeting has."""
-    if alone():
-        return
-    from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
+    def same(self, what: str, text: str) -> None:
+        """Wait for the others and compare: RunError where a process has another text."""
+        if self.alone:
+            return
+        self.wait(what)
+        found = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
+        others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
+        if others:
+            raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
 
-    try:
-        assert global_state.client
-        global_state.client.wait_at_barrier(what, timeout_in_ms=1 << 30)
-    except jax.errors.JaxRuntimeError as error:
-        raise LostProcess(str(error)) from None
+    def any(self, wishes: Sequence[bool]) -> list[bool]:
+        """Which of some wishes any process has."""
+        if self.alone:
+            return list(wishes)
+        return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).max(axis=0)]
 
+    @staticmethod
+    def _all(own: np.ndarray) -> np.ndarray:
+        """An array of every process: [processes] + its shape."""
+        from jax.experimental.multihost_utils import process_allgather
 
-def same(what: str, text: str) -> None:
-    """Wait for the others and compare: RunError where a process has another text."""
-    if alone():
-        return
-    from jax.experimental.multihost_utils import process_allgather
-
-    wait(what)
-    found = process_allgather(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
-    others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
-    if others:
-        raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
+        return np.asarray(process_allgather(own))
 
 
 @contextmanager
@@ -159,7 +166,8 @@ def losses_named() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         # Not all of what a collective operation on CPUs (by Gloo) raises is of JAX's own class.
-        if alone() or not (isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower()):
+        of_a_loss = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower()
+        if jax.process_count() == 1 or not of_a_loss:
             raise
         raise LostProcess(str(error)) from None
 

@@ -38,7 +38,7 @@ from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.population import Engine, Population, make_engine
 from intlm.population.engine import Prepared
 from intlm.schema import Sha256, check_range, read_bytes, read_json
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION
 
 BLOCK = 64  # tokens that one compiled call of inference reads
 WEIGHTS = "model.safetensors"
@@ -217,12 +217,15 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
         raise RunError(f"{path}: damaged: its SHA-256 is not that of {described}")
     try:
         with safe_open(path, "numpy") as file:
-            version = (file.metadata() or {}).get("numerics_version")
+            metadata = file.metadata() or {}
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: of dtypes that numpy has not
         raise RunError(f"{path}: cannot be read: {error}") from None
-    if version != str(NUMERICS_VERSION):
-        raise RunError(f"{path}: of numerics version {version}; this intlm computes version {NUMERICS_VERSION}")
+    version = metadata.get("inference_version", metadata.get("numerics_version"))  # the latter in older exports
+    if version != str(INFERENCE_VERSION):
+        raise RunError(
+            f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the one that this intlm computes"
+        )
     shapes = {s.name: s.shape for s in specifications(architecture)}
     for name in sorted(shapes.keys() | found.keys()):
         has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"

@@ -1,4 +1,5 @@
-"""The package's version, and the version of the arithmetic that it computes (docs/numerics.md)."""
+"""The package's version, and the two versions of the arithmetic that it computes (docs/numerics.md)."""
 
 __version__ = "0.1.0"
-NUMERICS_VERSION = 3
+INFERENCE_VERSION = 3  # what a trained model's logits, losses and drawn tokens depend on
+TRAINING_VERSION = 3  # what the weights of a run depend on; a change of inference changes it too

@@ -39,24 +39,25 @@ static inline int32_t intlm_rescale(int32_t accumulator, intlm_rescale_t scale) 
 static inline int32_t intlm_mean(int32_t total, int32_t multiplier) { return (total * multiplier + (1 << 19)) >> 20; }
 
 /* Section 4: Threefry-4x32-13 of the counter x, in place. word: uint32_t, or in C++ a vector of them. */
-#define INTLM_DEFINE_THREEFRY(word, name)                                                                               \
-  static inline void name(const uint32_t *key, word x[4]) {                                                             \
-    static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}};  \
-    const uint32_t k[5] = {key[0], key[1], key[2], key[3], 0x1BD11BDAu ^ key[0] ^ key[1] ^ key[2] ^ key[3]};            \
-    int round, j;                                                                                                       \
-    for (j = 0; j < 4; ++j) x[j] += k[j];                                                                               \
-    INTLM_UNROLL_13                                                                                                     \
-    for (round = 0; round < 13; ++round) {                                                                              \
-      const int b = round % 2 == 0 ? 1 : 3, d = 4 - b, left = rotations[round % 8][0], right = rotations[round % 8][1]; \
-      x[0] += x[b];                                                                                                     \
-      x[b] = ((x[b] << left) | (x[b] >> (32 - left))) ^ x[0];                                                           \
-      x[2] += x[d];                                                                                                     \
-      x[d] = ((x[d] << right) | (x[d] >> (32 - right))) ^ x[2];                                                         \
-      if (round % 4 == 3) {                                                                                             \
-        for (j = 0; j < 4; ++j) x[j] += k[(round / 4 + 1 + j) % 5];                                                     \
-        x[3] += (uint32_t)(round / 4 + 1);                                                                              \
-      }                                                                                                                 \
-    }                                                                                                                   \
+#define INTLM_DEFINE_THREEFRY(word, name)                                                                              \
+  static inline void name(const uint32_t* key, word x[4]) {                                                            \
+    static const int rotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5}, {6, 20}, {17, 11}, {25, 10}, {18, 20}}; \
+    const uint32_t k[5] = {key[0], key[1], key[2], key[3], 0x1BD11BDAu ^ key[0] ^ key[1] ^ key[2] ^ key[3]};           \
+    int round, j;                                                                                                      \
+    for (j = 0; j < 4; ++j) x[j] += k[j];                                                                              \
+    INTLM_UNROLL_13                                                                                                    \
+    for (round = 0; round < 13; ++round) {                                                                             \
+      const int b = round % 2 == 0 ? 1 : 3, d = 4 - b, left = rotations[round % 8][0],                                 \
+                right = rotations[round % 8][1];                                                                       \
+      x[0] += x[b];                                                                                                    \
+      x[b] = ((x[b] << left) | (x[b] >> (32 - left))) ^ x[0];                                                          \
+      x[2] += x[d];                                                                                                    \
+      x[d] = ((x[d] << right) | (x[d] >> (32 - right))) ^ x[2];                                                        \
+      if (round % 4 == 3) {                                                                                            \
+        for (j = 0; j < 4; ++j) x[j] += k[(round / 4 + 1 + j) % 5];                                                    \
+        x[3] += (uint32_t)(round / 4 + 1);                                                                             \
+      }                                                                                                                \
+    }                                                                                                                  \
   }
 #if defined(__GNUC__) && !defined(__clang__)
 #define INTLM_UNROLL_13 _Pragma("GCC unroll 13")
@@ -105,7 +106,9 @@ static inline int32_t intlm_sample(const int16_t* logits, int32_t vocab, uint32_
     const uint32_t term = intlm_exp2_term((uint32_t)(((largest - logits[i]) * inverse + 128) >> 8), exp2_table) >> cut;
     total += logits[i] > least ? term : 0; /* with no branch, for vectors */
   }
-  if (ties) total += (uint32_t)ties * (intlm_exp2_term((uint32_t)(((largest - least) * inverse + 128) >> 8), exp2_table) >> cut);
+  if (ties)
+    total +=
+        (uint32_t)ties * (intlm_exp2_term((uint32_t)(((largest - least) * inverse + 128) >> 8), exp2_table) >> cut);
   drawn = (uint32_t)(((uint64_t)word * total) >> 32);
   for (i = 0; i < vocab; ++i) {
     if (logits[i] < least || (logits[i] == least && ties-- <= 0)) continue;

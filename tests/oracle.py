@@ -152,6 +152,7 @@ def _pi() -> Decimal:
     return 4 * (4 * arccot(5) - arccot(239))
 
 
+@cache
 def upper_tail(z: Decimal) -> Decimal:
     """The standard normal's 1 - Φ(z) for 0 ≤ z ≤ 12, by the series of erf."""
     with localcontext() as context:
@@ -292,12 +293,19 @@ class Shape:
     feed_forward: int
     layers: int
     nonlinearity: str  # "clip" or "table"
+    cell: str = "mgu"  # or "rnn", section 5.5
 
 
 Parameters = list[Array]  # in the page's order; a parameter's number is its index
 
 OF_A_LAYER = 8  # numbers inside a layer, the first of which is 1 + 8·l
 GATE_INPUT, GATE_STATE, GATE_BIAS, CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, UP, DOWN = range(OF_A_LAYER)
+OF_THE_GATE = 3  # the first numbers, which the cell without a gate does not have
+
+
+def of_a_layer(shape: Shape) -> int:
+    """The numbers inside a layer."""
+    return OF_A_LAYER if shape.cell == "mgu" else OF_A_LAYER - OF_THE_GATE
 
 
 def parameter_names(shape: Shape) -> list[str]:
@@ -315,7 +323,7 @@ def parameter_names(shape: Shape) -> list[str]:
                 "candidate_bias",
                 "up",
                 "down",
-            )
+            )[OF_A_LAYER - of_a_layer(shape) :]
         ]
     return [*names, "head"]
 
@@ -324,7 +332,7 @@ def parameter_shapes(shape: Shape) -> list[tuple[int, ...]]:
     """Shapes in order."""
     v, h, f = shape.vocabulary, shape.hidden, shape.feed_forward
     layer: list[tuple[int, ...]] = [(h, h), (h, h), (h,), (h, h), (h, h), (h,), (f, h), (h, f)]
-    return [(v, h), *(layer * shape.layers), (v, h)]
+    return [(v, h), *(layer[OF_A_LAYER - of_a_layer(shape) :] * shape.layers), (v, h)]
 
 
 def first_values(shape: Shape, seed: int) -> Parameters:
@@ -389,7 +397,7 @@ class Plain:
 
 def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tuple[Array, Array]:
     """One layer of section 5.2: the residual stream and the layer's state, after it."""
-    first, kind = 1 + OF_A_LAYER * layer, shape.nonlinearity
+    first, kind = 1 + of_a_layer(shape) * (layer + 1) - OF_A_LAYER, shape.nonlinearity  # of a gate, if there were one
     by, by_state, by_down = act(shape.hidden), state_product(kind, shape.hidden), act(shape.feed_forward)
 
     def pre(input_: int, state: int, bias: int, n: Array, s: Array) -> Array:
@@ -398,10 +406,13 @@ def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tup
         return int32(a + b + read.vector(first + bias))
 
     n = norm(x)
-    f = gate(pre(GATE_INPUT, GATE_STATE, GATE_BIAS, n, h), kind)
-    g = int8(q15(f * h, 129))
-    c = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, g), kind)
-    h = int8(q15((254 - f) * h + f * c, 129))
+    if shape.cell == "rnn":
+        h = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, h), kind)
+    else:
+        f = gate(pre(GATE_INPUT, GATE_STATE, GATE_BIAS, n, h), kind)
+        g = int8(q15(f * h, 129))
+        c = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, g), kind)
+        h = int8(q15((254 - f) * h + f * c, 129))
     x = sat8(x + state_residual(h, kind))
     n = norm(x)
     u = sat8(np.abs(rescale(read.product(first + UP, n), by)))
@@ -415,7 +426,7 @@ def step(read: Plain, shape: Shape, state: Array, token: int) -> tuple[Array, Ar
     x = read.embed(token)
     for layer in range(shape.layers):
         x, state[layer] = layer_step(read, shape, layer, x, state[layer])
-    accumulator = read.product(1 + OF_A_LAYER * shape.layers, norm(x))
+    accumulator = read.product(1 + of_a_layer(shape) * shape.layers, norm(x))
     return within(rescale(accumulator, logit(shape.hidden)), -(2**14) + 1, 2**14 - 1), state
 
 
@@ -451,6 +462,45 @@ def token_loss(logits: Array, targets: Sequence[int]) -> int:
     assert len(targets) == 2**shift <= 1024
     total = within(sum(int(logits[target]) for target in targets), -(2**24), 2**24)
     return within(log_sum_exp2(logits) - rshift(total, shift), 0, 36_865)
+
+
+# -------------------------------------------------------------------------------------- 7.1 what an update reads
+
+SEGMENT = 2**26  # tokens whose contexts are sorted together
+
+
+def mixture_texts(shares: Sequence[int], texts: int) -> list[int]:
+    """How many of an update's texts each part of a mixture has."""
+    ends = [texts * sum(shares[: i + 1]) // sum(shares) for i in range(len(shares))]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def positions(size: int, texts: int, text: int, tokens: int, update: int) -> list[int]:
+    """Where in a ring of `size` tokens a text's tokens are that an update reads."""
+    return [(text * size // texts + update * tokens + i) % size for i in range(tokens)]
+
+
+def alike_contexts(ring: Sequence[int], vocabulary: int, position: int, count: int) -> list[int]:
+    """The last positions of the `count` contexts most alike to the one that ends at `position`."""
+    depth, begin = 64 // (vocabulary - 1).bit_length(), position // SEGMENT * SEGMENT
+    others = range(begin, min(begin + SEGMENT, len(ring)))
+    order = sorted(others, key=lambda last: ([ring[(last - back) % len(ring)] for back in range(depth)], last))
+    first = max(0, min(order.index(position) - count // 2, len(order) - count))
+    return [order[min(first + k, len(order) - 1)] for k in range(count)]
+
+
+def texts_read(
+    mixture: Sequence[tuple[int, Sequence[int]]], vocabulary: int, texts: int, tokens: int, count: int, update: int
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The tokens [texts, T] and targets [texts, T, K] of an update. `mixture`: each share with its ring."""
+    read, wanted = [], []
+    for (_, ring), own in zip(mixture, mixture_texts([share for share, _ in mixture], texts), strict=True):
+        for text in range(own):
+            places = positions(len(ring), own, text, tokens, update)
+            lasts = [alike_contexts(ring, vocabulary, at, count) if count > 1 else [at] for at in places]
+            read.append([ring[at] for at in places])
+            wanted.append([[ring[(last + 1) % len(ring)] for last in some] for some in lasts])
+    return read, wanted
 
 
 # --------------------------------------------------------------------------------------------- 7. perturbation

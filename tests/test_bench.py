@@ -240,6 +240,22 @@ def test_the_stream_that_writes_never_ends(hasty: None) -> None:
     assert (logits.max(axis=-1) > logits[..., SEPARATOR]).all()
 
 
+@pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
+def test_no_part_passes_the_machine_s_bounds(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AVX2, where the kernels' own byte products are not the fastest that there are."""
+    monkeypatch.setattr(module, "COUNTED", 0.05)
+    monkeypatch.setenv("INTLM_ISA", "avx2")
+    if not native.instruction_set():
+        monkeypatch.delenv("INTLM_ISA")
+    shape = {"model__hidden_size": 256, "model__feed_forward_size": 256}
+    report = bench(tiny.load_config(threads=1, eggroll__population=48, **shape), "wide", rounds=1)
+    for part in ("inference", "evaluation", "update", "generation"):
+        share = report.share_of_peak(part)
+        assert share and 0 < share.high < 1, part
+    bound = report.share_of_bound()
+    assert bound and 0 < bound.high < 1
+
+
 def test_peak_memory_is_this_process_s() -> None:
     """Not that of the program which started it, and it grows with what is held."""
     held = np.ones(1 << 29, np.int8)

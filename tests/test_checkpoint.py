@@ -15,7 +15,8 @@ from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -57,7 +58,9 @@ def test_values_out_of_range_are_refused(
     optimizer: str, item: str, least: int, greatest: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """docs/numerics.md proves the ranges; what is at their ends is taken."""
-    keys: dict[str, Any] = {"eggroll__optimizer": optimizer, "eggroll__momentum": 0 if optimizer == "threshold" else 3}
+    keys: dict[str, Any] = {"eggroll__optimizer": optimizer}
+    if optimizer != "threshold":
+        keys[f"eggroll__{optimizer}__momentum"] = 3
     ends = [(least, -1)] + ([(greatest, 1)] if greatest is not None else [])
     for end, step in ends:
         run = begun(tmp_path / f"whole{step}", item, end, **keys)

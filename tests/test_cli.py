@@ -11,11 +11,10 @@ import pytest
 import tiny
 
 import intlm
-from intlm import config
+from intlm import checksums, config
 from intlm.checkpoint import Checkpoints
 from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.errors import RunError
 from intlm.export import FORMS
 from intlm.run import load
 from intlm.simulate.machines import MACHINES
@@ -49,7 +48,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == f"intlm {intlm.__version__}, numerics version {intlm.NUMERICS_VERSION}\n"
+    versions = f"inference version {intlm.INFERENCE_VERSION}, training version {intlm.TRAINING_VERSION}"
+    assert capsys.readouterr().out == f"intlm {intlm.__version__}, {versions}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -299,11 +299,43 @@ def test_a_checkpoint_without_checksums_is_not_whole(tmp_path: Path) -> None:
     tiny.assert_same_run(run, tiny.trained().directory)
 
 
-def test_other_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_versions(run: Path, **versions: int) -> None:
+    """Write these versions of the arithmetic, and no others, into a run's last checkpoint."""
+    path = step_of(run) / "meta" / "metadata"
+    meta = {key: value for key, value in json.loads(path.read_text()).items() if not key.endswith("_version")}
+    path.write_text(json.dumps(meta | versions))
+    (step_of(run) / CHECKSUMS).unlink()
+    checksums.write(step_of(run))
+
+
+@pytest.mark.parametrize(
+    ("versions", "refused_by"),
+    [
+        ({"numerics_version": 3}, {}),  # as checkpoints were before there were two versions
+        ({"inference_version": 3, "training_version": 3}, {}),
+        ({"inference_version": 3, "training_version": 2}, {"train": "training_version = 2: expected 3"}),
+        ({"numerics_version": 2}, dict.fromkeys(("train", "generate", "export"), "inference_version = 2: expected 3")),
+        ({}, dict.fromkeys(("train", "generate", "export"), "inference_version = None: expected 3")),
+    ],
+)
+def test_versions_of_a_run(
+    versions: dict[str, int], refused_by: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other training is not gone on with, but its model is used; of another inference nothing is."""
     run = tiny.copied(tmp_path / "run")
-    monkeypatch.setattr("intlm.checkpoint.NUMERICS_VERSION", intlm.NUMERICS_VERSION + 1)
-    with pytest.raises(RunError, match=f"numerics version {intlm.NUMERICS_VERSION}; this intlm computes version"):
-        load(run)
+    change_versions(run, **versions)
+    exported = run / "exports" / "safetensors"
+    for command in (
+        ["train", tiny.CONFIG, "--run-dir", run, "--resume"],
+        ["generate", run, "--tokens", 3],
+        ["export", run, "--to", "safetensors"],
+    ):
+        if command[0] in refused_by:
+            assert f"{step_of(run)}: {refused_by[command[0]]}" in refused(capsys, *command)
+        else:
+            assert main([str(word) for word in command]) == 0
+    assert exported.exists() == ("export" not in refused_by)
+    assert not exported.exists() or main(["generate", str(exported), "--tokens", "3"]) == 0
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
 from intlm.run import load, open_corpus, open_run, population_of, write_whole
 from intlm.tracking import metrics
+from intlm.trainer import Trainer
 from intlm.training import (
     FREE_ON_RESUME,
-    Trainer,
     alive,
     check_directory,
     exclusive,
@@ -402,6 +402,7 @@ REFUSED = [
     ("model.num_layers", 2, 1),
     ("model.feed_forward_size", 24, 16),
     ("model.nonlinearity", "table", "clip"),
+    ("model.cell", "rnn", "mgu"),
     ("eggroll.population", 64, 32),
     ("eggroll.member.group_size", 4, 2),
     ("eggroll.member.rank", 2, 1),

@@ -21,7 +21,8 @@ from intlm.checkpoint import Checkpoints
 from intlm.model.parameters import specifications
 from intlm.population.engine import FIRST
 from intlm.tracking.table import format_table
-from intlm.training import Trainer, prepare_corpus
+from intlm.trainer import Trainer
+from intlm.training import prepare_corpus
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Every export holds what is needed to use it far from its run, whatever else is in it:
 
 model.safetensors    the weights, int8, by the names of `intlm.model.parameters`
-config.json          the architecture, the numerics version, the weights' SHA-256 and the text's identity
+config.json          the architecture, the inference version, the weights' SHA-256 and the text's identity
 config.toml          the run's configuration
 tokenizer.json       the tokenizer
 SHA256SUMS           what was written, so that another export replaces that and nothing else
@@ -27,7 +27,7 @@ from intlm.errors import RunError
 from intlm.export import c, onnx
 from intlm.run import WEIGHTS, LanguageModel, load, open_run, text_of
 from intlm.schema import read_json
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION
 
 MODEL_TYPE = "intlm"
 FORMS = ("c", "onnx", "safetensors")
@@ -101,9 +101,9 @@ def _write_common(run: Path, model: LanguageModel, out: Path, there: Path) -> No
     config, tokenizer = open_run(run)
     weights = {name: np.ascontiguousarray(value) for name, value in model.parameters.items()}
     # One entry: safetensors writes several in any order, and an export is the same bytes every time.
-    found = save(weights, {"numerics_version": str(NUMERICS_VERSION)})
+    found = save(weights, {"inference_version": str(INFERENCE_VERSION)})
     (out / WEIGHTS).write_bytes(found)
-    described = {"model_type": MODEL_TYPE, "numerics_version": NUMERICS_VERSION, **model.architecture.described()}
+    described = {"model_type": MODEL_TYPE, "inference_version": INFERENCE_VERSION, **model.architecture.described()}
     described["weights_sha256"] = hashlib.sha256(found).hexdigest()
     if text := text_of(run):
         described["corpus"] = text

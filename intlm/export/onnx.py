@@ -13,7 +13,7 @@ from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import log_sum_exp2
 from intlm.model.parameters import stack_layers
 from intlm.run import LanguageModel
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION
 
 OPSET = 21
 
@@ -42,6 +42,6 @@ def write(model: LanguageModel, out: Path) -> None:
     made = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="intlm", ir_version=10
     )
-    onnx.helper.set_model_props(made, {"numerics_version": str(NUMERICS_VERSION)})
+    onnx.helper.set_model_props(made, {"inference_version": str(INFERENCE_VERSION)})
     onnx.checker.check_model(made, full_check=True)
     onnx.save(made, out / "model.onnx")

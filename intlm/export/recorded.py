@@ -289,6 +289,9 @@ class _Recorder:
         least = 0 if x.low <= 0 <= x.high else min(abs(x.low), abs(x.high))
         return self.result(name, out.shape, least, max(abs(x.low), abs(x.high)), x)
 
+    def do_neg(self, out: Any, x: Value) -> Known:
+        return self.arithmetic("sub", out.shape, np.zeros((), np.int32), x)
+
     def do_convert_element_type(self, out: Any, x: Value, new_dtype: Any, **_: Any) -> Value:
         dtype = np.dtype(new_dtype)
         if dtype.kind != "i" or dtype.itemsize > 4:
@@ -359,14 +362,13 @@ class _Recorder:
         return found
 
     def _reduce(self, operator: str, out: Any, x: Value, axes: tuple[int, ...], low: int, high: int) -> Value:
-        if axes != (len(x.shape) - 1,):
-            raise NotRecorded(f"ONNX: {operator} over the axes {axes} of {x.shape}: expected the last one")
-        whole = x.actual[-len(x.shape) :] == x.shape and math.prod(x.actual) == math.prod(x.shape)
-        name, actual = (self.graph.tensor(x), x.actual) if whole else (self.graph.tensor(x, shape=x.shape), x.shape)
-        found = self.graph.node(operator, name, np.array([-1], np.int64))
-        reduced = self.result(found, out.shape, low, high)
-        reduced.actual = (*actual[:-1], 1)
-        return reduced if math.prod(actual[:-1]) == 1 else self._viewed(reduced, out.shape)
+        leading = len(x.actual) - len(x.shape)  # ones
+        if leading < 0 or x.actual[leading:] != x.shape:
+            x, leading = self._whole(x), 0
+        name = self.graph.node(operator, self.graph.tensor(x), np.array(axes, np.int64) - len(x.shape))
+        reduced = self.result(name, out.shape, low, high)
+        reduced.actual = tuple(1 if i - leading in axes else size for i, size in enumerate(x.actual))
+        return reduced
 
     def do_reshape(self, out: Any, x: Value, **_: Any) -> Value:
         return self._viewed(x if math.prod(x.actual) in (1, math.prod(x.shape)) else self._whole(x), out.shape)

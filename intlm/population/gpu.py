@@ -68,16 +68,18 @@ def missing() -> str:
     return ""
 
 
-def multiply_rate(repetitions: int, size: int = 8192) -> float:
-    """Exact signed byte products a second of this many products of two square matrices by XLA, one after another."""
+def multiply_rate(seconds: float, size: int = 8192) -> float:
+    """Exact signed byte products a second of products of two square matrices by XLA, measured for so long."""
     cells = jnp.arange(size * size, dtype=jnp.uint32).reshape(size, size)
     matrix = (cells * jnp.uint32(2654435761) >> 24).astype(jnp.int8)  # any values: equal ones would heat it less
-    jax.block_until_ready(matrix)
-    began = time.perf_counter()
-    for _ in range(repetitions):
-        made = _multiply(matrix, matrix)
-    jax.block_until_ready(made)
-    return repetitions * size**3 / (time.perf_counter() - began)
+    jax.block_until_ready(_multiply(matrix, matrix))
+    count, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < seconds or not count:
+        for _ in range(8):  # waiting for each would count the wait
+            made = _multiply(matrix, matrix)
+        jax.block_until_ready(made)
+        count += 8
+    return count * size**3 / took
 
 
 _multiply = jax.jit(matrix_product)

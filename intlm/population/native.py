@@ -58,11 +58,11 @@ def kernels() -> ctypes.CDLL:
     """The library. Raises OSError where there is none for this processor."""
     library = ctypes.CDLL(str(_LIBRARY))
     library.intlm_isa.restype = library.intlm_phases.restype = ctypes.c_char_p
-    library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_int64
-    library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
-    library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+    library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_double
+    library.intlm_multiply.argtypes = [ctypes.c_int64, ctypes.c_int32]
+    library.intlm_read.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.c_int64]
     library.intlm_prepared_size.restype = ctypes.c_int64
-    library.intlm_prepared_size.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.intlm_prepared_size.argtypes = [ctypes.c_int32] * 4
     library.intlm_measured.argtypes = [ctypes.POINTER(ctypes.c_int64)]
     return library
 
@@ -80,16 +80,14 @@ def instruction_set() -> str:
     return kernels().intlm_isa().decode()
 
 
-def multiply_rate(threads: int, repetitions: int) -> float:
-    """The most exact signed byte products a second that this many threads make, from the nearest cache."""
-    made = ctypes.c_int64()
-    nanoseconds = kernels().intlm_multiply(repetitions, threads, ctypes.byref(made))
-    return made.value / nanoseconds * 1e9
+def multiply_rate(threads: int, seconds: float) -> float:
+    """The most exact byte products a second that so many threads make with this instruction set; takes so long."""
+    return kernels().intlm_multiply(round(seconds * 1e9), threads)
 
 
-def read_rate(threads: int, size: int, repetitions: int) -> float:
-    """Bytes a second that this machine's threads read at most of a buffer of `size` bytes, each its share of it."""
-    return size * repetitions / kernels().intlm_read(size, repetitions, threads) * 1e9
+def read_rate(threads: int, size: int, seconds: float) -> float:
+    """Bytes a second that so many threads read of a buffer of `size` bytes, each its share; takes so long."""
+    return kernels().intlm_read(round(seconds * 1e9), threads, size)
 
 
 @contextmanager
@@ -116,7 +114,7 @@ class NativeEngine:
         self.population = population
         self.specifications = specifications(population.architecture)
         self.sizes = [int(np.prod(s.shape)) for s in self.specifications]
-        self.attribute = self._attribute(population.units)
+        self.attributes = self._attributes(population.units)
 
     @staticmethod
     def serves(population: Population) -> str:
@@ -131,34 +129,34 @@ class NativeEngine:
             return f"it does not serve the cell {population.architecture.cell.name}"
         return ""
 
-    def _attribute(self, pairs: int) -> np.ndarray:
+    def _attributes(self, pairs: int) -> dict[str, np.generic]:
+        """What the kernels are told of the population, by the names of `Problem` in kernels/cpu/kernels.h."""
         architecture, estimator = self.population.architecture, self.population.estimator
         rank, sigma_shift = (estimator.rank, estimator.sigma_shift) if isinstance(estimator, Member) else (1, 0)
-        values = [
-            architecture.vocab_size,
-            architecture.hidden_size,
-            architecture.num_layers,
-            architecture.feed_forward_size,
-            architecture.nonlinearity == "table",
-            rank,
-            sigma_shift,
-            pairs,
-            self.population.group_size,
-            self.population.seed & 0xFFFFFFFF,
-            self.population.seed >> 32,
-            self.population.threads,
-        ]
-        return np.array(values, np.int64)
+        return {
+            "vocab": np.int32(architecture.vocab_size),
+            "hidden": np.int32(architecture.hidden_size),
+            "layers": np.int32(architecture.num_layers),
+            "feed_forward": np.int32(architecture.feed_forward_size),
+            "table": np.bool_(architecture.nonlinearity == "table"),
+            "rank": np.int32(rank),
+            "sigma_shift": np.int32(sigma_shift),
+            "pairs": np.int64(pairs),
+            "group": np.int64(self.population.group_size),
+            "seed": np.uint64(self.population.seed).view(np.int64),  # larger ones cannot be attributes
+            "threads": np.int32(self.population.threads),
+        }
 
     @property
     def prepared_size(self) -> int:
         """Bytes of what `prepare` makes: it depends on the instruction set."""
-        return kernels().intlm_prepared_size(self.attribute.ctypes.data_as(ctypes.c_void_p), self.attribute.size)
+        a = self.population.architecture
+        return kernels().intlm_prepared_size(a.vocab_size, a.hidden_size, a.num_layers, a.feed_forward_size)
 
     def probe(self) -> None:
         """Run a kernel. Raises what JAX raises where that fails."""
         call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
-        jax.block_until_ready(call(np.zeros(sum(self.sizes), np.int8), problem=self.attribute))
+        jax.block_until_ready(call(np.zeros(sum(self.sizes), np.int8), **self.attributes))
 
     def _flat(self, parameters: Parameters) -> Array:
         return jnp.concatenate([parameters[s.name].reshape(-1) for s in self.specifications])
@@ -168,7 +166,7 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         shapes = (jax.ShapeDtypeStruct(states.shape[:2], jnp.int32), jax.ShapeDtypeStruct(states.shape, jnp.int8))
-        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), problem=self._attribute(states.shape[0]))
+        call = partial(jax.ffi.ffi_call("intlm_evaluate", shapes), **self._attributes(states.shape[0]))
         epoch = self.population.perturbation.epoch(update)
         losses, states = call(self._flat(parameters), tokens, targets, states, epoch, first)
         return losses, states
@@ -177,14 +175,14 @@ class NativeEngine:
         """See `Engine.accumulate`."""
         call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
         epoch = self.population.perturbation.epoch(update)
-        flat = call(fitness, epoch, first, problem=self._attribute(fitness.shape[0]))
+        flat = call(fitness, epoch, first, **self._attributes(fitness.shape[0]))
         parts = jax.lax.split(flat, self.sizes)
         return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""
         call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
-        return call(self._flat(parameters), problem=self.attribute)
+        return call(self._flat(parameters), **self.attributes)
 
     def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """See `Engine.infer`."""
@@ -194,7 +192,7 @@ class NativeEngine:
             jax.ShapeDtypeStruct(states.shape, jnp.int8),
         )
         call = jax.ffi.ffi_call("intlm_infer", shapes)
-        logits, states = call(prepared, tokens.astype(jnp.uint16), states, problem=self.attribute)
+        logits, states = call(prepared, tokens.astype(jnp.uint16), states, **self.attributes)
         return logits, states
 
     def generate(
@@ -209,6 +207,6 @@ class NativeEngine:
         )
         call = jax.ffi.ffi_call("intlm_generate", shapes)
         drawn, logits, states = call(
-            prepared, logits, states, key, position, inverse, problem=self.attribute, top_k=np.int64(top_k)
+            prepared, logits, states, key, position, inverse, jnp.int32(top_k), **self.attributes
         )
         return drawn, logits, states

@@ -51,7 +51,6 @@ class Sharding:
         mine = [i for i, device in enumerate(devices or []) if device.process_index == jax.process_index()] or [0]
         # The texts that this process reads: no others are there.
         self.process_texts = range(*(min(texts, i * self.own_texts) for i in (mine[0], mine[-1] + 1)))
-        self._summed = self.compile(lambda words: jax.lax.psum(words[0], AXIS), (DIVIDED,), SAME)
         self.padding = len(mine) * self.own_texts - len(self.process_texts)
 
     # In a device's program
@@ -157,14 +156,6 @@ class Sharding:
             return self._put(DIVIDED, np.pad(np.asarray(value).reshape(-1), (0, padding)))
 
         return _map_parameters(put, state)
-
-    def any(self, wishes: Sequence[bool]) -> list[bool]:
-        """Which of some wishes any process has. Crosses between processes where there are several."""
-        if self.mesh is None or jax.process_count() == 1:
-            return list(wishes)
-        own = np.tile(np.array(wishes, np.int32)[None], (len(self.mesh.local_devices), 1))
-        words = jax.make_array_from_process_local_data(NamedSharding(self.mesh, DIVIDED), own)
-        return [bool(wish) for wish in np.asarray(self._summed(words))]
 
     def take_units(self, tree: Tree) -> Tree:
         """The reverse of `put_units`, for each process."""

@@ -3,7 +3,7 @@
 study, variant, seed     which run of which sweep
 keys                     what the sweep set anew: dotted key -> value
 text                     the name of the training text
-numerics                 the numerics version
+numerics                 the training version of the arithmetic
 bits_per_byte            held-out, at the end
 curve                    [update, tokens evaluated, seconds of training, held-out bits per byte], one a measurement
 parameters, read         int8 parameters; tokens of the text read at each measurement (lines of older sweeps lack both)

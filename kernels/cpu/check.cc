@@ -1,23 +1,17 @@
-/* Prints a digest of the calls over pseudo-random problems, for every instruction set that runs here.
+/* Prints a digest of the calls over pseudo-random problems, for every target that runs here.
  *
- * The digests of all instruction sets and builds must be equal: kernels/check.sh compares a sanitized build, and one
+ * The digests of all targets and builds must be equal: kernels/check.py compares a sanitized build, and one
  * for 64-bit Arm under an emulator, with this machine's. Needs no JAX.
  */
 #include <algorithm>
 #include <cstdio>
 #include <vector>
 
+#include "../ranges.h"
 #include "kernels.h"
 
 using intlm::Kernels;
 using intlm::Problem;
-
-#if defined(__x86_64__)
-extern const Kernels intlm_avx512, intlm_avxvnni, intlm_avx2;
-#elif defined(__aarch64__)
-extern const Kernels intlm_neon;
-#endif
-extern const Kernels intlm_plain;
 
 static uint64_t state;
 static uint32_t random32() {
@@ -32,19 +26,25 @@ static void add(const std::vector<T>& values) {
   for (T v : values) digest = (digest ^ (uint64_t)(uint32_t)v) * 1099511628211u;
 }
 
-static void one(const Kernels& k) {
+static Problem any() {
   Problem p{};
-  p.vocab = between(2, 300), p.hidden = 8 * between(1, 12), p.layers = between(1, 3), p.feed_forward = 8 * between(1, 20);
+  p.vocab = between(2, 300), p.hidden = 8 * between(1, 12), p.layers = between(1, 3);
+  p.feed_forward = 8 * between(1, 20);
   p.table = between(0, 1), p.rank = between(1, 4), p.sigma_shift = between(0, 12), p.pairs = between(1, 30);
-  p.group = p.pairs % 2 ? 1 : 2, p.seed[0] = random32(), p.seed[1] = random32(), p.threads = 2;
-  const int64_t h = p.hidden, length = 3, rows = p.layers * h;
+  p.group = p.pairs % 2 ? 1 : 2, p.seed = random32(), p.seed |= (int64_t)random32() << 32, p.threads = 2;
+  return p;
+}
+
+/* log_targets: negative for any. */
+static void one(const Kernels& k, const Problem& p, int64_t length = 3, int log_targets = -1) {
+  const int64_t h = p.hidden, rows = p.layers * h;
   const int64_t weights = 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
   const int32_t widest = between(0, 1) ? 127 : 40;
   std::vector<int8_t> parameters(weights), states(2 * p.pairs * rows), next(states.size()), fitness(p.pairs);
   for (auto& v : parameters) v = (int8_t)between(-widest, widest);
   for (auto& v : states) v = (int8_t)between(-127, 127);
   for (auto& v : fitness) v = (int8_t)between(-127, 127);
-  const int log_targets = between(0, 3);
+  if (log_targets < 0) log_targets = between(0, 3);
   std::vector<uint16_t> tokens(p.pairs * length), targets(tokens.size() << log_targets);
   for (auto* some : {&tokens, &targets})
     for (auto& v : *some) v = (uint16_t)between(0, p.vocab - 1);
@@ -69,9 +69,26 @@ static void one(const Kernels& k) {
   add(drawn), add(logits), add(next);
 }
 
+#define INTLM_LEAST(name, low, high, multiple) constexpr int name = low;
+#define INTLM_MOST(name, low, high, multiple) constexpr int name = high;
+namespace least {
+INTLM_RANGES(INTLM_LEAST)
+}
+namespace most {
+INTLM_RANGES(INTLM_MOST)
+}
+
+/* The ends of the ranges, all else small. */
+static void extremes(const Kernels& k) {
+  one(k, {least::vocab, 8, 1, 8, true, 1, least::sigma_shift, 1, 1, 0x200000001, 1}, INTLM_MAX_TOKENS, 0);
+  one(k, {most::vocab, 8, 1, 8, false, 1, most::sigma_shift, 1, 1, 0x400000003, 2}, 2, 10);
+  one(k, {3, 16, 2, 8, true, most::rank, 0, 3, 3, 0x600000005, 2}, 2, 0);
+  one(k, {5, 8, most::layers, 8, false, 2, 3, 2, 1, 0x800000007, 2}, 2, 1);
+}
+
 /* One stream read by two workers is what one makes of it. */
 static bool team(const Kernels& k) {
-  Problem p{256, 192, 2, 512, true, 1, 4, 1, 1, {1, 2}, 2};
+  Problem p{256, 192, 2, 512, true, 1, 4, 1, 1, 0x200000001, 2};
   const int64_t h = p.hidden, rows = p.layers * h, length = 4;
   std::vector<int8_t> parameters(2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward));
   for (auto& v : parameters) v = (int8_t)between(-40, 40);
@@ -89,18 +106,13 @@ static bool team(const Kernels& k) {
 }
 
 int main() {
-  const Kernels* all[] = {
-#if defined(__x86_64__)
-      &intlm_avx512, &intlm_avxvnni, &intlm_avx2,
-#elif defined(__aarch64__)
-      &intlm_neon,
-#endif
-      &intlm_plain};
-  for (const Kernels* k : all) {
+  for (const Kernels* k : kAll) {
     if (!k->supported()) continue;
     state = 1, digest = 14695981039346656037u;
-    for (int i = 0; i < 20; ++i) one(*k);
+    for (int i = 0; i < 20; ++i) one(*k, any());
     if (!team(*k)) return 1;
-    std::printf("%016llx %s\n", (unsigned long long)digest, k->name);
+    const unsigned long long some = digest;
+    extremes(*k);
+    std::printf("%016llx-%016llx %s\n", some, (unsigned long long)digest, k->name);
   }
 }

@@ -1,12 +1,13 @@
-/* XLA's FFI: buffers and attributes in, their shapes checked once, one of the instruction sets' kernels called. */
+/* XLA's FFI: buffers and attributes in, their shapes checked once, one target's kernels called. */
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "../ranges.h"
 #include "kernels.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -15,22 +16,13 @@ namespace ffi = xla::ffi;
 using intlm::Kernels;
 using intlm::Problem;
 
-#if defined(__x86_64__)
-extern const Kernels intlm_avx512, intlm_avxvnni, intlm_avx2;
-#endif
-#if defined(__aarch64__)
-extern const Kernels intlm_neon;
-#endif
-extern const Kernels intlm_plain;
-
-static const Kernels* const kAll[] = {
-#if defined(__x86_64__)
-    &intlm_avx512, &intlm_avxvnni, &intlm_avx2,
-#endif
-#if defined(__aarch64__)
-    &intlm_neon,
-#endif
-    &intlm_plain};
+/* The attributes of every call, by name. */
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Problem, StructMember<int32_t>("vocab"), StructMember<int32_t>("hidden"),
+                                      StructMember<int32_t>("layers"), StructMember<int32_t>("feed_forward"),
+                                      StructMember<bool>("table"), StructMember<int32_t>("rank"),
+                                      StructMember<int32_t>("sigma_shift"), StructMember<int64_t>("pairs"),
+                                      StructMember<int64_t>("group"), StructMember<int64_t>("seed"),
+                                      StructMember<int32_t>("threads"));
 
 /* The fastest that this processor has, or the one that INTLM_ISA names. */
 static const Kernels* choose() {
@@ -55,60 +47,66 @@ extern "C" void intlm_measure() { intlm::start_measuring(); }
 /* Stops; the nanoseconds of each phase, summed over workers. */
 extern "C" void intlm_measured(int64_t* nanoseconds) { intlm::stop_measuring(nanoseconds); }
 
+/* What `task` counts, repeated by every thread for so long at the same time: how much of it a second. */
 template <class Task>
-static int64_t timed(int threads, const Task& task) {
-  const int64_t began = intlm::now();
-  intlm::parallel(threads, threads, (void*)&task,
-                  [](void* context, int64_t, int worker) { (*(const Task*)context)(worker); });
-  return intlm::now() - began;
+static double rate(int64_t nanoseconds, int threads, const Task& task) {
+  intlm::Barrier start(threads);
+  std::vector<double> rates(threads);
+  auto work = [&](int worker) {
+    start.wait(worker);
+    int32_t sink = worker;
+    const int64_t began = intlm::now();
+    int64_t count = 0, took = 0;
+    while (took < nanoseconds) count += task(worker, &sink), took = intlm::now() - began;
+    rates[worker] = sink == began ? 0 : 1e9 * count / took;  // sink is read, or nothing would be computed
+  };
+  intlm::parallel(threads, threads, (void*)&work,
+                  [](void* context, int64_t worker, int) { (*(const decltype(work)*)context)((int)worker); });
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
-/* Multiplies bytes on `threads` threads at once; the nanoseconds it took, and the products made. */
-extern "C" int64_t intlm_multiply(int64_t repetitions, int32_t threads, int64_t* products) {
-  std::atomic<int64_t> made{0};
-  std::atomic<int32_t> kept{0};
-  const int64_t took = timed(threads, [&](int worker) {
-    int32_t sink = worker;
-    made += choose()->multiply(repetitions, &sink);
-    kept ^= sink;
-  });
-  *products = made;
-  return took;
+/* Products of bytes a second. */
+extern "C" double intlm_multiply(int64_t nanoseconds, int32_t threads) {
+  return rate(nanoseconds, threads, [k = choose()](int, int32_t* sink) { return k->multiply(sink); });
 }
 
-/* Reads that many bytes, each thread its share, again and again; the nanoseconds it took. */
-extern "C" int64_t intlm_read(int64_t bytes, int64_t repetitions, int32_t threads) {
-  const int64_t share = bytes / threads / 256 * 256;
-  std::vector<int8_t> buffer(share * threads + 64, 1);
-  std::atomic<int32_t> kept{0};
-  return timed(threads, [&](int worker) {
-    int32_t sink = worker;
-    choose()->read(buffer.data() + share * worker, share, repetitions, &sink);
-    kept ^= sink;
+/* Bytes a second of a buffer of that many, each thread reading its share again and again. */
+extern "C" double intlm_read(int64_t nanoseconds, int32_t threads, int64_t bytes) {
+  const int64_t share = bytes / threads / 256 * 256, passes = (1 << 20) / share + 1;
+  struct alignas(64) Line {
+    int8_t bytes[64];
+  };
+  std::vector<Line> buffer(share * threads / 64);
+  return rate(nanoseconds, threads, [&, k = choose()](int worker, int32_t* sink) {
+    for (int64_t pass = 0; pass < passes; ++pass) k->read(buffer.data()->bytes + share * worker, share, sink);
+    return passes * share;
   });
 }
 
 /* ---- The calls ---- */
 
-static ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidArgument("intlm native engine: " + what); }
+static ffi::Error refuse(const std::string& what) {
+  return ffi::Error::InvalidArgument("intlm native engine: " + what);
+}
 
 static int64_t weights(const Problem& p) {
   const int64_t h = p.hidden;
   return 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
 }
 
-/* problem: vocab, hidden, layers, feed_forward, table, rank, sigma_shift, pairs, group, seed low, seed high, threads */
-static ffi::Error read(ffi::Span<const int64_t> v, Problem* p) {
-  if (v.size() != 12) return refuse("expected 12 numbers in `problem`");
-  *p = Problem{(int32_t)v[0], (int32_t)v[1], (int32_t)v[2], (int32_t)v[3], v[4] != 0, (int32_t)v[5], (int32_t)v[6],
-               v[7], v[8], {(uint32_t)v[9], (uint32_t)v[10]}, (int32_t)v[11]};
-  auto within = [](int64_t x, int64_t low, int64_t high) { return low <= x && x <= high; };
-  if (!within(v[0], 2, 65536) || !within(v[1], 8, 65536) || v[1] % 8 || !within(v[2], 1, 64) || !within(v[3], 8, 65536) ||
-      v[3] % 8 || !within(v[5], 1, 256) || !within(v[6], 0, 12) || !within(v[7], 1, 1 << 19) || v[8] < 1 ||
-      v[7] % v[8])
-    return refuse("a shape or setting is outside docs/numerics.md, section 11");
-  if (p->threads <= 0) p->threads = (int32_t)std::max(1u, std::thread::hardware_concurrency());
-  p->threads = std::min(p->threads, 1024);
+static ffi::Error within(const std::string& name, int64_t value, int64_t low, int64_t high, int64_t multiple) {
+  if (low <= value && value <= high && value % multiple == 0) return ffi::Error::Success();
+  return refuse(name + " = " + std::to_string(value) + ": expected " + std::to_string(low) + " to " +
+                std::to_string(high) + (multiple > 1 ? ", a multiple of " + std::to_string(multiple) : ""));
+}
+
+static ffi::Error check(Problem& p) {
+#define INTLM_CHECK(name, low, high, multiple) \
+  if (ffi::Error e = within(#name, p.name, low, high, multiple); e.failure()) return e;
+  INTLM_RANGES(INTLM_CHECK)
+  if (p.group < 1 || p.pairs % p.group)
+    return refuse("group = " + std::to_string(p.group) + ": expected to divide pairs");
+  if (!p.threads) p.threads = (int32_t)std::clamp(std::thread::hardware_concurrency(), 1u, 1024u);
   return ffi::Error::Success();
 }
 
@@ -123,19 +121,19 @@ static bool known(const ffi::Buffer<ffi::U16>& tokens, const Problem& p) {
   return std::all_of(begin, begin + tokens.element_count(), [&](uint16_t token) { return token < p.vocab; });
 }
 
-static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens,
-                           ffi::Buffer<ffi::U16> targets, ffi::Buffer<ffi::S8> states, ffi::Buffer<ffi::U32> epoch,
-                           ffi::Buffer<ffi::U32> first, ffi::ResultBuffer<ffi::S32> losses,
-                           ffi::ResultBuffer<ffi::S8> next, ffi::Span<const int64_t> problem) {
-  Problem p;
-  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::U16> targets,
+                           ffi::Buffer<ffi::S8> states, ffi::Buffer<ffi::U32> epoch, ffi::Buffer<ffi::U32> first,
+                           ffi::ResultBuffer<ffi::S32> losses, ffi::ResultBuffer<ffi::S8> next, Problem p) {
+  if (ffi::Error e = check(p); e.failure()) return e;
   if (!has(parameters, {weights(p)}) || !has(states, {p.pairs, 2, p.layers, p.hidden}) ||
       !has(*next, {p.pairs, 2, p.layers, p.hidden}) || !has(*losses, {p.pairs, 2}) || tokens.dimensions().size() != 2 ||
-      tokens.dimensions()[0] != p.pairs / p.group || tokens.dimensions()[1] < 1 || epoch.element_count() != 1 ||
-      first.element_count() != 1 || targets.dimensions().size() != 3)
+      tokens.dimensions()[0] != p.pairs / p.group || tokens.dimensions()[1] < 1 ||
+      tokens.dimensions()[1] > INTLM_MAX_TOKENS || epoch.element_count() != 1 || first.element_count() != 1 ||
+      targets.dimensions().size() != 3)
     return refuse("evaluate: a buffer's shape does not fit the problem");
   const int64_t length = tokens.dimensions()[1], count = targets.dimensions()[2];
-  if (!has(targets, {p.pairs / p.group, length, count}) || count < 1 || count > 1024 || count & (count - 1))
+  if (!has(targets, {p.pairs / p.group, length, count}) || count < 1 || count > INTLM_MAX_TARGETS ||
+      count & (count - 1))
     return refuse("evaluate: a buffer's shape does not fit the problem");
   if (!known(tokens, p) || !known(targets, p)) return refuse("evaluate: a token is outside the vocabulary");
   choose()->evaluate(p, parameters.typed_data(), tokens.typed_data(), targets.typed_data(), length,
@@ -145,19 +143,17 @@ static ffi::Error Evaluate(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16
 }
 
 static ffi::Error Accumulate(ffi::Buffer<ffi::S8> fitness, ffi::Buffer<ffi::U32> epoch, ffi::Buffer<ffi::U32> first,
-                             ffi::ResultBuffer<ffi::S32> votes, ffi::Span<const int64_t> problem) {
-  Problem p;
-  if (ffi::Error e = read(problem, &p); e.failure()) return e;
-  if (!has(fitness, {p.pairs}) || !has(*votes, {weights(p)}) || epoch.element_count() != 1 || first.element_count() != 1)
+                             ffi::ResultBuffer<ffi::S32> votes, Problem p) {
+  if (ffi::Error e = check(p); e.failure()) return e;
+  if (!has(fitness, {p.pairs}) || !has(*votes, {weights(p)}) || epoch.element_count() != 1 ||
+      first.element_count() != 1)
     return refuse("accumulate: a buffer's shape does not fit the problem");
   choose()->accumulate(p, fitness.typed_data(), *epoch.typed_data(), *first.typed_data(), votes->typed_data());
   return ffi::Error::Success();
 }
 
-static ffi::Error Prepare(ffi::Buffer<ffi::S8> parameters, ffi::ResultBuffer<ffi::S8> prepared,
-                          ffi::Span<const int64_t> problem) {
-  Problem p;
-  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+static ffi::Error Prepare(ffi::Buffer<ffi::S8> parameters, ffi::ResultBuffer<ffi::S8> prepared, Problem p) {
+  if (ffi::Error e = check(p); e.failure()) return e;
   if (!has(parameters, {weights(p)}) || !has(*prepared, {choose()->prepared_size(p)}))
     return refuse("prepare: a buffer's shape does not fit the problem");
   choose()->prepare(p, parameters.typed_data(), prepared->typed_data());
@@ -165,10 +161,8 @@ static ffi::Error Prepare(ffi::Buffer<ffi::S8> parameters, ffi::ResultBuffer<ffi
 }
 
 static ffi::Error Infer(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::U16> tokens, ffi::Buffer<ffi::S8> states,
-                        ffi::ResultBuffer<ffi::S16> logits, ffi::ResultBuffer<ffi::S8> next,
-                        ffi::Span<const int64_t> problem) {
-  Problem p;
-  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+                        ffi::ResultBuffer<ffi::S16> logits, ffi::ResultBuffer<ffi::S8> next, Problem p) {
+  if (ffi::Error e = check(p); e.failure()) return e;
   if (tokens.dimensions().size() != 2) return refuse("infer: tokens have two axes");
   const int64_t batch = tokens.dimensions()[0], length = tokens.dimensions()[1];
   if (!has(prepared, {choose()->prepared_size(p)}) || !has(states, {batch, p.layers, p.hidden}) ||
@@ -180,74 +174,35 @@ static ffi::Error Infer(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::U16> tok
   return ffi::Error::Success();
 }
 
-/* inverse: 256 / temperature */
+/* inverse: 256 / temperature; top: top_k */
 static ffi::Error Generate(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::S16> logits, ffi::Buffer<ffi::S8> states,
                            ffi::Buffer<ffi::U32> key, ffi::Buffer<ffi::U32> position, ffi::Buffer<ffi::S32> inverse,
-                           ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::S16> logits_after,
-                           ffi::ResultBuffer<ffi::S8> states_after, ffi::Span<const int64_t> problem,
-                           int64_t top_k) {
-  Problem p;
-  if (ffi::Error e = read(problem, &p); e.failure()) return e;
+                           ffi::Buffer<ffi::S32> top, ffi::ResultBuffer<ffi::S32> tokens,
+                           ffi::ResultBuffer<ffi::S16> logits_after, ffi::ResultBuffer<ffi::S8> states_after,
+                           Problem p) {
+  if (ffi::Error e = check(p); e.failure()) return e;
   if (!has(prepared, {choose()->prepared_size(p)}) || !has(logits, {p.vocab}) || !has(*logits_after, {p.vocab}) ||
       !has(states, {p.layers, p.hidden}) || !has(*states_after, {p.layers, p.hidden}) || !has(key, {4}) ||
-      position.element_count() != 1 || inverse.element_count() != 1 || tokens->dimensions().size() != 1)
+      position.element_count() != 1 || inverse.element_count() != 1 || top.element_count() != 1 ||
+      tokens->dimensions().size() != 1)
     return refuse("generate: a buffer's shape does not fit the problem");
-  if (*inverse.typed_data() < 1 || *inverse.typed_data() > 1 << 15 || top_k < 1 || top_k > p.vocab)
+  const int32_t top_k = *top.typed_data();
+  if (*inverse.typed_data() < 1 || *inverse.typed_data() > INTLM_MAX_INVERSE || top_k < 1 || top_k > p.vocab)
     return refuse("generate: the temperature or top_k is outside docs/numerics.md, section 10");
   std::copy_n(logits.typed_data(), logits.element_count(), logits_after->typed_data());
   std::copy_n(states.typed_data(), states.element_count(), states_after->typed_data());
-  choose()->generate(p, prepared.typed_data(), key.typed_data(), *position.typed_data(), *inverse.typed_data(),
-                     (int32_t)top_k, tokens->dimensions()[0], logits_after->typed_data(),
-                     states_after->typed_data(), tokens->typed_data());
+  choose()->generate(p, prepared.typed_data(), key.typed_data(), *position.typed_data(), *inverse.typed_data(), top_k,
+                     tokens->dimensions()[0], logits_after->typed_data(), states_after->typed_data(),
+                     tokens->typed_data());
   return ffi::Error::Success();
 }
 
-extern "C" int64_t intlm_prepared_size(const int64_t* problem, int64_t count) {
-  Problem p;
-  return read(ffi::Span<const int64_t>(problem, count), &p).failure() ? 0 : choose()->prepared_size(p);
+extern "C" int64_t intlm_prepared_size(int32_t vocab, int32_t hidden, int32_t layers, int32_t feed_forward) {
+  return choose()->prepared_size(Problem{vocab, hidden, layers, feed_forward});
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::U16>>()
-                                  .Arg<ffi::Buffer<ffi::U16>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Ret<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::S8>>()
-                                  .Attr<ffi::Span<const int64_t>>("problem"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmAccumulate, Accumulate,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Ret<ffi::Buffer<ffi::S32>>()
-                                  .Attr<ffi::Span<const int64_t>>("problem"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmPrepare, Prepare,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Ret<ffi::Buffer<ffi::S8>>()
-                                  .Attr<ffi::Span<const int64_t>>("problem"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmInfer, Infer,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::U16>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Ret<ffi::Buffer<ffi::S16>>()
-                                  .Ret<ffi::Buffer<ffi::S8>>()
-                                  .Attr<ffi::Span<const int64_t>>("problem"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmGenerate, Generate,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::S16>>()
-                                  .Ret<ffi::Buffer<ffi::S8>>()
-                                  .Attr<ffi::Span<const int64_t>>("problem")
-                                  .Attr<int64_t>("top_k"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmAccumulate, Accumulate);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmPrepare, Prepare);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmInfer, Infer);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmGenerate, Generate);

@@ -1,4 +1,4 @@
-/* What an instruction set's kernels offer to the FFI layer. Shapes are checked there, once. */
+/* What a target's kernels offer to the FFI layer. Shapes and ranges are checked there, once. */
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@ struct Problem {
   bool table;  // nonlinearity by table; by saturation otherwise
   int32_t rank, sigma_shift;
   int64_t pairs, group;  // pairs of the call; pairs that share a text
-  uint32_t seed[2];      // low word, high word
+  int64_t seed;          // its 64 bits
   int32_t threads;
 };
 
@@ -21,8 +21,8 @@ struct Kernels {
   /* tokens [pairs / group, length]; targets [pairs / group, length, 2^log_targets]; states [pairs, 2, layers, hidden]
    * in and out; losses [pairs, 2]. The first pair's number is `first`, here and below. */
   void (*evaluate)(const Problem&, const int8_t* parameters, const uint16_t* tokens, const uint16_t* targets,
-                   int64_t length, int log_targets, const int8_t* states, uint32_t epoch, uint32_t first, int32_t* losses,
-                   int8_t* next);
+                   int64_t length, int log_targets, const int8_t* states, uint32_t epoch, uint32_t first,
+                   int32_t* losses, int8_t* next);
   /* votes: one int32 a parameter, in the order of the parameters. */
   void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, uint32_t first, int32_t* votes);
   /* The shared weights as the two calls below want them: how many bytes, and they. */
@@ -34,9 +34,9 @@ struct Kernels {
   /* logits [vocab] and states [layers, hidden] are read and replaced; tokens [count]. */
   void (*generate)(const Problem&, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
                    int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens);
-  /* For `intlm bench`: products of bytes in the nearest cache, returning how many; reading of a buffer. */
-  int64_t (*multiply)(int64_t repetitions, int32_t* sink);
-  void (*read)(const int8_t* buffer, int64_t bytes, int64_t repetitions, int32_t* sink);
+  /* For `intlm bench`: some thousands of products of bytes, returning how many; reading of a buffer, aligned to 64. */
+  int64_t (*multiply)(int32_t* sink);
+  void (*read)(const int8_t* buffer, int64_t bytes, int32_t* sink);
 };
 
 /* What workers do, and the nanoseconds that all of them together spent on it; measured while `measuring`. */
@@ -87,3 +87,14 @@ class Barrier {
 };
 
 }  // namespace intlm
+
+/* INTLM_TARGETS(X) is X(name) for every target that is compiled, best first: kernels/targets.py defines it. */
+#ifdef INTLM_TARGETS
+#define INTLM_DECLARE(name)            \
+  namespace name {                     \
+  extern const intlm::Kernels kernels; \
+  }
+#define INTLM_ADDRESS(name) &name::kernels,
+INTLM_TARGETS(INTLM_DECLARE)
+static const intlm::Kernels* const kAll[] = {INTLM_TARGETS(INTLM_ADDRESS)};
+#endif

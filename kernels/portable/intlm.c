@@ -12,7 +12,7 @@ static int8_t saturate(int32_t x) { return (int8_t)intlm_clamp(x, INTLM_MAX8); }
 #endif
 
 /* ROWS rows of a matrix by x, rescaled: int16 values. */
-static inline void multiply(const int8_t *rows, const int16_t *x, int32_t fan_in, intlm_rescale_t scale, int32_t *out) {
+static inline void multiply(const int8_t* rows, const int16_t* x, int32_t fan_in, intlm_rescale_t scale, int32_t* out) {
   int32_t sum[ROWS], i, k;
   for (k = 0; k < ROWS; ++k) sum[k] = 0; /* not by an initializer, which compilers turn into a call of memset */
   for (i = 0; i < fan_in; ++i, ++rows)
@@ -21,7 +21,7 @@ static inline void multiply(const int8_t *rows, const int16_t *x, int32_t fan_in
 }
 
 /* Section 5.3: divided by the mean magnitude. */
-static void norm(const int8_t *x, int16_t *out) {
+static void norm(const int8_t* x, int16_t* out) {
   int32_t total = 0, gain, i;
   for (i = 0; i < INTLM_HIDDEN; ++i) total += x[i] < 0 ? -x[i] : x[i];
   gain = intlm_reciprocal[intlm_mean(total, INTLM_MEAN_MULTIPLIER)];
@@ -29,8 +29,8 @@ static void norm(const int8_t *x, int16_t *out) {
 }
 
 /* What ROWS units of the cell are driven by: the input's part, the remembered part, their biases. */
-static void drive(const intlm_model_t *m, const int8_t *input_rows, const int8_t *state_rows, const int8_t *bias,
-                  const int8_t *table, int32_t *out) {
+static void drive(const intlm_model_t* m, const int8_t* input_rows, const int8_t* state_rows, const int8_t* bias,
+                  const int8_t* table, int32_t* out) {
   static const intlm_rescale_t from_input = INTLM_INPUT_RESCALE, from_state = INTLM_STATE_RESCALE;
   int32_t recalled[ROWS], i;
   multiply(input_rows, m->normed, INTLM_HIDDEN, from_input, out);
@@ -43,7 +43,7 @@ static void drive(const intlm_model_t *m, const int8_t *input_rows, const int8_t
 #include "cell.h" /* the cell's step: the next state, from m->normed and the state; it uses m->operand and m->scratch */
 
 /* Section 5.2, the second half of a layer. */
-static void feed_forward(intlm_model_t *m, const intlm_layer_t *layer) {
+static void feed_forward(intlm_model_t* m, const intlm_layer_t* layer) {
   static const intlm_rescale_t up = INTLM_INPUT_RESCALE, down = INTLM_WIDE_RESCALE;
   int32_t found[ROWS], i, k;
   for (i = 0; i < INTLM_FEED_FORWARD; i += ROWS) {
@@ -57,17 +57,18 @@ static void feed_forward(intlm_model_t *m, const intlm_layer_t *layer) {
 }
 
 /* Section 5.2. */
-void intlm_step(intlm_model_t *m, uint16_t token) {
+void intlm_step(intlm_model_t* m, uint16_t token) {
   static const intlm_rescale_t to_logit = INTLM_LOGIT_RESCALE;
   int32_t found[ROWS], l, i, k;
   for (i = 0; i < INTLM_HIDDEN; ++i) m->residual[i] = intlm_embedding[token * INTLM_HIDDEN + i];
   for (l = 0; l < INTLM_LAYERS; ++l) {
-    int8_t *state = m->state[l];
+    int8_t* state = m->state[l];
     if (token == 0)
       for (i = 0; i < INTLM_STATE; ++i) state[i] = 0;
     norm(m->residual, m->normed);
     cell(m, &intlm_layers[l], state);
-    for (i = 0; i < INTLM_HIDDEN; ++i) m->residual[i] = saturate(m->residual[i] + intlm_rshift(state[i], INTLM_OUTPUT_SHIFT));
+    for (i = 0; i < INTLM_HIDDEN; ++i)
+      m->residual[i] = saturate(m->residual[i] + intlm_rshift(state[i], INTLM_OUTPUT_SHIFT));
     norm(m->residual, m->normed);
     feed_forward(m, &intlm_layers[l]);
   }
@@ -79,7 +80,7 @@ void intlm_step(intlm_model_t *m, uint16_t token) {
 }
 
 /* Section 6. */
-int32_t intlm_loss(const intlm_model_t *m, uint16_t token) {
+int32_t intlm_loss(const intlm_model_t* m, uint16_t token) {
   int32_t largest = m->logits[0], i;
   uint64_t sum = 0;
   for (i = 1; i < INTLM_VOCAB; ++i)
@@ -88,7 +89,7 @@ int32_t intlm_loss(const intlm_model_t *m, uint16_t token) {
   return intlm_log_sum(largest, sum, intlm_log2) - m->logits[token];
 }
 
-int64_t intlm_text_loss(intlm_model_t *m, const uint16_t *tokens, size_t count) {
+int64_t intlm_text_loss(intlm_model_t* m, const uint16_t* tokens, size_t count) {
   int64_t total = 0;
   size_t i;
   intlm_step(m, 0);
@@ -100,7 +101,7 @@ int64_t intlm_text_loss(intlm_model_t *m, const uint16_t *tokens, size_t count) 
 }
 
 /* Section 10. */
-uint16_t intlm_draw(const intlm_model_t *m, uint64_t seed, uint32_t position, int32_t inverse, int32_t top_k) {
+uint16_t intlm_draw(const intlm_model_t* m, uint64_t seed, uint32_t position, int32_t inverse, int32_t top_k) {
   uint32_t key[4], word[4] = {0, 0, 0, 0};
   key[0] = (uint32_t)seed, key[1] = (uint32_t)(seed >> 32), key[2] = 0, key[3] = 2;
   word[0] = position;

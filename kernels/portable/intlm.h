@@ -27,16 +27,16 @@ typedef struct {
 
 /* Read a token: the states and the logits become those after it. Token 0 clears the states first, so a document
  * begins with it whatever was read before. */
-void intlm_step(intlm_model_t *model, uint16_t token);
+void intlm_step(intlm_model_t* model, uint16_t token);
 
 /* What it costs that `token` comes next: the cross-entropy, 0 to 36,865. */
-int32_t intlm_loss(const intlm_model_t *model, uint16_t token);
+int32_t intlm_loss(const intlm_model_t* model, uint16_t token);
 
 /* The cost of a document of `count` tokens, none of them 0, from its beginning; the model has read it then. */
-int64_t intlm_text_loss(intlm_model_t *model, const uint16_t *tokens, size_t count);
+int64_t intlm_text_loss(intlm_model_t* model, const uint16_t* tokens, size_t count);
 
 /* Draw the token that comes next, by the random word of `position` in the stream of `seed`; it is not read yet.
  * inverse: 256 / temperature, 1 to 32,768. top_k: only the so many likeliest can be drawn, 1 to INTLM_VOCAB. */
-uint16_t intlm_draw(const intlm_model_t *model, uint64_t seed, uint32_t position, int32_t inverse, int32_t top_k);
+uint16_t intlm_draw(const intlm_model_t* model, uint64_t seed, uint32_t position, int32_t inverse, int32_t top_k);
 
 #endif

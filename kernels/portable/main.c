@@ -16,7 +16,7 @@
 static intlm_model_t model;
 
 /* The tokens of a byte; returns how many. */
-static int encode(int byte, uint16_t *tokens) {
+static int encode(int byte, uint16_t* tokens) {
   int count = 0;
   while (count < INTLM_CODE && intlm_codes[byte][count]) tokens[count] = intlm_codes[byte][count], ++count;
   return count;
@@ -54,8 +54,8 @@ static void print_logits(void) {
   for (i = 0; i < INTLM_VOCAB; ++i) printf("%d%c", model.logits[i], i + 1 < INTLM_VOCAB ? ' ' : '\n');
 }
 
-int main(int count, char **arguments) {
-  const char *what = count > 1 ? arguments[1] : "";
+int main(int count, char** arguments) {
+  const char* what = count > 1 ? arguments[1] : "";
   const int tokens = !strcmp(what, "tokens"), states = !strcmp(what, "states"), logits = !strcmp(what, "logits");
   const int loss = !strcmp(what, "loss"), write = !strcmp(what, "write") && count > 2;
   const uint64_t seed = count > 3 ? strtoull(arguments[3], NULL, 10) : 0;
@@ -64,9 +64,12 @@ int main(int count, char **arguments) {
   int64_t total = 0;
   long read = 0, bytes = 0, i;
   int byte;
-  if (!(tokens || states || logits || loss || write) || all < 1 || inverse < 1 || inverse > 32768 || top_k < 1 || top_k > INTLM_VOCAB) {
-    fprintf(stderr, "usage: %s tokens | states | logits | loss | write COUNT [SEED [INVERSE [TOP_K]]], a text on standard input; "
-            "COUNT from 1, INVERSE 1 to 32768, TOP_K 1 to %d\n", arguments[0], INTLM_VOCAB);
+  if (!(tokens || states || logits || loss || write) || all < 1 || inverse < 1 || inverse > 32768 || top_k < 1 ||
+      top_k > INTLM_VOCAB) {
+    fprintf(stderr,
+            "usage: %s tokens | states | logits | loss | write COUNT [SEED [INVERSE [TOP_K]]], a text on standard "
+            "input; COUNT from 1, INVERSE 1 to 32768, TOP_K 1 to %d\n",
+            arguments[0], INTLM_VOCAB);
     return 2;
   }
   intlm_step(&model, 0);

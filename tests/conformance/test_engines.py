@@ -1,6 +1,7 @@
 """Every engine, against the oracle and hence against every other, bit for bit, on populations small enough for it."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import oracle
 import pytest
 import tiny
 
+from intlm.cells import CELLS
 from intlm.model.forward import zero_states
 from intlm.population import gpu, make_engine, native
 from intlm.update import TrainState
@@ -90,6 +92,22 @@ CASES = {  # the first two are the problems of golden/v3/update.json: they share
         targets=2,
     ),
 }
+OF_CELLS = {  # the cells that XLA alone serves
+    f"{cell} {kind}": Case(
+        oracle.Shape(5, 16, 24, 2, kind, cell),
+        oracle.Noise(11, 2, 3, 1),
+        4,
+        2,
+        "normalised",
+        oracle.Threshold(4, 10),
+        3,
+        "first",
+        chunk_size=4,
+    )
+    for cell in CELLS.parts()
+    if cell != "mgu"
+    for kind in ("clip", "table")
+}
 
 
 def texts(case: Case, seed: int) -> tuple[oracle.Array, oracle.Array]:
@@ -108,11 +126,10 @@ def uint16(*arrays: oracle.Array) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(array, jnp.uint16) for array in arrays)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "engine"), [*product(CASES, ENGINES), *((name, "xla") for name in OF_CELLS)])
 def test_two_updates(engine: str, name: str, bridge: Any) -> None:
     """Losses, fitness, votes, weights and states, of an update and of the one that goes on from it."""
-    case = CASES[name]
+    case = {**CASES, **OF_CELLS}[name]
     population = bridge.population(case.shape, case.noise, case.pairs, case.group_size, case.fitness, case.chunk_size)
     quickly = name != "extreme" or engine == "gpu"  # one as a run compiles it
     run = bridge.update(engine, population, quickly)
@@ -189,6 +206,27 @@ def test_targets(engine: str, count: int, bridge: Any) -> None:
     arguments = (*uint16(tokens, targets), members, jnp.uint32(update))
     losses, found = evaluate(bridge.parameters(shape, values), *arguments)
     assert losses.ravel().tolist() == expected and len(set(expected)) == 4
+    np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> None:
+    """Of an input as like the noise as can be: only wide matrices have one that passes int16."""
+    shape, noise, update = oracle.Shape(3, 8, 1024, 1, "clip"), oracle.Noise(5, 1, 4, 1), 3
+    rng = np.random.default_rng(1)
+    values = [np.zeros(size, np.int64) for size in oracle.parameter_shapes(shape)]
+    _, b = oracle.noise_factors(noise, (update, 0, 1 + oracle.DOWN), (8, 1024))
+    assert 127 * int(b.clip(0).sum()) * oracle.rank_scale(1) >> 11 > 40_000
+    values[0] += 60
+    values[1 + oracle.UP][b[0] > 0] = 127
+    values[-1] = rng.integers(-127, 127, values[-1].shape, endpoint=True)
+    tokens, targets = np.array([[1, 2]]), np.array([[[2], [0]]])
+    states = np.zeros((2, 1, 8), np.int64)
+    expected, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
+    evaluate = jax.jit(make_engine(engine, bridge.population(shape, noise, 1)).evaluate)
+    members = jnp.zeros((1, 2, 1, 8), jnp.int8)
+    losses, found = evaluate(bridge.parameters(shape, values), *uint16(tokens, targets), members, jnp.uint32(update))
+    assert losses.ravel().tolist() == expected and len(set(expected)) == 2
     np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
 
 

@@ -10,14 +10,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import oracle
 import pytest
+import tiny
 from test_engines import ENGINES
 
-from intlm.arithmetic.fixed_point import rank_multiplier
+from intlm.arithmetic.fixed_point import (
+    activation_rescale,
+    logit_rescale,
+    rank_multiplier,
+)
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
-from intlm.estimators.member import Factors, Member, Perturbation, parameter_noise, votes
+from intlm.data.shards import Corpus, CorpusWriter, Split
+from intlm.data.streams import MixedStreams
+from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
 from intlm.fitness import FITNESS
 from intlm.model.forward import PlainWeights, norm, read_layer, zero_states
 from intlm.model.loss import log_sum_exp2, loss
@@ -27,10 +36,10 @@ from intlm.optimizers import OPTIMIZERS
 from intlm.optimizers.threshold import Threshold
 from intlm.population import Population, make_engine, native
 from intlm.update import TrainState
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-FILES = GOLDEN / f"v{NUMERICS_VERSION}"
+VERSIONS = {"inference": INFERENCE_VERSION, "training": TRAINING_VERSION}
 Case = dict[str, Any]
 
 
@@ -46,10 +55,15 @@ def load_make() -> ModuleType:
 make = load_make()
 
 
+def path_of(stage: str) -> Path:
+    """A stage's file: in the folder of the version that its part of the arithmetic has."""
+    return GOLDEN / f"v{VERSIONS[make.part_of(stage)]}" / f"{stage}.json"
+
+
 def cases(stage: str) -> list[Case]:
     """Those of a file."""
-    content = json.loads((FILES / f"{stage}.json").read_text(encoding="utf-8"))
-    assert content["numerics_version"] == NUMERICS_VERSION and content["stage"] == stage and content["cases"]
+    content = json.loads(path_of(stage).read_text(encoding="utf-8"))
+    assert content["numerics_version"] == VERSIONS[content["part"]] and content["stage"] == stage and content["cases"]
     return content["cases"]
 
 
@@ -84,12 +98,30 @@ def assert_parameters(found: Parameters, named: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stage", make.STAGES, ids=lambda stage: stage.__name__)
 def test_the_oracle_makes_the_files(stage: Any) -> None:
-    assert (FILES / f"{stage.__name__}.json").read_bytes() == make.render(stage).encode()
+    assert path_of(stage.__name__).read_bytes() == make.render(stage).encode()
 
 
 def test_there_are_no_other_files() -> None:
-    assert {path.stem for path in FILES.iterdir()} == {stage.__name__ for stage in make.STAGES}
-    assert sum(path.stat().st_size for path in FILES.iterdir()) < 200_000
+    files = {path_of(stage.__name__) for stage in make.STAGES}
+    assert files == set(GOLDEN.glob("v*/*"))
+    assert sum(path.stat().st_size for path in files) < 300_000
+
+
+def test_the_schema_describes_every_file() -> None:
+    """And notices a key that is missing, one too many, and a value of another type."""
+    schema = json.loads((GOLDEN / "schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    for stage in make.STAGES:
+        content = json.loads(path_of(stage.__name__).read_text(encoding="utf-8"))
+        assert valid(content), stage.__name__
+        case = content["cases"][0]
+        for name in case if stage is not make.update else ():  # it is long
+            fewer = {key: value for key, value in case.items() if key != name}
+            assert not valid(content | {"cases": [fewer]}) or name in ("token", "x", "positions", "before"), name
+            assert not valid(content | {"cases": [case | {name: None}]}), name
+        assert not valid(content | {"cases": [case | {"more": 0}]}) and not valid(content | {"cases": []})
+        assert not valid(content | {"part": "training" if content["part"] == "inference" else "inference"})
 
 
 def test_random_bits() -> None:
@@ -103,6 +135,14 @@ def test_random_bits() -> None:
             assert np.asarray(found).tobytes().hex() == case["bytes"]
 
 
+def test_rescale() -> None:
+    rules = {"act": activation_rescale, "act3": partial(activation_rescale, extra_shift=3), "logit": logit_rescale}
+    for case in cases("rescale"):
+        rule = rules[case["kind"]](case["fan_in"])
+        assert rule == (case["shift"], case["multiplier"])
+        assert rule(np.array(case["x"], np.int32)).tolist() == case["y"]
+
+
 def drawn(case: Case, pairs: list[int]) -> tuple[Specification, Factors | jax.Array]:
     """A case's parameter and its noise for some pairs."""
     size = tuple(case["shape"])
@@ -110,7 +150,7 @@ def drawn(case: Case, pairs: list[int]) -> tuple[Specification, Factors | jax.Ar
     perturbation = Perturbation(int(case["seed"]), case["rank"], 4, case["noise_reuse"])
     epoch = perturbation.epoch(jnp.uint32(case["update"]))
     assert int(epoch) == case.get("epoch", int(epoch))
-    compiled = jax.jit(parameter_noise, static_argnums=(0, 2))
+    compiled = jax.jit(parameter_noise, static_argnums=(0, 2), compiler_options=tiny.quick_options())
     number = jnp.uint32(case["parameter"])
     return described, compiled(described, number, perturbation, epoch, jnp.array(pairs, jnp.uint32))
 
@@ -123,6 +163,49 @@ def test_noise(case: Case) -> None:
         assert rank_multiplier(case["rank"]) == case["c_r"]
     else:
         assert found[0].tolist() == case["z"]
+
+
+@pytest.mark.parametrize("case", numbered("perturbation"))
+def test_perturbation(case: Case) -> None:
+    _, noise = drawn(case, [case["pair"]])
+    perturbation = Perturbation(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
+    name = "w" if "token" not in case else "embedding"
+
+    @partial(jax.jit, compiler_options=tiny.quick_options())
+    def read(weights: jax.Array, noise: Any) -> jax.Array:
+        member = PerturbedWeights(Layered({name: weights}, {}), Layered({name: noise}, {}), perturbation)
+        if "token" in case:
+            return member.embed(jnp.full((1, 2), case["token"]))
+        if "x" in case:
+            return member.multiply(name, jnp.array([[case["x"]] * 2], jnp.int8))
+        return member.vector(name)
+
+    assert read(jnp.array(case["weights"], jnp.int8), noise)[0].tolist() == case["read"]
+
+
+def corpus_of(ring: list[int], vocabulary: int, directory: Path) -> Split:
+    """A corpus whose training split is this ring of tokens."""
+    tokenizer = AlphabetTokenizer(bytes(range(vocabulary - 2)))
+    assert ring[0] == 0 and 1 not in ring and tokenizer.vocab_size == vocabulary
+    with CorpusWriter(directory, tokenizer, 5) as writer:
+        for i, token in enumerate(ring):
+            if token == 0:
+                end = next((j for j in range(i + 1, len(ring)) if ring[j] == 0), len(ring))
+                writer.write("train", bytes(other - 2 for other in ring[i + 1 : end]), True)
+        writer.finish({})
+    split = Corpus.open(directory).split("train")
+    assert split.read(0, split.tokens).tolist() == ring
+    return split
+
+
+@pytest.mark.parametrize("case", numbered("texts"))
+def test_texts(case: Case, tmp_path: Path) -> None:
+    parts = enumerate(case["mixture"])
+    mixture = [(p["share"], corpus_of(p["ring"], case["vocabulary"], tmp_path / str(i))) for i, p in parts]
+    count = len(case["targets"][0][0])
+    streams = MixedStreams(mixture, case["texts"], case["tokens_per_update"], count)
+    batch = streams.batch(case["update"])
+    assert batch.tokens.tolist() == case["tokens"] and batch.targets.tolist() == case["targets"]
 
 
 def test_first_values() -> None:
@@ -163,7 +246,8 @@ def test_logits(engine: str, case: Case, bridge: Any) -> None:
 
 
 def test_loss() -> None:
-    compiled_log_sum_exp2, compiled_loss = jax.jit(log_sum_exp2), jax.jit(loss)
+    quickly = partial(jax.jit, compiler_options=tiny.quick_options())
+    compiled_log_sum_exp2, compiled_loss = quickly(log_sum_exp2), quickly(loss)
     for case in cases("loss"):
         row = jnp.array(case["logits"], jnp.int32)
         assert int(compiled_log_sum_exp2(row)) == case["log_sum_exp2"]
@@ -221,13 +305,16 @@ def test_optimizers(case: Case) -> None:
     estimator = Member(rank=case["rank"])
     compiled = jax.jit(partial(optimizer.update, {"w": described.kind}))
     state = optimizer.init(weights)
+    if "before" in case:
+        state = state._replace(**{name: {"w": jnp.array(leaf, jnp.int32)} for name, leaf in case["before"].items()})
     for step in case["updates"]:
-        assert optimizer.setting(step["update"]) == step["s"]
+        setting = step["quantile" if case["optimizer"] == "threshold" else "s"]
+        assert optimizer.setting(step["update"]) == setting
         energy = jnp.sum(jnp.square(jnp.array(step["fitness"], jnp.int32)))
         votes = {"w": jnp.array(step["votes"], jnp.int32)}
         deviations = estimator.deviations(None, [described], energy)  # type: ignore[arg-type]
-        weights, state = compiled(weights, votes, state, deviations, jnp.int32(step["s"]))
-        fields = state._asdict()  # of sgd the master alone: a mean over one update is the vote
+        weights, state = compiled(weights, votes, state, deviations, jnp.int32(setting))
+        fields = state._asdict() if state else {}  # of sgd the master alone: a mean over one update is the vote
         assert {field: leaf["w"].tolist() for field, leaf in fields.items()} == {field: step[field] for field in fields}
         assert weights["w"].tolist() == step["weights_after"]
 
@@ -252,7 +339,8 @@ def test_sampling() -> None:
         key = jnp.array(seed_key(int(case["seed"]), Domain.SAMPLING), jnp.uint32)
         row, v = jnp.array(case["logits"], jnp.int16), jnp.int32(case["v"])
         for draw in draws(len(row)):
-            found = [int(draw(row, key, jnp.uint32(i), v, case["k"])) for i in range(len(case["tokens"]))]
+            positions = case.get("positions", range(len(case["tokens"])))
+            found = [int(draw(row, key, jnp.uint32(i), v, case["k"])) for i in positions]
             assert found == case["tokens"]
 
 

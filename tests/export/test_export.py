@@ -20,7 +20,7 @@ from intlm.evaluation import evaluate
 from intlm.export import FORMS, export
 from intlm.generation import generate
 from intlm.run import WEIGHTS, LanguageModel, load, text_of
-from intlm.version import NUMERICS_VERSION
+from intlm.version import INFERENCE_VERSION
 
 COMMON = {"config.json", "config.toml", "model.safetensors", "tokenizer.json", "SHA256SUMS"}
 TEXT = tiny.words(400, seed=9) + b" \x00 \xff it"
@@ -71,7 +71,7 @@ def test_weights_are_those_of_the_run(safetensors: Path) -> None:
     described = json.loads((safetensors / "config.json").read_text())
     assert described == {
         "model_type": "intlm",
-        "numerics_version": NUMERICS_VERSION,
+        "inference_version": INFERENCE_VERSION,
         **model.architecture.described(),
         "weights_sha256": hashlib.sha256((safetensors / WEIGHTS).read_bytes()).hexdigest(),
         "corpus": text_of(tiny.trained().directory),
@@ -231,6 +231,19 @@ def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert tiny.contents(tmp_path) == before
 
 
+def test_an_older_export_is_read(safetensors: Path, tmp_path: Path) -> None:
+    """From before there were two versions of the arithmetic: one number under another name."""
+    copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
+    save_file(load_file(copy / WEIGHTS), copy / WEIGHTS, {"numerics_version": "3"})
+    described = json.loads((copy / "config.json").read_text())
+    described["numerics_version"] = described.pop("inference_version")
+    described["weights_sha256"] = hashlib.sha256((copy / WEIGHTS).read_bytes()).hexdigest()
+    (copy / "config.json").write_text(json.dumps(described))
+    for name, value in load(safetensors).parameters.items():
+        np.testing.assert_array_equal(load(copy).parameters[name], value)
+    assert export(copy, "safetensors", tmp_path / "again").is_dir()
+
+
 @pytest.mark.parametrize(
     "damage", ["a bit", "cut", "missing", "shape", "dtype", "value", "version", "text", "float8", "name", "config.json"]
 )
@@ -239,11 +252,11 @@ def test_damaged_weights_are_named(
 ) -> None:
     copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
     path, described = copy / WEIGHTS, copy / "config.json"
-    weights, metadata = load_file(path), {"numerics_version": str(NUMERICS_VERSION)}
+    weights, metadata = load_file(path), {"inference_version": str(INFERENCE_VERSION)}
     whole = path.read_bytes()
     reasons = {"a bit": "damaged: its SHA-256", "cut": "damaged", "config.json": "expected that of an export"}
     reasons |= {"value": "head: holds -128: expected -127 to 127"}
-    reasons |= {"text": "cannot be read", "float8": "cannot be read", "version": "numerics version 1"}
+    reasons |= {"text": "cannot be read", "float8": "cannot be read", "version": "inference_version = 1: expected 3"}
     reasons |= {"name": "'../a\\nhead': found"}
     if damage == "a bit":
         path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
@@ -261,13 +274,13 @@ def test_damaged_weights_are_named(
         elif damage == "value":
             weights["head"][0, 0] = -128
         elif damage == "version":
-            metadata = {"numerics_version": "1"}
+            metadata = {"inference_version": "1"}
         save_file(weights, path, metadata)
         if damage == "text":
             path.write_text("not weights")
         elif damage in ("float8", "name"):
             of = {"dtype": "F8_E4M3" if damage == "float8" else "I8", "shape": [1], "data_offsets": [0, 1]}
-            version = {"__metadata__": {"numerics_version": str(NUMERICS_VERSION)}}
+            version = {"__metadata__": {"inference_version": str(INFERENCE_VERSION)}}
             header = json.dumps(version | {"../a\nhead": of}).encode()
             path.write_bytes(struct.pack("<Q", len(header)) + header + b"1")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,10 +15,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oracle
 
-VERSION = 3
-DIRECTORY = Path(__file__).resolve().parent / f"v{VERSION}"
+VERSIONS = {"inference": 3, "training": 3}
+DIRECTORY = Path(__file__).resolve().parent
 Fields = dict[str, Any]
 LARGEST = 2**14 - 1  # of a logit
+# Found by search: what a slip of one unit in the mean, in a share or in a draw changes.
+MEANS_NEAR_A_HALF = [np.array([2] * 3 + [1] * 93)]
+DRAWS_NEAR_AN_END = (
+    (256, [0, 112_370, 602_357, 1_070_867, 8_861_397]),
+    (300, [9, 18, 8_444, 525_704, 3_145_432, 13_448_578]),
+)
+SUMS_NEAR_AN_ENTRY = [[LARGEST - d for d in (0, 3, 3025, *[far] * 16)] for far in (6400, 6655, 6656)]
+SUMS_NEAR_AN_ENTRY.append([LARGEST - d for d in (0, 100, 221)])
 
 
 def numbers(seed: int, size: Any, bound: int = 127) -> oracle.Array:
@@ -60,6 +68,21 @@ def random_bits() -> list[Fields]:
     return cases
 
 
+def rescale() -> list[Fields]:
+    """Accumulators brought to their scale: saturated or not, at ties and beside them, for many fan-ins."""
+    cases = []
+    for kind, rule in (("act", oracle.act), ("act3", oracle.act3), ("logit", oracle.logit)):
+        for fan_in in (8, 16, 24, 64, 72, 256, 264, 1024, 1032, 4096, 4104, 65_536):
+            by = rule(fan_in)
+            half, unit = 1 << max(0, by.s - 1), 1 << by.s
+            edges = (half, 3 * half, 2**14 * unit, 32_766 * unit + half, 32_767 * unit + half, 127 * 127 * fan_in)
+            near = sorted({x + d for x in edges for d in (-1, 0, 1)} | {0})
+            values = [x for x in [*(-x for x in reversed(near)), *near] if abs(x) <= 127 * 127 * fan_in]
+            found = [oracle.rescale(x, by) for x in values]
+            cases.append({"kind": kind, "fan_in": fan_in, "shift": by.s, "multiplier": by.m, "x": values, "y": found})
+    return cases
+
+
 def noise() -> list[Fields]:
     """Vectors and the factors of matrices."""
     cases: list[Fields] = []
@@ -96,12 +119,14 @@ def norm() -> list[Fields]:
     for seed, size, bound in ((1, 8, 127), (2, 24, 16), (3, 40, 1), (4, 8, 3), (5, 8, 0)):
         x = numbers(seed, size, bound)
         cases.append({"x": x.tolist(), "y": oracle.norm(x).tolist()})
-    uneven = np.array([-127, 127, 1, 0, 0, 0, 0, -1])
-    return [*cases, *({"x": x.tolist(), "y": oracle.norm(x).tolist()} for x in (np.full(8, -127), uneven))]
+    uneven, single = np.array([-127, 127, 1, 0, 0, 0, 0, -1]), np.array([127] + [0] * 7)
+    rows = [np.full(8, -127), uneven, single, -single, np.full(8, 127)]
+    rows += MEANS_NEAR_A_HALF
+    return [*cases, *({"x": x.tolist(), "y": oracle.norm(x).tolist()} for x in rows)]
 
 
 def layer() -> list[Fields]:
-    """One layer of the plain model."""
+    """One layer of the plain model; in the last cases its accumulators pass int16."""
     cases = []
     for seed, nonlinearity in ((1, "clip"), (2, "table")):
         shape = oracle.Shape(2, 8, 24, 1, nonlinearity)
@@ -115,7 +140,31 @@ def layer() -> list[Fields]:
             steps.append({"x": x.tolist(), "h": h.tolist(), "x_after": after.tolist(), "h_after": state.tolist()})
         sizes = {"hidden": 8, "feed_forward": 24, "nonlinearity": nonlinearity}
         cases.append({**sizes, "parameters": own, "steps": steps})
+    for seed, hidden, nonlinearity in ((3, 8, "clip"), (4, 24, "clip"), (5, 24, "table")):
+        shape = oracle.Shape(2, hidden, 8, 1, nonlinearity)
+        cases.append(saturated_layer(seed, shape))
     return cases
+
+
+def saturated_layer(seed: int, shape: oracle.Shape) -> Fields:
+    """One layer whose accumulators pass int16 and meet others of the other sign."""
+    hidden = shape.hidden
+    signs = 2 * (numbers(seed, hidden, 10**6) % 2) - 1
+    values = [numbers(100 * seed + n, size, 127) for n, size in enumerate(oracle.parameter_shapes(shape))]
+    first = 1
+    for n in (oracle.GATE_INPUT, oracle.CANDIDATE_INPUT, oracle.UP):  # along x, the first rows against the state
+        values[first + n][:4] = 127 * signs
+    for n in (oracle.GATE_STATE, oracle.CANDIDATE_STATE):
+        values[first + n][:4] = -127 * signs
+    values[first + oracle.DOWN][:4] = [[127], [-127], [120], [-120]]
+    names = oracle.parameter_names(shape)
+    own = {name.removesuffix(".0"): v.tolist() for name, v in zip(names, values, strict=True) if "." in name}
+    steps = []
+    for x, h in ((127 * signs, 127 * signs), (16 * signs, 100 * signs), (-127 * signs, numbers(seed, hidden))):
+        after, state = oracle.layer_step(oracle.Plain(values), shape, 0, x, h)
+        steps.append({"x": x.tolist(), "h": h.tolist(), "x_after": after.tolist(), "h_after": state.tolist()})
+    sizes = {"hidden": hidden, "feed_forward": shape.feed_forward, "nonlinearity": shape.nonlinearity}
+    return {**sizes, "parameters": own, "steps": steps}
 
 
 def logits() -> list[Fields]:
@@ -140,6 +189,7 @@ def loss() -> list[Fields]:
     rows.append(numbers(2, 257, LARGEST).tolist())
     for below in (256 * 24, 256 * 25, 256 * 25 + 1, 256 * 31, 2 * LARGEST):
         rows.append([LARGEST - below] * 8 + [LARGEST] + [LARGEST - below] * 8)
+    rows += SUMS_NEAR_AN_ENTRY
     cases = []
     for row in rows:
         likeliest, last = int(np.argmax(row)), len(row) - 1
@@ -161,6 +211,10 @@ def fitness() -> list[Fields]:
         [7] * 8,
         [40_000, 40_001] * 4,
         (10_000 + numbers(6, 128, 900)).tolist(),  # pairs enough that rank 256 lowers D
+        [0, 2**24, 2**22, 0, 5, 6, 9, 8],  # a difference that is cut
+        [2**24, 0, 1_661_894, 0],  # and one where a unit of the cut shows
+        [6, 0, 0, 248, 0, 127, 127, 0],  # a mean of 127, and a tie below 0
+        [*range(22), 0, 900],  # more than four means
     ):
         for rank in (1, 256):
             signs, shaped = (oracle.fitness(kind, losses, rank) for kind in ("sign", "normalised"))
@@ -178,6 +232,65 @@ def votes() -> list[Fields]:
         z = oracle.votes(setting, 6, scores, before)[parameter]
         case = {"seed": str(setting.seed), "rank": rank, "noise_reuse": 1, "update": 6, "parameter": parameter}
         cases.append({**case, "shape": size, "fitness": scores, "votes": z.tolist()})
+    return cases
+
+
+def perturbation() -> list[Fields]:
+    """What both members of a pair read of a matrix for an input (accumulators), of a vector, and of an embedding."""
+    cases: list[Fields] = []
+    for rank, sigma_shift, parameter, size, along in (
+        (1, 0, 0, (2, 40), 0),
+        (5, 3, 0, (7, 24), 0),
+        (2, 1, 0, (2, 40), 0),
+        (1, 0, 3, (8,), 0),
+        (4, 2, 3, (40,), 0),
+        (3, 2, 8, (24, 8), 0),
+        (256, 12, 2, (8, 8), 0),
+        (1, 4, 2, (2, 384), 1),  # x as like the noise as can be, and as unlike: its product saturates
+        (1, 1, 2, (2, 384), -1),
+    ):
+        setting, update, pair = oracle.Noise(2**50 + parameter, rank, sigma_shift, 2), 7, 2**18 + rank
+        weights = numbers(rank + sigma_shift, size)
+        weights.ravel()[::2] = 127 * np.sign(weights.ravel()[::2])
+        before = [np.zeros(0, np.int64)] * parameter + [weights]
+        adds, subtracts = (oracle.Member(before, setting, update, 2 * pair + side) for side in (0, 1))
+        case: Fields = {"seed": str(setting.seed), "rank": rank, "sigma_shift": sigma_shift, "noise_reuse": 2}
+        case |= {"update": update, "pair": pair, "parameter": parameter, "shape": size, "weights": weights.tolist()}
+        if len(size) == 1:
+            cases.append({**case, "read": [member.vector(parameter).tolist() for member in (adds, subtracts)]})
+        elif parameter == 0:
+            token = size[0] - 1
+            found = [member.embed(token).tolist() for member in (adds, subtracts)]
+            cases.append({**case, "token": token, "read": found})
+        else:
+            x = numbers(parameter, size[1])
+            if along:
+                x = 127 * along * np.sign(adds.factors(parameter)[1][0])
+            found = [member.product(parameter, x).tolist() for member in (adds, subtracts)]
+            cases.append({**case, "x": x.tolist(), "read": found})
+    return cases
+
+
+def texts() -> list[Fields]:
+    """The tokens and targets of an update: rings shorter and longer than what is read, one target and several."""
+    cases = []
+    word, other = [0, 2, 3, 2, 4, 2, 3], [0, *[2, 3] * 9, 0, *[3, 2] * 4, 2]
+    for mixture, vocabulary, count, tokens, targets, update in (
+        ([(1, word)], 5, 1, 3, 1, 0),
+        ([(3, word)], 5, 3, 5, 1, 7),
+        ([(1, word)], 5, 9, 2, 1, 1),
+        ([(1, word)], 5, 3, 4, 4, 2),
+        ([(1, word)], 5, 2, 3, 16, 2**32 - 1),
+        ([(1, other)], 257, 3, 9, 2, 4),
+        ([(1, other)], 256, 3, 9, 2, 4),
+        ([(1, other)], 4, 3, 9, 2, 4),
+        ([(2, word), (1, other), (4, word[:4])], 5, 9, 3, 1, 5),
+        ([(5, other), (3, word)], 30, 5, 4, 4, 11),
+    ):
+        read, wanted = oracle.texts_read(mixture, vocabulary, count, tokens, targets, update)
+        case: Fields = {"mixture": [{"share": share, "ring": ring} for share, ring in mixture]}
+        case |= {"vocabulary": vocabulary, "texts": count, "tokens_per_update": tokens, "update": update}
+        cases.append({**case, "tokens": read, "targets": wanted})
     return cases
 
 
@@ -248,9 +361,8 @@ def update() -> list[Fields]:
 
 
 def optimizers() -> list[Fields]:
-    """A few weights under momentum and Adam: six updates after each other, through warm-up and decay to a step of 0."""
+    """A few weights under momentum, Adam and threshold: updates in a row, through warm-up, decay and past it."""
     cases: list[Fields] = []
-    rank = 3
     for kind, k, size in (
         ("momentum", 0, (2, 4)),
         ("momentum", 3, (8,)),
@@ -260,33 +372,95 @@ def optimizers() -> list[Fields]:
         ("adam", 10, (8,)),
     ):
         optimizer = oracle.Averaging(kind, k, 512, decay_updates=5, warmup_updates=2, weight_decay=255)
-        values = numbers(k, size)
-        values.ravel()[:3] = [127, -127, 0]
-        weights = [oracle.Averages(w << 16) for w in values.ravel().tolist()]
-        case: Fields = {
-            "optimizer": kind,
-            "rank": rank,
-            "momentum": k,
-            "weight_decay": optimizer.weight_decay,
-            "step": optimizer.step,
-            "warmup_updates": optimizer.warmup_updates,
-            "decay_updates": optimizer.decay_updates,
-            "weights": values.tolist(),
-            "updates": [],
-        }
-        scores = ([1, -1, 1, 0, 1], [3, -127, 5, 0, 90], [1, 1, 1, 1, 1], [0] * 5, [127] * 5, [-1, 1, 0, 0, 0])
-        for update, (fitness, deviations) in enumerate(zip(scores, (1, 3, 100, 0, 1, 20), strict=True)):
-            s, sigma = oracle.scheduled_step(optimizer, update), oracle.deviation(fitness, rank, len(size))
-            votes = numbers(100 * k + update, size, 256 * sigma * deviations)
-            drawn = zip(votes.ravel().tolist(), weights, strict=True)
-            weights = [oracle.average(optimizer, s, len(size) == 1, vote, sigma, weight) for vote, weight in drawn]
-            found = dict(zip(oracle.Averages._fields, map(list, zip(*weights, strict=True)), strict=True))
-            if kind == "momentum":
-                del found["square"]
-            after = {**found, "weights_after": [oracle.weight_of(weight) for weight in weights]}
+        cases.append(averaged(optimizer, size))
+    for kind, k, size, steps in (
+        ("momentum", 2, (2, 4), (7, 3, 6, 13)),  # a step of 0 from the end of the warm-up on
+        ("momentum", 1, (8,), (511, 4, 4, 0)),  # no update between warm-up and the end
+        ("momentum", 2, (8,), (300, 4, 3, 1)),  # one update
+        ("momentum", 0, (2, 4), (1, 2**31 - 1, 0, 200)),
+        ("adam", 4, (2, 4), (33, 3, 0, 100)),  # updates past the end
+    ):
+        optimizer = oracle.Averaging(kind, k, *steps)
+        cases.append(averaged(optimizer, size))
+    # From a state as many updates of small votes leave it: mean squares below and beside the least that is divided by.
+    states = [
+        oracle.Averages(w << 14, mean, square)
+        for w, mean, square in zip(
+            numbers(8, 8, 400).tolist(),
+            numbers(9, 8, 900).tolist(),
+            (0, 33, 1000, 4095, 4096, 4097, 2**26, 40_000),
+            strict=True,
+        )
+    ]
+    cases.append(averaged(oracle.Averaging("adam", 2, 512, 9, 0, 3), (2, 4), states, deviations=(0, 1, 0, 0, 1, 0)))
+    return cases + thresholds()
+
+
+def averaged(
+    optimizer: oracle.Averaging,
+    size: tuple[int, ...],
+    before: list[oracle.Averages] | None = None,
+    deviations: tuple[int, ...] = (1, 3, 100, 0, 1, 20),
+) -> Fields:
+    """Six updates of one parameter, from a state or from its first; `deviations`: how many the votes reach."""
+    rank, k = 3, optimizer.k
+    values = numbers(k, size)
+    values.ravel()[:3] = [127, -127, 0]
+    weights = before or [oracle.Averages(w << 16) for w in values.ravel().tolist()]
+    case: Fields = {
+        "optimizer": optimizer.kind,
+        "rank": rank,
+        "momentum": k,
+        "weight_decay": optimizer.weight_decay,
+        "step": optimizer.step,
+        "warmup_updates": optimizer.warmup_updates,
+        "decay_updates": optimizer.decay_updates,
+    }
+
+    def state() -> Fields:
+        found = dict(zip(oracle.Averages._fields, map(list, zip(*weights, strict=True)), strict=True))
+        if optimizer.kind == "momentum":
+            del found["square"]
+        after = {**found, "weights_after": [oracle.weight_of(weight) for weight in weights]}
+        return {name: np.reshape(value, size).tolist() for name, value in after.items()}
+
+    if before:
+        given = state()
+        case |= {"weights": given.pop("weights_after"), "before": given, "updates": []}
+    else:
+        case |= {"weights": values.tolist(), "updates": []}
+    scores = ([1, -1, 1, 0, 1], [3, -127, 5, 0, 90], [1, 1, 1, 1, 1], [0] * 5, [127] * 5, [-1, 1, 0, 0, 0])
+    for update, (fitness, reached) in enumerate(zip(scores, deviations, strict=True)):
+        s, sigma = oracle.scheduled_step(optimizer, update), oracle.deviation(fitness, rank, len(size))
+        votes = numbers(100 * k + update, size, 256 * sigma * reached)
+        drawn = zip(votes.ravel().tolist(), weights, strict=True)
+        weights = [oracle.average(optimizer, s, len(size) == 1, vote, sigma, weight) for vote, weight in drawn]
+        case["updates"].append(
+            {"update": update, "fitness": fitness, "votes": votes.tolist(), "s": s, "sigma_z": sigma} | state()
+        )
+    return case
+
+
+def thresholds() -> list[Fields]:
+    """Weights under threshold: votes at the quantile, beside it, of either sign and 0; weights that cannot move on."""
+    cases = []
+    for size, optimizer, updates in (
+        ((2, 4), oracle.Threshold(4, 10), (0, 1, 25)),
+        ((8,), oracle.Threshold(16, 2**31 - 1), (0, 3, 2**31 - 1)),
+        ((8,), oracle.Threshold(0, 1), (0, 9)),
+    ):
+        rank = 3
+        values = np.array([127, -127, 127, -127, 126, 0, 5, -5]).reshape(size)
+        case: Fields = {"optimizer": "threshold", "rank": rank, "alpha": optimizer.alpha}
+        case |= {"decay_updates": optimizer.decay_updates, "weights": values.tolist(), "updates": []}
+        for update, fitness in zip(updates, ([1, -1, 1, 0, 1], [3, -127, 5, 0, 90], [1, 1, 1, 1, 1]), strict=False):
+            q, sigma = oracle.threshold_quantile(optimizer, update), oracle.deviation(fitness, rank, len(size))
+            edge = q * sigma
+            votes = np.array([edge + 1, -edge - 1, edge, -edge, edge, 0, 1 - edge, edge - 1]).reshape(size)
+            (values,) = oracle.threshold(optimizer, update, fitness, rank, [values], [votes])
             case["updates"].append(
-                {"update": update, "fitness": fitness, "votes": votes.tolist(), "s": s, "sigma_z": sigma}
-                | {name: np.reshape(value, size).tolist() for name, value in after.items()}
+                {"update": update, "fitness": fitness, "votes": votes.tolist(), "quantile": q, "sigma_z": sigma}
+                | {"weights_after": values.tolist()}
             )
         cases.append(case)
     return cases
@@ -300,35 +474,36 @@ def sampling() -> list[Fields]:
         for v, k in ((256, len(row)), (320, 2), (1, len(row)), (2**15, len(row)), (256, 1)):
             drawn = [oracle.sample(np.array(row), v, k, seed, position) for position in range(16)]
             cases.append({"logits": row, "v": v, "k": k, "seed": str(seed), "tokens": drawn})
+    row = numbers(3, 256, 150)
+    for v, positions in DRAWS_NEAR_AN_END:
+        drawn = [oracle.sample(row, v, len(row), 3, position) for position in positions]
+        case = {"logits": row.tolist(), "v": v, "k": len(row), "seed": "3", "positions": positions}
+        cases.append({**case, "tokens": drawn})
     return cases
 
 
-STAGES: list[Callable[[], list[Fields]]] = [
-    random_bits,
-    noise,
-    first_values,
-    norm,
-    layer,
-    logits,
-    loss,
-    fitness,
-    votes,
-    update,
-    optimizers,
-    sampling,
-]
+Stage = Callable[[], list[Fields]]
+INFERENCE: list[Stage] = [random_bits, rescale, norm, layer, logits, loss, sampling]
+TRAINING: list[Stage] = [first_values, texts, noise, perturbation, fitness, votes, update, optimizers]
+STAGES = INFERENCE + TRAINING
 
 
-def render(stage: Callable[[], list[Fields]]) -> str:
+def part_of(stage: str) -> str:
+    """Which of the two versions a stage's vectors belong to."""
+    return "inference" if stage in {own.__name__ for own in INFERENCE} else "training"
+
+
+def render(stage: Stage) -> str:
     """A stage's file: JSON, one case a line."""
-    head = json.dumps(
-        {"numerics_version": VERSION, "stage": stage.__name__, "about": stage.__doc__}, ensure_ascii=False
-    )
+    part = part_of(stage.__name__)
+    about = {"numerics_version": VERSIONS[part], "part": part, "stage": stage.__name__, "about": stage.__doc__}
+    head = json.dumps(about, ensure_ascii=False)
     cases = ",\n".join(json.dumps(case, separators=(",", ":")) for case in stage())
     return f'{head[:-1]}, "cases": [\n{cases}\n]}}\n'
 
 
 if __name__ == "__main__":
-    DIRECTORY.mkdir(exist_ok=True)
     for stage in STAGES:
-        (DIRECTORY / f"{stage.__name__}.json").write_text(render(stage), encoding="utf-8", newline="\n")
+        path = DIRECTORY / f"v{VERSIONS[part_of(stage.__name__)]}" / f"{stage.__name__}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(render(stage), encoding="utf-8", newline="\n")

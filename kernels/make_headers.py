@@ -1,0 +1,75 @@
+"""Write kernels/tables.h and kernels/ranges.h, the lookup tables as C++ and the ranges of settings as C."""
+
+from pathlib import Path
+
+import numpy as np
+
+from intlm import config, generation
+from intlm.arithmetic.tables import SHA256, tables
+from intlm.estimators.member import MAX_PAIRS
+
+CTYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
+# The kernels' names of settings, and where the configuration has their ranges.
+RANGED = {
+    "hidden": "model.hidden_size",
+    "layers": "model.num_layers",
+    "feed_forward": "model.feed_forward_size",
+    "rank": "eggroll.member.rank",
+    "sigma_shift": "eggroll.member.sigma_shift",
+    "threads": "threads",
+}
+
+
+def key(name: str) -> dict:
+    """What the configuration says of a key."""
+    return dict(config.keys()[name].field.metadata)
+
+
+def tables_header() -> str:
+    """kernels/tables.h."""
+    lines = [
+        "/* Made by kernels/make_headers.py from intlm.arithmetic.tables (docs/numerics.md, section 3).",
+        f" * SHA-256 of the tables: {SHA256} */",
+        "#ifndef INTLM_TABLES_H",
+        "#define INTLM_TABLES_H",
+        "#include <stdint.h>",
+    ]
+    for name, table in tables()._asdict().items():
+        lines.append(f"constexpr {CTYPES[str(table.dtype)]} intlm_{name}[{len(table)}] = {{")
+        for row in np.array_split(table, -(-len(table) // 16)):
+            lines.append("    " + ", ".join(map(str, row)) + ",")
+        lines.append("};")
+    return "\n".join([*lines, "#endif", ""])
+
+
+def ranges_header() -> str:
+    """kernels/ranges.h."""
+    ranges = {name: key(where) for name, where in RANGED.items()}
+    rows = {name: (found["low"], found["high"], found["multiple"]) for name, found in ranges.items()}
+    rows = {"vocab": (config.MIN_VOCAB, config.MAX_VOCAB, 1), **rows, "pairs": (1, MAX_PAIRS, 1)}
+    longest = {
+        "TOKENS": config.MAX_TOKENS_PER_UPDATE,
+        "TARGETS": key("next_token.targets")["high"],
+        "INVERSE": generation.MAX_INVERSE_TEMPERATURE,
+    }
+    return "\n".join(
+        [
+            "/* Made by kernels/make_headers.py from intlm.config and intlm.generation (docs/numerics.md, 11). */",
+            "#ifndef INTLM_RANGES_H",
+            "#define INTLM_RANGES_H",
+            "/* X(name, low, high, what it is a multiple of) */",
+            " \\\n".join(
+                ["#define INTLM_RANGES(X)", *(f"  X({name}, {', '.join(map(str, row))})" for name, row in rows.items())]
+            ),
+            *(f"#define INTLM_MAX_{name} {value}" for name, value in longest.items()),
+            "#endif",
+            "",
+        ]
+    )
+
+
+HEADERS = {"tables.h": tables_header, "ranges.h": ranges_header}
+
+if __name__ == "__main__":
+    for name, made in HEADERS.items():
+        Path(__file__).with_name(name).write_text(made(), "utf-8")

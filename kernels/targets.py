@@ -1,0 +1,46 @@
+"""The instruction sets that the kernels are compiled for, with their flags, and how a library is made of them."""
+
+import os
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "cpu"
+COMMON = "-std=c++17 -fPIC -Wall -fno-exceptions -Wno-psabi"
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mprefer-vector-width=512"
+# GCC 12 warns of its own intrinsics' deliberately undefined operands.
+QUIET = "-Wno-uninitialized -Wno-maybe-uninitialized"
+# Of each machine, best first; cpu/NAME.h has a target's operations. Which of them runs is decided when it runs.
+TARGETS = {
+    "x86_64": {"avx512": f"{AVX512} {QUIET}", "avxvnni": "-mavx2 -mavxvnni", "avx2": "-mavx2", "plain": ""},
+    "aarch64": {"neon": "-march=armv8.2-a+dotprod", "plain": ""},
+}
+
+
+def targets_of(machine: str) -> dict[str, str]:
+    """Flags by target, for a machine as `platform.machine` names it."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
+    return TARGETS.get(machine, {"plain": ""})
+
+
+def compile_kernels(
+    made: Path, targets: dict[str, str], compiler: str, flags: str, sources: dict[str, str], link: str = ""
+) -> None:
+    """Compile and link every target's engine and further sources, these and their flags by name.
+
+    made: the file to link, beside which objects are left. Raises CalledProcessError or OSError where that fails.
+    """
+    listed = "-DINTLM_TARGETS(X)=" + " ".join(f"X({name})" for name in targets)
+
+    def compile_one(name: str) -> str:
+        source, own = name, sources.get(name, "")
+        if name in targets:
+            source, own = "engine", f"-DINTLM_TARGET={name} {targets[name]}"
+        command = [*shlex.split(f"{compiler} {COMMON} {flags} {own}"), listed, "-c", str(SOURCES / f"{source}.cc")]
+        subprocess.run([*command, "-o", f"{made}-{name}.o"], check=True)
+        return f"{made}-{name}.o"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [*targets, "runtime", *sources]))
+    subprocess.run([*shlex.split(f"{compiler} {flags} {link}"), *objects, "-o", str(made), "-pthread"], check=True)
