@@ -68,7 +68,7 @@ class Status:
         """Its shape in words."""
         model = self.config.model
         layers = f"{model.num_layers} layer{'s' if model.num_layers > 1 else ''}"
-        return f"hidden {model.hidden_size}, {layers}, ff {model.feed_forward_size}, {model.nonlinearity}"
+        return f"hidden {model.hidden_size}, {layers}, ff {model.feed_forward_size}, {model.cell.name}, {model.nonlinearity}"
 
     def summary(self) -> dict[str, Any]:
         """As one JSON object; what there is nothing of yet is null."""

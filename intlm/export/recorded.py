@@ -118,12 +118,12 @@ class _Graph:
             if node.output[0] in wanted:
                 kept.append(node)
                 wanted.update(node.input)
-        named = {tensor: name for name, tensor in outputs.items()}
+        made = {node.output[0] for node in kept}
+        named = {tensor: name for name, tensor in outputs.items() if tensor in made}
         for node in kept:
             node.input[:] = [named.get(name, name) for name in node.input]
             node.output[:] = [named.get(name, name) for name in node.output]
-        made = {name for node in kept for name in node.output}
-        copies = [(named.get(tensor, tensor), name) for name, tensor in outputs.items() if name not in made]
+        copies = [(named.get(tensor, tensor), name) for name, tensor in outputs.items() if named.get(tensor) != name]
         self.nodes = kept[::-1] + [onnx.helper.make_node("Identity", [tensor], [name]) for tensor, name in copies]
         self.constants = {name: tensor for name, tensor in self.constants.items() if name in wanted}
 
