@@ -191,7 +191,7 @@ class _Recorder:
         self.graph = graph
 
     def run(self, closed: Any, arguments: list[Known]) -> list[Known]:
-        jaxpr, values = closed.jaxpr, {}
+        jaxpr, values = closed.jaxpr, dict[Any, Known]()
         values.update(zip(jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
         values.update(zip(jaxpr.invars, arguments, strict=True))
 

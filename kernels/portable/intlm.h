@@ -16,7 +16,7 @@
 
 typedef struct {
   int8_t state[INTLM_LAYERS][INTLM_STATE]; /* what the model remembers; 127 is one */
-  int16_t logits[INTLM_VOCAB];              /* what it expects next */
+  int16_t logits[INTLM_VOCAB];             /* what it expects next */
   /* Of the step that is being made. What is multiplied by a matrix is widened once for all of its rows. */
   int16_t normed[INTLM_HIDDEN], operand[INTLM_WIDEST];
   int8_t residual[INTLM_HIDDEN];
