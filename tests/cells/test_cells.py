@@ -61,7 +61,7 @@ def test_a_run_of_the_plain_cell(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Trained, evaluated, exported twice, the exports read and simulated; what it prints names the cell."""
     run = tmp_path / "run"
     flags = ["--model.cell", "rnn", "--model.nonlinearity", "table", "--train.updates", "2"]
-    assert main(["train", str(tiny.CONFIG), "--run", str(run), *flags]) == 0
+    assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), *flags]) == 0
     assert "native: it does not serve the cell rnn" in capsys.readouterr().err or not native.available()
     assert 'cell = "rnn"' in (run / "config.toml").read_text()
     assert load(run).architecture.cell == Rnn()
@@ -96,7 +96,7 @@ def test_engines_decline_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_that_declines_it_is_refused(tmp_path: Path) -> None:
-    out = tiny.intlm("train", tiny.CONFIG, "--run", tmp_path / "run", "--model.cell", "rnn", "--engine", "native")
+    out = tiny.intlm("train", tiny.CONFIG, "--run-dir", tmp_path / "run", "--model.cell", "rnn", "--engine", "native")
     assert out.returncode == 2 and out.stderr.count("\n") == 1
     assert 'engine = "native": it does not serve the cell rnn' in out.stderr or not native.available()
 
