@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from intlm.arithmetic.random_bits import Domain, seed_key
-from intlm.export import export
+from intlm.export import FORMATS, export
+from intlm.language_model import WRITTEN
 from intlm.model import SEPARATOR
-from intlm.run import WRITTEN, load
+from intlm.run import load
 from intlm.tracking.table import format_table
 
 TOKENS = 200 * WRITTEN
@@ -47,7 +48,7 @@ def main() -> None:
     model = load(args.run, "native")
     key = jnp.array(seed_key(0, Domain.SAMPLING), jnp.uint32)
     with tempfile.TemporaryDirectory() as work:
-        source = export(args.run, "c", Path(work, "c"))
+        source = export(args.run, FORMATS["c"](), Path(work, "c"))
         (source / "loop.c").write_text(LOOP)
         files = [str(source / name) for name in ("loop.c", "intlm.c", "weights.c")]
         command = ["cc", "-std=c99", "-O3", "-march=native", "-shared", "-fPIC", *files, "-o", f"{work}/loop.so"]

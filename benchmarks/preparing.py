@@ -34,8 +34,10 @@ from typing import Any
 import sentencepiece
 
 from intlm.config import DataConfig
-from intlm.data.pieces import PieceTokenizer
 from intlm.data.prepare import prepare, train_tokenizer
+from intlm.data.tokenizers import TokenizerTrainer
+from intlm.data.tokenizers.pieces import PieceTokenizer
+from intlm.settings import build
 from intlm.tracking.table import format_table
 
 SEPARATOR = "\n\x1e\n"
@@ -85,9 +87,7 @@ def speed(directory: Path, rounds: int, processes: int) -> str:
     for name in ("bytes", "unigram", "bpe"):
         file = directory / f"{name}.json"
         asked: dict[str, Any] = {"document_separator": SEPARATOR, "processes": processes}
-        made = train_tokenizer(
-            DataConfig(train=str(directory / "text"), tokenizer=name, vocab_size=1024, prepared="", **asked)
-        )
+        made = train_tokenizer(DataConfig(train=str(directory / "text"), tokenizer=trainer(name), prepared="", **asked))
         file.write_text(json.dumps(made.to_json()))
         for source, shown in (("text", "text"), ("set", "Parquet")):
             rates, used = [], []
@@ -146,11 +146,16 @@ def spread(values: list[float]) -> str:
     return f"{min(values):.1f} / {statistics.median(values):.1f} / {max(values):.1f}"
 
 
+def trainer(name: str) -> TokenizerTrainer:
+    """What makes the tokenizer `name`, with 1,024 tokens where one can say how many."""
+    return build(DataConfig, {"tokenizer": name, f"{name}.vocab_size": 1024, "train": ""}).tokenizer
+
+
 def memory(directory: Path, gigabytes: int, tokenizer: str, processes: int) -> str:
     """Prepare a corpus that is made up as it is read."""
     sample = directory / "sample.py"
     sample.write_text(GENERATOR.format(size=1 << 24))
-    data = DataConfig(train=str(sample), tokenizer=tokenizer, vocab_size=1024, prepared="")
+    data = DataConfig(train=str(sample), tokenizer=trainer(tokenizer), prepared="")
     (directory / "tokenizer.json").write_text(json.dumps(train_tokenizer(data).to_json()))
     (directory / "corpus.py").write_text(GENERATOR.format(size=gigabytes * 10**9))
     began, peak = time.monotonic(), [0]

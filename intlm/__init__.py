@@ -13,7 +13,8 @@ from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
 if TYPE_CHECKING:
     from intlm.generation import generate
-    from intlm.run import LanguageModel, load
+    from intlm.language_model import LanguageModel
+    from intlm.run import load
 
 __all__ = ["INFERENCE_VERSION", "TRAINING_VERSION", "LanguageModel", "__version__", "generate", "load"]
 

@@ -25,11 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from intlm import pictures
 from intlm.config import Config
 from intlm.data.shards import Corpus
 from intlm.errors import ConfigError
 from intlm.estimators.member import noise
 from intlm.generation import generate
+from intlm.language_model import WRITTEN
 from intlm.lazy import Array
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
@@ -37,8 +39,6 @@ from intlm.model.parameters import Kind, Specification, is_matrix, specification
 from intlm.population import Population, native
 from intlm.population.chunks import fold_in_chunks
 from intlm.population.xla import XlaEngine
-from intlm.run import WRITTEN
-from intlm.tracking import picture
 from intlm.tracking.table import format_table, human
 from intlm.trainer import Trainer
 from intlm.training import prepare_corpus
@@ -450,7 +450,7 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
         found,
     )
     if drawing:
-        picture.breakdown(report.breakdown(), drawing, f"{name}: where an update's time goes")
+        pictures.breakdown(report.breakdown(), drawing, f"{name}: where an update's time goes")
     return report
 
 

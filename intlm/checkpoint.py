@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,14 +166,28 @@ class Checkpoints:
         expected = {s.name: jax.ShapeDtypeStruct(s.shape, "int8") for s in specifications(architecture)}
         return self._arrays(update, {"parameters": self._standard(expected)})["parameters"]
 
-    def restore(self, update: int, like: tuple[Parameters, Any, jax.Array]) -> tuple[Parameters, Any, jax.Array]:
-        """Parameters, optimizer state and member states, of the shapes and dtypes of `like`, no int8 being -128."""
+    def restore(
+        self, update: int, like: tuple[Parameters, Any, jax.Array], former: Sequence[str] = ()
+    ) -> tuple[Parameters, Any, jax.Array]:
+        """Parameters, optimizer state and member states, of the shapes and dtypes of `like`, no int8 being -128.
+
+        former: fields, like those of the optimizer's state, that a checkpoint of an earlier version may have beside
+        them; they are dropped.
+        """
         parameters, optimizer, members = like
         items = {"parameters": self._standard(parameters), "members": self._standard({"states": members})}
-        if jax.tree.leaves(optimizer):
+        if former:
+            with self._reading(self._directory / str(update)):
+                there = self._ocp.StandardCheckpointHandler().metadata(self._directory / str(update) / "optimizer").tree
+            more = {field: optimizer[0] for field in former if field in there}
+            items["optimizer"] = self._standard({**optimizer._asdict(), **more})
+        elif jax.tree.leaves(optimizer):
             items["optimizer"] = self._standard(optimizer)
         found = self._arrays(update, items)
-        return found["parameters"], found.get("optimizer", optimizer), found["members"]["states"]
+        state = found.get("optimizer", optimizer)
+        if former:
+            state = type(optimizer)(*(state[field] for field in optimizer._fields))
+        return found["parameters"], state, found["members"]["states"]
 
     def _standard(self, tree: Any) -> Any:
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

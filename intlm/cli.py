@@ -12,10 +12,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from intlm import config as configuration
-from intlm import plugins
+from intlm import flags, plugins
 from intlm.errors import INTERNAL, ConfigError, IntlmError
+from intlm.export import FORMATS
+from intlm.simulate.targets import TARGETS
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION, __version__
 
 INTERRUPTED = 130
@@ -118,28 +121,15 @@ def _bytes_of(path: Path) -> bytes:
 def _export(args: argparse.Namespace) -> int:
     from intlm.export import export
 
-    out = export(args.run, args.to, args.out or args.run / "exports" / args.to)
+    out = export(args.run, flags.chosen(args, "to", FORMATS), args.out or args.run / "exports" / args.to)
     print(out)
     return 0
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    if args.on == "model":
-        from intlm.simulate.what_if import what_if
-
-        guess = what_if(args.run, args.hardware, args.text, args.tokens, args.streams, args.picture)
-        print(json.dumps(guess.summary()) if args.json else guess.text())
-        if args.picture and not args.json:
-            print(f"picture: {args.picture}")
-        return 0 if guess.same_bits else 1
-    for name in ("hardware", "streams", "picture"):
-        if getattr(args, name) is not None:
-            raise ConfigError(f"--{name} = {getattr(args, name)}: only for --on model")
-    from intlm.simulate import simulate
-
-    found = simulate(args.run, args.on, args.text, args.tokens)
+    found = flags.chosen(args, "on", TARGETS).simulate(args.run, args.text, args.tokens)
     print(json.dumps(found.summary()) if args.json else found.text())
-    return 0 if found.difference is None else 1
+    return 0 if found.same_bits else 1
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -210,8 +200,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, call: object, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def command(name: str, call: object, help: str, among: Any = commands) -> argparse.ArgumentParser:
+        made = among.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
         made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers parts")
         return made
@@ -224,9 +214,7 @@ def parser() -> argparse.ArgumentParser:
     about = "Make a tokenizer of its own, for several corpora."
     inner = commands.add_parser("tokenizer", help=about, description=about, allow_abbrev=False)
     inner_commands = inner.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    about = "Make the tokenizer of a config's training text."
-    made = inner_commands.add_parser("train", help=about, description=about, allow_abbrev=False)
-    made.set_defaults(call=_train_tokenizer)
+    made = command("train", _train_tokenizer, "Make the tokenizer of a config's training text.", inner_commands)
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/minipile.toml")
     made.add_argument(
         "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="where to (default: tokenizer.json)"
@@ -324,21 +312,17 @@ def parser() -> argparse.ArgumentParser:
         help="same seed, same text (default: 0)",
     )
 
-    made = command("export", _export, "Write a run's model as integer C, an ONNX graph or safetensors.")
+    made = command("export", _export, "Write a run's model in another format.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
-    made.add_argument("--to", choices=("c", "onnx", "safetensors"), required=True, help="which of them")
-    made.add_argument("--out", type=Path, metavar="DIR", help="default: exports/FORM in the run; replaces an export")
+    made.add_argument("--out", type=Path, metavar="DIR", help="default: exports/FORMAT in the run; replaces an export")
+    flags.add(made, "to", FORMATS, "FORMAT")
 
     made = command("simulate", _simulate, "Run a model on another machine and compare every bit.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
-    machines = ("host", "riscv32", "cortex-m", "wasm", "onnxruntime", "model")
-    made.add_argument("--on", choices=machines, required=True, metavar="TARGET", help=f"one of {', '.join(machines)}")
     made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
     made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help="of the text (default: 1000)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
-    made.add_argument("--hardware", type=Path, metavar="FILE", help="model: hardware described in TOML, required")
-    made.add_argument("--streams", type=_from(1), metavar="N", help="model: texts read side by side (default: 1)")
-    made.add_argument("--picture", type=Path, metavar="FILE", help="model: draw bits per byte by accumulator, as a PNG")
+    flags.add(made, "on", TARGETS, "TARGET")
 
     made = command("inspect", _inspect, "Tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")

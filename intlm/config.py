@@ -15,8 +15,10 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,16 @@ import tomli_w
 
 from intlm import plugins, settings
 from intlm.cells import CELLS, Cell
+from intlm.data.tokenizers import MAX_VOCAB, MIN_VOCAB, TOKENIZERS, TokenizerTrainer
 from intlm.errors import ConfigError
 from intlm.estimators import ESTIMATORS, Estimator
 from intlm.objectives import OBJECTIVES, Objective
 from intlm.optimizers import OPTIMIZERS, Optimizer
 from intlm.schema import parse_toml, read_text
-from intlm.settings import COMMAND_LINE, INT32_MAX, Key, choice, flatten, key, shown
+from intlm.settings import COMMAND_LINE, INT32_MAX, Key, choice, flatten, key, names_in, shown
+from intlm.tracking.trackers import TRACKERS
 
 MAX_TOKENS_PER_UPDATE = 32768
-MIN_VOCAB, MAX_VOCAB = 2, 65536
-
-SERVICES = ("wandb", "trackio")
 
 _WRITTEN_IN = "written_in"  # beside the keys of a saved file: the directory that it was written in
 
@@ -87,12 +88,7 @@ class TrainConfig:
         "seconds between checkpoints, and at least 50 times what one takes; 0: after every update", 60,
         low=0, high=INT32_MAX,
     )  # fmt: skip
-    trackers: str = key(f"that show the run beside TensorBoard, commas between: {', '.join(SERVICES)}", "")
-
-    @property
-    def services(self) -> list[str]:
-        """The trackers by name, each once."""
-        return list(dict.fromkeys(filter(None, (name.strip() for name in self.trackers.split(",")))))
+    trackers: str = key("services that show the run, beside TensorBoard; commas between", "", some_of=TRACKERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,12 +107,7 @@ class DataConfig:
     columns: str = key("a data set's columns of text; several, commas between: a blank line joins the texts", "text")
     filter: str = key('a data set\'s rows to take, such as: language == "en" and score >= 0.5; empty: all', "")
     document_separator: str = key("text that divides a file's documents; empty: a file is one document", "")
-    tokenizer: str = key(
-        "all 256 bytes; those that occur in the training text and an escape; or pieces of several bytes, by a unigram "
-        "model or by byte pairs", "bytes", choices=("bytes", "alphabet", "unigram", "bpe"),
-    )  # fmt: skip
-    vocab_size: int = key("unigram, bpe: tokens in the vocabulary", 4096, low=257, high=MAX_VOCAB)
-    sample_bytes: int = key("unigram, bpe: bytes of training text, the first, to make it from", 1 << 24, low=1)
+    tokenizer: TokenizerTrainer = choice("what tokens stand for", TOKENIZERS, "bytes")
     tokenizer_file: str = key(
         "a tokenizer.json, of `intlm tokenizer train`, a run or an export, to take in place of all that", "", path=True
     )
@@ -161,6 +152,7 @@ RENAMED = {
         f"eggroll.{name}": f"eggroll.{{eggroll.optimizer}}.{name}"
         for name in ("alpha", "step", "momentum", "weight_decay", "warmup_updates", "decay_updates")
     },
+    **{f"data.{name}": f"data.{{data.tokenizer}}.{name}" for name in ("vocab_size", "sample_bytes")},
     "train.targets": "next_token.targets",
 }
 
@@ -205,8 +197,7 @@ def from_toml(
         *((str(source), named) for source, named in layers),
         (COMMAND_LINE, overrides or {}),
     ):
-        optimizer = given.get("eggroll.optimizer", ("", known["eggroll.optimizer"].default))[1]
-        named = _renamed(named, source, str(optimizer), known)
+        named = _renamed(named, source, given, known)
         # Where a later source chooses another part, the settings of the one before are no mistake.
         for name in [n for n in given if n in known and any(named.get(f, part) != part for f, part in known[n].of)]:
             del given[name]
@@ -231,7 +222,7 @@ def from_toml(
 
     config: Config = settings.build(Config, values)
     if not config.data.prepared:
-        asked = dataclasses.asdict(dataclasses.replace(config.data, processes=0))
+        asked = flatten(dataclasses.replace(config.data, processes=0))
         for name, text in asked.items():  # seen from here, so that a project that is moved finds its text again
             asked[name] = known[f"data.{name}"].each_path(text, lambda place: os.path.relpath(place))
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -252,8 +243,10 @@ def _missing(given: Given, known: Mapping[str, Key], needed: Any, trained: bool)
     """
     missing: dict[str, Any] = {}
     for name in [name for name in given if name in known]:
-        family, (source, value) = known[name].family, given.get(name, ("", None))
-        if not family or not isinstance(value, str) or value in family.parts():
+        family, (source, value) = known[name].family or known[name].some_of, given.get(name, ("", None))
+        if not family or not isinstance(value, str):
+            continue
+        if set(names_in(value) if known[name].some_of else [value]) <= family.parts().keys():
             continue
         if trained and family.of_training:
             missing[name] = value
@@ -294,33 +287,41 @@ def _parents(section: str) -> Iterator[str]:
         yield section
 
 
-def _renamed(named: Mapping[str, Any], source: str, optimizer: str, known: Mapping[str, Key]) -> dict[str, Any]:
+def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mapping[str, Key]) -> dict[str, Any]:
     """What a source gives, keys of earlier versions under their present names; one line says so.
 
-    optimizer: the one chosen by earlier sources.
+    earlier: what the sources before it gave.
     """
     old = [name for name in named if name in RENAMED]
     if not old:
         return dict(named)
     found = {name: value for name, value in named.items() if name not in old}
     said = []
-    choice = "eggroll.optimizer"
-    if found.get(choice) == "momentum" and str(named.get("eggroll.momentum", 0)) == "0":
-        found[choice] = "sgd"
-        said.append(f'{choice} = "momentum" with eggroll.momentum = 0 is now {choice} = "sgd"')
-    optimizer = str(found.get(choice, optimizer))
+    optimizer = "eggroll.optimizer"
+    if found.get(optimizer) == "momentum" and str(named.get("eggroll.momentum", 0)) == "0":
+        found[optimizer] = "sgd"
+        said.append(f'{optimizer} = "momentum" with eggroll.momentum = 0 is now {optimizer} = "sgd"')
     for name in old:
-        new = RENAMED[name].replace(f"{{{choice}}}", optimizer)
+        new, family, part = RENAMED[name], "", ""
+        if of := re.search(r"\{(.*)\}", new):
+            family = of[1]
+            part = str(found.get(family, earlier.get(family, ("", known[family].default))[1]))
+            new = new.replace(of[0], part)
         if new in known:
             found.setdefault(new, named[name])
             said.append(f"{name} is now {new}")
         elif source == COMMAND_LINE:
-            raise ConfigError(f'{source}: {name} = {shown(named[name])}: no setting of {choice} = "{optimizer}"')
-        # else a setting of an optimizer that is not chosen, over which earlier versions passed
+            raise ConfigError(f'{source}: {name} = {shown(named[name])}: no setting of {family} = "{part}"')
+        # else a setting of a part that is not chosen, over which earlier versions passed
     if said:
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
-        print(f"intlm: {source}: written for an earlier version: {said[0]}{more}", file=sys.stderr)
+        _say_once(f"intlm: {source}: written for an earlier version: {said[0]}{more}")
     return found
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def dumps(config: Config, directory: Path | None = None) -> str:
@@ -404,7 +405,7 @@ def _beyond_limits(config: Config, vocab_size: int | None) -> Iterator[tuple[tup
     if vocab_size is not None and not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
         yield (
             ("data.tokenizer",),
-            f"data.tokenizer = {shown(config.data.tokenizer)}: a vocabulary of {vocab_size} tokens; must be "
+            f"data.tokenizer = {shown(config.data.tokenizer.name)}: a vocabulary of {vocab_size} tokens; must be "
             f"{MIN_VOCAB} to {MAX_VOCAB} (tokens are stored in 16 bits; the loss is proved for that range)",
         )
 
@@ -412,9 +413,6 @@ def _beyond_limits(config: Config, vocab_size: int | None) -> Iterator[tuple[tup
 def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """Keys that are fine alone and wrong together: the keys, and the message."""
     data = config.data
-    if set(config.train.services) - set(SERVICES):
-        expected = " or ".join(f'"{name}"' for name in (*SERVICES, ", ".join(SERVICES)))
-        yield ("train.trackers",), f"train.trackers = {shown(config.train.trackers)}: expected {expected}"
     for name, named in (("data.valid", data.valid), ("data.valid_split", data.valid_split)):
         if named and data.valid_bytes:
             yield (

@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from intlm import pictures
 from intlm.data import files, wikitext
 from intlm.data.prepare import sources_of
 from intlm.data.shards import Split
 from intlm.data.sources import HUB, Reader, Source
 from intlm.data.tokenizers import Tokenizer
 from intlm.errors import ConfigError, DataError
+from intlm.language_model import BLOCK, LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel, load, open_corpus, open_run, write_whole
-from intlm.tracking import picture
+from intlm.run import load, open_corpus, open_run, write_whole
 from intlm.tracking.progress import VISIBLE
 from intlm.tracking.table import format_table
 
@@ -223,7 +224,7 @@ def evaluate_run(
     if drawing and positions:
         bins = np.flatnonzero(positions.tokens)
         mean = [int(positions.loss[i]) / int(positions.tokens[i]) / 2**FRACTION_BITS for i in bins]
-        picture.loss_by_position(
+        pictures.loss_by_position(
             [(int(BIN_STARTS[i]), int(BIN_STARTS[i + 1])) for i in bins],
             positions.tokens[bins].tolist(),
             mean,

@@ -12,15 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from intlm import config as configuration
+from intlm import pictures
 from intlm.config import Config, flatten, keys, shown
 from intlm.data.references import LADDER, read_ladder
 from intlm.errors import ConfigError, IntlmError, RunError
+from intlm.lock import alive
 from intlm.model.parameters import specifications
+from intlm.pictures import Curve, Point
 from intlm.run import WEIGHTS, architecture_of, open_run
-from intlm.tracking import metrics, picture, results
-from intlm.tracking.picture import Curve, Point
+from intlm.tracking import metrics, results
 from intlm.tracking.table import duration, format_table, human
-from intlm.training import alive
 
 COLUMNS = 4  # of runs, beside each other on a screen
 _ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
@@ -254,7 +255,7 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
     if not levels and ladders[0] and all(ladder == ladders[0] for ladder in ladders):
         levels = ladders[0]
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.comparison([entry.curve for entry in entries], levels, out)
+    pictures.comparison([entry.curve for entry in entries], levels, out)
     return Comparison(entries, out)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from intlm.arithmetic.random_bits import Domain, seed_key
 from intlm.errors import ConfigError
+from intlm.language_model import BLOCK, WRITTEN, LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, WRITTEN, LanguageModel
 
 MAX_INVERSE_TEMPERATURE = 1 << 15
 

@@ -29,9 +29,10 @@ from intlm.data.tokenizers import Decoder, Tokenizer
 from intlm.errors import ConfigError, MissingPackage
 from intlm.evaluation import FRACTION_BITS, Document, Segment, batches, default_batch, fixed_point_losses, measure, read
 from intlm.generation import inverse_temperature
+from intlm.language_model import BLOCK
 from intlm.model import SEPARATOR
 from intlm.model.sampling import sample
-from intlm.run import BLOCK, load
+from intlm.run import load
 
 try:
     from lm_eval.__main__ import cli_evaluate

@@ -9,9 +9,10 @@ import numpy as np
 from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.checkpoint import Checkpoints
 from intlm.errors import DataError
+from intlm.language_model import LanguageModel
 from intlm.model.forward import PlainWeights, step
 from intlm.model.parameters import Layered, Parameters, initialise, specifications, stack_layers
-from intlm.run import LanguageModel, load, open_corpus, open_run, read_checkpoints
+from intlm.run import load, open_corpus, open_run, read_checkpoints
 from intlm.tracking.table import format_table
 
 STREAMS, TOKENS = 32, 64

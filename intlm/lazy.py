@@ -1,4 +1,4 @@
-"""JAX and its NumPy, imported when they are first used.
+"""JAX, its NumPy and NumPy, imported when they are first used.
 
 Modules that describe settings, commands and parts are read by every command, `intlm --help` among them; importing JAX
 takes most of a second.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jax as jax
     import jax.numpy as jnp
+    import numpy as np
 
     Array = jax.Array
 else:
@@ -27,7 +28,7 @@ else:
             self.__dict__[attribute] = value
             return value
 
-    jax, jnp, Array = _Lazy("jax"), _Lazy("jax.numpy"), Any
+    jax, jnp, np, Array = _Lazy("jax"), _Lazy("jax.numpy"), _Lazy("numpy"), Any
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

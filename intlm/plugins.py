@@ -67,9 +67,14 @@ def named_by(config: Path) -> list[Path]:
     return [config.parent / name for name in named]
 
 
+def loaded() -> list[Path]:
+    """The plugins that this process has run, for another that needs the same."""
+    return list(_LOADED)
+
+
 def flags() -> list[str]:
     """The flags that give another process the same plugins."""
-    return [word for file in _LOADED for word in ("--plugin", str(file))]
+    return [word for file in loaded() for word in ("--plugin", str(file))]
 
 
 def needed(config: Any) -> list[str]:

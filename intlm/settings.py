@@ -60,7 +60,7 @@ class Family(Generic[AnyPart]):
     """
 
     def __init__(self, kind: str, package: str, of_training: bool = False) -> None:
-        self.kind, self.of_training, self._package = kind, of_training, package
+        self.kind, self.of_training, self.package = kind, of_training, package
         self._parts: dict[str, type[AnyPart]] = {}
         self._loaded = False
 
@@ -68,7 +68,7 @@ class Family(Generic[AnyPart]):
         """Add a part under `name`: small letters, digits, - and _. Raises ValueError where the name is taken."""
 
         def add(part: PartClass) -> PartClass:
-            shipped = part.__module__.startswith(f"{self._package}.")
+            shipped = part.__module__.startswith(f"{self.package}.")
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{self.kind} {name!r}: expected a name of small letters, digits, - and _")
             if name in (self._parts if shipped else self.parts()):
@@ -85,8 +85,8 @@ class Family(Generic[AnyPart]):
         """All parts by name: those of the folder in the order of the alphabet, then those of plugins."""
         if not self._loaded:
             self._loaded = True  # before the imports: a file may ask for its own family
-            for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
-                importlib.import_module(f"{self._package}.{module.name}")
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
             self._parts = dict(sorted(self._parts.items()))
         return self._parts
 
@@ -105,13 +105,17 @@ def key(
     choices: tuple[str, ...] = (),
     path: bool = False,
     shares: bool = False,
+    some_of: Family[Any] | None = None,
 ) -> Any:
     """A setting, int or str by its annotation: `low` and `high` are inclusive, `why` gives the reason for `multiple`.
 
-    path: it is a path. shares: it is several, a number before each.
+    path: it is a path. shares: it is several, a number before each. some_of: it is names of parts of that family,
+    commas between, or empty; such parts have no settings.
     """
     limits = {"low": low, "high": high, "multiple": multiple, "why": why, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "path": path, "shares": shares, **limits})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "path": path, "shares": shares, "some_of": some_of, **limits}
+    )
 
 
 def choice(help: str, family: Family[AnyPart], default: str) -> Any:
@@ -150,6 +154,11 @@ class Key:
         return tuple(self.family.parts()) if self.family else self.field.metadata["choices"]
 
     @property
+    def some_of(self) -> Family[Any] | None:
+        """The family of which it names any number of parts."""
+        return self.field.metadata.get("some_of")
+
+    @property
     def is_path(self) -> bool:
         """Whether it is a path."""
         return not self.family and self.field.metadata["path"]
@@ -170,6 +179,8 @@ class Key:
         if self.choices:
             return " or ".join(f'"{choice}"' for choice in self.choices)
         limits = self.field.metadata
+        if self.some_of:
+            return f"any of {', '.join(self.some_of.parts())}"
         if limits["path"]:
             return "path"
         if limits["shares"]:
@@ -197,6 +208,9 @@ class Key:
             raise refuse("expected a string")
         if self.choices and value not in self.choices:
             close = difflib.get_close_matches(value, self.choices, 1)
+            raise refuse(f"expected {self.expected}" + (f'; did you mean "{close[0]}"?' if close else ""))
+        if self.some_of and (unknown := set(names_in(value)) - self.some_of.parts().keys()):
+            close = difflib.get_close_matches(min(unknown), self.some_of.parts(), 1)
             raise refuse(f"expected {self.expected}" + (f'; did you mean "{close[0]}"?' if close else ""))
         if self.is_several_paths and value:
             entries = [entry.strip().split(maxsplit=1) for entry in value.split(",")]
@@ -282,10 +296,17 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def names_in(text: str) -> list[str]:
+    """The names in a setting that has commas between them, each once."""
+    return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+
+
 def parts_of(settings: Any) -> Iterator[Part]:
-    """Every part that a dataclass of settings holds, outermost first."""
+    """Every part that a dataclass of settings holds or names, outermost first."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if some_of := field.metadata.get("some_of"):
+            yield from (some_of[name]() for name in names_in(value) if name in some_of.parts())
         if isinstance(value, Part):
             yield value
         if dataclasses.is_dataclass(value) and not isinstance(value, Missing):

@@ -32,18 +32,20 @@ from typing import Any
 import numpy as np
 
 from intlm import config as configuration
-from intlm import plugins
+from intlm import pictures, plugins
 from intlm.config import RENAMED, Config, DataConfig, flatten, shown
 from intlm.data.prepare import corpora
 from intlm.distributed import start_worker
 from intlm.errors import ConfigError, IntlmError, RunError
+from intlm.lock import alive
 from intlm.model.parameters import specifications
 from intlm.run import architecture_of, open_run
 from intlm.schema import read_toml
-from intlm.tracking import metrics, picture, results
+from intlm.settings import names_in
+from intlm.tracking import metrics, results
 from intlm.tracking.progress import Progress
-from intlm.tracking.services import check_installed
-from intlm.training import FREE_ON_RESUME, alive, check_directory, interruptible
+from intlm.tracking.trackers import check_installed
+from intlm.training import FREE_ON_RESUME, check_directory, interruptible
 from intlm.version import TRAINING_VERSION
 
 PARTS = ("base", "seeds", "keys", "variants", "grid", "plugins")
@@ -181,7 +183,7 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
         for variant, keys in study.variants.items():
             try:
                 config = configuration.load(study.base, overrides, [(study.path, {**keys, "seed": seed})])
-                check_installed(config)
+                check_installed(names_in(config.train.trackers))
                 data = config.data
                 if not (data.valid or data.valid_split or data.valid_bytes):
                     raise ConfigError(f"{study.path}: no text is held out: set data.valid or data.valid_bytes")
@@ -340,7 +342,7 @@ class Sweep:
                 for group in groups
             ]
             self.picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.comparison(curves, {}, self.picture)
+            pictures.comparison(curves, {}, self.picture)
             report = [results.summary(lines), "", report[0], f"results: {self.out}", f"curves: {self.picture}"]
         return "\n".join([*report, *(f"failed: {failure}" for failure in self.failures)])
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from intlm import config as configuration
-from intlm import distributed
+from intlm import distributed, pictures
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.prepare import corpora
@@ -23,12 +23,13 @@ from intlm.data.streams import Batch
 from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import specifications
 from intlm.optimizers import check_state
 from intlm.population import make_engine, native
 from intlm.population.sharding import DIVIDED, SAME, Sharding, number
-from intlm.run import LanguageModel, load, population_of, write_whole
-from intlm.tracking import metrics, picture
+from intlm.run import load, population_of, write_whole
+from intlm.tracking import metrics
 from intlm.tracking.table import format_table, human
 from intlm.update import TrainState, compile_update, cosine, initial_state, make_health, saturated
 
@@ -113,7 +114,7 @@ class Trainer:
                     "would not be the same run any more"
                 )
             like = jax.eval_shape(lambda: initial_state(self.population, self.optimizer))
-            state = TrainState(*checkpoints.restore(updates[-1], like))
+            state = TrainState(*checkpoints.restore(updates[-1], like, self.optimizer.former))
             check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
             self.place(state)
             self.update = self.saved = updates[-1]
@@ -226,7 +227,7 @@ class Trainer:
     def summary(self) -> str:
         """The ladder with the model in it, as a table; also draws the learning curve."""
         lines = metrics.read(self.directory / "metrics.jsonl")
-        picture.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
+        pictures.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
         rungs = list(self.ladder.items())
         measured = [line["valid_bits_per_byte"] for line in lines if "valid_bits_per_byte" in line]
         if measured:

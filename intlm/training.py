@@ -4,12 +4,10 @@ What is written on the way (metrics, samples, checkpoints) depends on time only 
 stopped anywhere and resumed ends with the same weights and the same metrics as one that never was.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -27,10 +25,12 @@ from intlm.data.shards import Corpus
 from intlm.data.streams import ReadAhead
 from intlm.errors import RunError
 from intlm.hooks import Hook, Measure, Sample, Save, Tell
+from intlm.lock import exclusive
 from intlm.run import open_corpus, open_run, write_whole
+from intlm.settings import names_in
 from intlm.tracking.log import Log
 from intlm.tracking.progress import Progress
-from intlm.tracking.services import check_installed
+from intlm.tracking.trackers import check_installed
 from intlm.trainer import Trainer
 
 # What each process of a run may set for itself.
@@ -45,33 +45,6 @@ FREE_ON_RESUME = OF_A_MACHINE | {
 def prepare_corpus(config: Config) -> Corpus:
     """The token shards that a configuration asks for, made now if they are not there, but for its mixture's."""
     return prepare(config.data)
-
-
-@contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Hold a run's directory against a second trainer. Raises RunError if one has it."""
-    with open(directory / ".lock", "wb") as lock:
-        for left in reversed(range(10)):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if not left:
-                    raise RunError(f"{directory}: another `intlm train` is running in it") from None
-                time.sleep(0.05)  # it may be `alive` that looks
-        yield
-
-
-def alive(directory: Path) -> bool:
-    """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
-    try:
-        with open(directory / ".lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
 
 
 @contextmanager
@@ -147,7 +120,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
     writes = processes.writes
     check_directory(config, directory, resume)
     if writes:
-        check_installed(config)
+        check_installed(names_in(config.train.trackers))
     shared = {key: value for key, value in flatten(config).items() if key not in OF_A_MACHINE}
     processes.same("configuration", json.dumps(shared))
     if writes:

@@ -34,7 +34,7 @@ def main() -> int:
         for build, (targets, compiler, flags, emulator) in builds.items():
             program = Path(directory, build.split()[0])
             compile_kernels(program, targets, compiler, flags, {"check": ""})
-            lines = subprocess.run([*emulator, program], check=True, stdout=subprocess.PIPE, text=True).stdout
+            lines = subprocess.run([*emulator, program], check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
             print("".join(f"{line} {build}\n" for line in lines.splitlines()), end="")
             digests |= {line.split()[0] for line in lines.splitlines()}
     return len(digests) != 1

@@ -227,7 +227,7 @@ def table_bytes() -> bytes:
 
 # ---------------------------------------------------------------------------------------------- 4. random bits
 
-NOISE, INITIALISATION, SAMPLING = 0, 1, 2
+NOISE, INITIALISATION, SAMPLING, TOKEN = 0, 1, 2, 3
 ROUNDS = 13
 ROTATIONS = ((10, 26), (11, 21), (13, 27), (23, 5), (6, 20), (17, 11), (25, 10), (18, 20))
 

@@ -15,9 +15,9 @@ from intlm import checksums, config
 from intlm.checkpoint import Checkpoints
 from intlm.checksums import CHECKSUMS
 from intlm.cli import main
-from intlm.export import FORMS
+from intlm.export import FORMATS
 from intlm.run import load
-from intlm.simulate.machines import MACHINES
+from intlm.simulate.targets import TARGETS
 
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = (
@@ -72,8 +72,14 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         "sweep": ["FILE", "--jobs N", "--only VARIANT", "--seeds N", "--runs DIR", "--out FILE", "--picture FILE"],
         "runs": ["DIR", "--json"],
         "compare": ["RUN", "--picture FILE", "--reference LABEL=BITS", "--json"],
-        "export": [f"--to {{{','.join(FORMS)}}}", "--out DIR"],
-        "simulate": [f"one of {', '.join([*MACHINES, 'model'])}", "--hardware FILE", "--tokens N", "--picture FILE"],
+        "export": ["--to FORMAT", *(f"{name}: " for name in FORMATS.parts()), "--out DIR"],
+        "simulate": [
+            "--on TARGET",
+            *(f"{name}: " for name in TARGETS.parts()),
+            "--hardware FILE",
+            "--tokens N",
+            "--picture FILE",
+        ],
         "evaluate": ["--text FILE", "--json", "--batch N", "--wikitext", "--documents FILE", "--picture FILE"],
         "harness": ["RUN", "lm_eval"],
         "generate": ["--prompt TEXT", "--prompt-file FILE", "--tokens N", "--temperature T", "--top-k K", "--seed N"],
@@ -150,7 +156,7 @@ def test_configurations_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"{tmp_path / 'absent.txt'}: no such " in refused(capsys, *words, "--data.prepared", tmp_path / "new")
         tiny.write_config(path)
         said = refused(capsys, *words, "--eggroll.population", "33")
-        assert said == 'intlm: command line: eggroll.population = "33": must be even (members come in antithetic pairs)'
+        assert said == "intlm: command line: eggroll.population = 33: must be even (members come in antithetic pairs)"
         path.unlink()
     assert list(tmp_path.iterdir()) == []
 
@@ -183,7 +189,7 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 def test_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer made once, its corpus, a run of it, and everything that is done with a run."""
     monkeypatch.chdir(tmp_path)
-    keys = {"data.tokenizer": "unigram", "data.vocab_size": 262}
+    keys = {"data.tokenizer": "unigram", "data.unigram.vocab_size": 262}
     path = tiny.write_config(tmp_path / "mine.toml", {**tiny.KEYS, **keys, "train.updates": 4, "data.prepared": "made"})
     assert main(["tokenizer", "train", str(path)]) == 0
     assert capsys.readouterr().out == "tokenizer.json: 262 tokens in the vocabulary (unigram)\n"
@@ -440,11 +446,11 @@ def test_numbers_of_any_size_are_refused(capsys: pytest.CaptureFixture[str], tmp
             said = usage(capsys, *arguments, number).splitlines()[-1]
             assert "expected a whole number from" in said and len(said) < 250
     for number in (digits, "1e999999999", "0x" + digits):
-        for key, field in config.KEYS.items():
-            if field.type is int:
+        for key, found in config.keys().items():
+            if found.field.type is int:
                 assert f"{key} = " in refused(capsys, "train", tiny.CONFIG, f"--{key}", number)
         assert "data.mixture = " in refused(capsys, "train", tiny.CONFIG, "--data.mixture", f"{number} x.toml")
         assert "--reference" in refused(capsys, "compare", run, "--reference", f"x={number}")
     toml = tmp_path / "big.toml"
     toml.write_text(f"seed = 0x{digits}\n[data]\ntrain = 'x'\n")
-    assert "seed = 0x999" in refused(capsys, "prepare", toml)
+    assert f"{toml}: not TOML: Exceeds the limit" in refused(capsys, "prepare", toml)

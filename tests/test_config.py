@@ -27,6 +27,7 @@ from intlm.config import (
     load,
     overrides_from,
 )
+from intlm.data.tokenizers.byte import Bytes
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
 from intlm.fitness.sign import Sign
@@ -35,6 +36,7 @@ from intlm.optimizers.adam import Adam
 from intlm.optimizers.momentum import Momentum
 from intlm.optimizers.sgd import Sgd
 from intlm.optimizers.threshold import Threshold
+from intlm.settings import flatten, names_in
 
 KEYS = config_module.keys()
 FILE = Path("configs/a.toml")
@@ -72,7 +74,7 @@ def test_defaults_are_the_documented_ones() -> None:
         tokens_per_update=32, updates=1000, evaluate_every=50, sample_every=200, checkpoint_seconds=60
     )
     assert config.data == DataConfig(
-        train=config.data.train, valid="", valid_bytes=0, tokenizer="bytes", document_separator="",
+        train=config.data.train, valid="", valid_bytes=0, tokenizer=Bytes(), document_separator="",
         prepared=config.data.prepared,
     )  # fmt: skip
 
@@ -131,8 +133,8 @@ def test_keys_are_read_from_their_sections() -> None:
         ("[next_token]\ntargets = 6", "next_token.targets = 6: must be a power of two (the mean over them is a shift)"),
         ("[next_token]\ntargets = 2048", "next_token.targets = 2048: must be at most 1024"),
         ("[next_token]\ntargets = 0", "next_token.targets = 0: must be at least 1"),
-        ("[train]\ntrackers = 'wandb, wandbb'", 'train.trackers = "wandb, wandbb": expected "wandb" or "trackio" or '
-         '"wandb, trackio"'),
+        ("[train]\ntrackers = 'wandb, wandbb'", 'train.trackers = "wandb, wandbb": expected any of trackio, wandb; '
+         'did you mean "wandb"?'),
         ("[data]\ntrain = 'x'\nvalid = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
          "data.valid names the held-out text"),
         ("[data]\ntrain = 'x'\nvalid_split = 'y'\nvalid_bytes = 1", "data.valid_bytes = 1: must be 0 where "
@@ -214,6 +216,7 @@ def test_a_later_choice_leaves_the_settings_of_the_one_before_behind(tmp_path: P
 )
 def test_files_of_earlier_versions_are_read(eggroll: str, expected: object, capsys: pytest.CaptureFixture[str]) -> None:
     """As version 0.1 read them: it passed over settings of optimizers that were not chosen. One line says so."""
+    config_module._say_once.cache_clear()
     config = parse(f"[eggroll]\nrank = 2\n{eggroll}\n[train]\ntargets = 4")
     assert config.eggroll.optimizer == expected
     assert (config.eggroll.estimator, config.objective) == (Member(rank=2), NextToken(targets=4))
@@ -223,6 +226,7 @@ def test_files_of_earlier_versions_are_read(eggroll: str, expected: object, caps
 
 
 def test_flags_of_earlier_versions_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    config_module._say_once.cache_clear()
     assert parse(overrides=flags("--eggroll.rank", "3", "--eggroll.alpha", "2")).eggroll == EggrollConfig(
         estimator=Member(rank=3), optimizer=Threshold(alpha=2)
     )
@@ -235,9 +239,26 @@ def test_flags_of_earlier_versions_are_read(capsys: pytest.CaptureFixture[str]) 
     )
 
 
+@pytest.mark.parametrize("name", ["bytes", "alphabet", "unigram", "bpe"])
+def test_settings_of_tokenizers_as_earlier_versions_had_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were keys of [data], for any tokenizer."""
+    data = f"[data]\ntrain = 'x'\ntokenizer = '{name}'\n"
+    config, flag = parse(f"{data}vocab_size = 300\nsample_bytes = 9"), {"data.vocab_size": "400"}
+    has = name in ("unigram", "bpe")
+    assert flatten(config.data.tokenizer) == ({"vocab_size": 300, "sample_bytes": 9} if has else {})
+    assert config.data.tokenizer.name == name
+    said = f"is now data.{name}.vocab_size (and 1 more)" if has else ""
+    assert said in capsys.readouterr().err
+    if has:
+        assert flatten(parse(data, flag).data.tokenizer) == {"vocab_size": 400, "sample_bytes": 1 << 24}
+    else:
+        said = f'command line: data.vocab_size = "400": no setting of data.tokenizer = "{name}"'
+        assert message(data, flag) == said
+
+
 def test_trackers_are_named_once() -> None:
-    assert parse("[train]\ntrackers = ' trackio,wandb , trackio'").train.services == ["trackio", "wandb"]
-    assert parse().train.services == []
+    assert names_in(parse("[train]\ntrackers = ' trackio,wandb , trackio'").train.trackers) == ["trackio", "wandb"]
+    assert names_in(parse().train.trackers) == []
 
 
 def test_a_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
@@ -439,7 +460,7 @@ def test_a_config_cannot_be_changed() -> None:
 def test_configuration_imports_nothing_heavy() -> None:
     code = textwrap.dedent("""
         import sys
-        import intlm.config, intlm.tracking.picture, intlm.tracking.metrics
+        import intlm.config, intlm.pictures, intlm.tracking.metrics
         intlm.config.keys()  # loads every part
         assert not {"jax", "matplotlib"} & set(sys.modules), "imported too much"
     """)

@@ -17,7 +17,8 @@ import tiny
 
 from intlm.cli import main
 from intlm.data.sources import Source
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
 from intlm.evaluation import (
     BIN_STARTS,
@@ -35,8 +36,9 @@ from intlm.evaluation import (
     text_documents,
     total,
 )
+from intlm.language_model import BLOCK, LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import BLOCK, LanguageModel, load, open_corpus, open_run
+from intlm.run import load, open_corpus, open_run
 
 LENGTHS = [
     1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 200, SEGMENT - 1, SEGMENT, SEGMENT + 1, SEGMENT + WARM_UP, 2 * SEGMENT,

@@ -14,8 +14,8 @@ from intlm import config as configuration
 from intlm.cli import main
 from intlm.errors import ConfigError, DataError, RunError
 from intlm.following import Comparison, Listing, compare, runs, status
+from intlm.lock import exclusive
 from intlm.tracking import metrics, results
-from intlm.training import exclusive
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_the_ladder_is_drawn_where_all_have_the_same(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("intlm.tracking.picture.comparison", lambda curves, levels, out: drawn.append(levels))
+    monkeypatch.setattr("intlm.pictures.comparison", lambda curves, levels, out: drawn.append(levels))
     ladder = json.loads((directory / "finished" / "references.json").read_text())
     both = [str(directory / "finished"), str(directory / "torn")]
     compare(both, [], tmp_path / "a.png")

@@ -24,7 +24,7 @@ from intlm.data import shards
 from intlm.data.shards import Corpus
 from intlm.data.tokenizers import load_tokenizer
 from intlm.errors import IntlmError
-from intlm.export import export
+from intlm.export import FORMATS, export
 from intlm.run import WEIGHTS, exported_parameters, load, open_run, population_of
 from intlm.tracking import metrics
 
@@ -45,7 +45,7 @@ def prepared() -> Path:
 @cache
 def exported() -> Path:
     """The tiny run's export, to damage."""
-    return export(tiny.trained().directory, "safetensors", WORK / "export")
+    return export(tiny.trained().directory, FORMATS["safetensors"](), WORK / "export")
 
 
 def own_errors_only(read: Callable[[], object]) -> None:
@@ -243,7 +243,7 @@ def victim() -> Path:
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(work / "prepared")))
     (run / "config.toml").write_text(configuration.dumps(moved))
     tiny.copied(work / "runs" / "whole")
-    export(run, "safetensors", work / "export")
+    export(run, FORMATS["safetensors"](), work / "export")
     line = {"study": "s", "variant": "v", "seed": 1, "keys": {"seed": 1}, "text": "t", "bits_per_byte": 2.5}
     line |= {"curve": [[1, 2, 3.5, 4.5]], "numerics": 3, "parameters": 9, "read": [4]}
     (work / "results.jsonl").write_text(json.dumps(line) + "\n")

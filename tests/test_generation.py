@@ -13,12 +13,12 @@ import tiny
 from intlm import generation
 from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.cli import main
-from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 from intlm.errors import ConfigError
 from intlm.generation import generate, inverse_temperature
+from intlm.language_model import WRITTEN, LanguageModel
 from intlm.model import SEPARATOR, sampling
 from intlm.model.sampling import sample
-from intlm.run import WRITTEN, LanguageModel
 
 DRAWS = 20_000
 SEED = 2**63 + 5

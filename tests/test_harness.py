@@ -17,13 +17,15 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.wikitext import preprocess_wikitext
 
 from intlm.cli import main
-from intlm.data.pieces import PieceTokenizer
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
+from intlm.data.tokenizers.pieces import PieceTokenizer
 from intlm.errors import ConfigError
 from intlm.evaluation import FRACTION_BITS, SEGMENT, Evaluation, evaluate, exact_losses
 from intlm.generation import generate
 from intlm.harness import IntlmLM, divide, natural
-from intlm.run import BLOCK, LanguageModel
+from intlm.language_model import BLOCK, LanguageModel
 
 TEXT = tiny.words(3000) + b" the cat that catches the other cathedral there, then theatres of category;\n\n" * 40
 TOKENIZERS: dict[str, Tokenizer] = {

@@ -41,8 +41,9 @@ def test_the_working_directory_is_not_imported_from(tmp_path: Path) -> None:
     (checkout / "intlm").symlink_to(REPOSITORY / "intlm")
     letters = np.random.default_rng(0).integers(ord("a"), ord("e"), 5 << 20, np.uint8)  # more than a block
     (checkout / "text.txt").write_bytes(letters.tobytes())
-    keys = {**tiny.KEYS, "train.updates": 2, "data.train": "text.txt", "data.tokenizer": "bpe", "data.vocab_size": 270,
-            "data.prepared": "prepared", "data.processes": 2, "data.sample_bytes": 1 << 16}  # fmt: skip
+    keys = {**tiny.KEYS, "train.updates": 2, "data.train": "text.txt", "data.tokenizer": "bpe",
+            "data.bpe.vocab_size": 270, "data.bpe.sample_bytes": 1 << 16, "data.prepared": "prepared",
+            "data.processes": 2}  # fmt: skip
     tiny.write_config(checkout / "a.toml", keys)
     (checkout / "s.toml").write_text('base = "a.toml"\n')
     done = tiny.intlm("a.toml", "--supervise", python=("train.py",), cwd=checkout)

@@ -10,7 +10,8 @@ import tiny
 
 from intlm.checkpoint import Checkpoints
 from intlm.cli import main
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.inspection import activations, inspect, statistics
 from intlm.model.parameters import initialise, specifications
 from intlm.run import load, open_corpus, open_run

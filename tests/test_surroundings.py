@@ -162,7 +162,7 @@ def takes_the_locales_encoding(call: ast.Call) -> bool:
     values = [*call.args, *(keyword.value for keyword in call.keywords)]
     texts = [str(value.value) for value in values if isinstance(value, ast.Constant)]
     if name in ("read_text", "write_text"):
-        is_text = "utf-8" not in texts
+        is_text = isinstance(call.func, ast.Attribute) and "utf-8" not in texts  # else `intlm.schema.read_text`
     elif name in ("open", "fdopen", "NamedTemporaryFile"):
         is_path = isinstance(call.func, ast.Name)
         is_text = any(re.fullmatch(r"[rwxa]\+?", text) for text in texts) or len(values) == is_path

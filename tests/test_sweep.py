@@ -14,10 +14,11 @@ import tiny
 
 from intlm.cli import main
 from intlm.errors import ConfigError, MissingPackage, RunError
+from intlm.lock import alive, exclusive
 from intlm.optimizers.threshold import Threshold
 from intlm.sweep import Sweep, load_study, plan, sweep
 from intlm.tracking import metrics, results
-from intlm.training import alive, exclusive, train
+from intlm.training import train
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (REPOSITORY / "benchmarks" / "learning").glob("*.toml") if path.stem != "base")
@@ -85,7 +86,7 @@ def test_seeds(text: str, seeds: list[int], tmp_path: Path) -> None:
         ("[variants.a]\n'eggroll.sgd.stepp' = 3", "s.toml: variants.a: eggroll.sgd.stepp: unknown key; did you mean"),
         ("[variants.a]\nstep = 3", "s.toml: variants.a: step: unknown key; did you mean eggroll.adam.step?"),
         ("[variants.a]\n'eggroll.sgd.step' = 3.5", "s.toml: eggroll.sgd.step = 3.5: expected an integer (variant a)"),
-        ("[variants.'a/b']", "s.toml: variants.a/b: expected a name without a slash"),
+        ("[variants.'a/b']", "s.toml: variants.\"a/b\": expected a name without a slash, or NUL"),
         ("keys = { seed = 3 }", "s.toml: keys: seed: expected in seeds = [...]"),
         ("[grid]\n'eggroll.sgd.step' = 3", "s.toml: grid: eggroll.sgd.step = 3: expected a list"),
         ("[grid]\n'eggroll.sgd.step' = { from = 3, to = 1, step = 1 }", "s.toml: grid: eggroll.sgd.step = {'from': 3"),

@@ -5,8 +5,10 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tomli_w
 from processes import finished, on_devices, wait_for_lines
 
 from intlm import config as configuration
@@ -24,6 +27,8 @@ from intlm.checksums import CHECKSUMS
 from intlm.cli import main
 from intlm.errors import ConfigError
 from intlm.evaluation import evaluate, split_documents
+from intlm.lock import alive, exclusive
+from intlm.optimizers.momentum import MomentumState
 from intlm.population import make_engine, native
 from intlm.population.sharding import Sharding, number
 from intlm.run import load, open_corpus, open_run, population_of, write_whole
@@ -31,13 +36,11 @@ from intlm.tracking import metrics
 from intlm.trainer import Trainer
 from intlm.training import (
     FREE_ON_RESUME,
-    alive,
     check_directory,
-    exclusive,
     prepare_corpus,
     train,
 )
-from intlm.update import cosine, make_health, saturated
+from intlm.update import cosine, initial_state, make_health, saturated
 
 REPOSITORY = Path(__file__).parents[1]
 MEASURED = ("valid_bits_per_byte", "agreement", "saturated_weights", "saturated_states")
@@ -305,9 +308,9 @@ def test_a_run_is_made_longer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("optimizer", "targets"), [("momentum", 4), ("adam", 1)])
 def test_what_an_optimizer_remembers_is_kept(optimizer: str, targets: int, tmp_path: Path) -> None:
     """Master weights and averages, in two parts as in one, the first of which ends inside the warm-up."""
-    keys = {
-        "eggroll__optimizer": optimizer, "eggroll__momentum": 3, "eggroll__weight_decay": 9,
-        "eggroll__warmup_updates": 4, "train__targets": targets, "train__checkpoint_seconds": 1000,
+    own = {"momentum": 3, "weight_decay": 9, "warmup_updates": 4}
+    keys = {f"eggroll__{optimizer}__{name}": value for name, value in own.items()} | {
+        "eggroll__optimizer": optimizer, "next_token__targets": targets, "train__checkpoint_seconds": 1000,
         "train__evaluate_every": 0,
     }  # fmt: skip
     for directory, updates in (("parts", 3), ("parts", 6), ("whole", 6)):
@@ -318,6 +321,54 @@ def test_what_an_optimizer_remembers_is_kept(optimizer: str, targets: int, tmp_p
     assert any("square" in name for name in found) == (optimizer == "adam")
     means = [values for name, values in found.items() if "mean" in name]
     assert means and all(values.any() for values in means)
+
+
+def make_older(run: Path) -> None:
+    """Turn a run by `sgd` into what version 0.1 left: flat keys; `momentum` with momentum = 0, which kept a mean."""
+    tables = tomllib.loads((run / "config.toml").read_text())
+    eggroll = tables["eggroll"]
+    del tables["objective"], eggroll["estimator"]
+    eggroll |= eggroll.pop("member") | eggroll.pop("sgd") | {"optimizer": "momentum", "momentum": 0, "alpha": 4}
+    tables["train"] |= tables.pop("next_token")
+    (run / "config.toml").write_text(tomli_w.dumps(tables))
+    checkpoints = Checkpoints(run / "checkpoints")
+    (update,) = checkpoints.updates()
+    config, tokenizer = open_run(run)
+    like = jax.eval_shape(lambda: initial_state(population_of(config, tokenizer.vocab_size), config.eggroll.optimizer))
+    parameters, (master,), members = checkpoints.restore(update, like)
+    meta = json.loads((run / "checkpoints" / str(update) / "meta" / "metadata").read_text())
+    shutil.rmtree(run / "checkpoints")
+    Checkpoints(run / "checkpoints").save(update, parameters, MomentumState(master, master), members, meta)
+
+
+def test_a_run_of_an_earlier_version_is_used_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As if it were of this one; one line says what its keys are called now."""
+    keys = {"eggroll__optimizer": "sgd", "next_token__targets": 2, "train__checkpoint_seconds": 1000}
+    run, older = tmp_path / "run", tmp_path / "older"
+    assert train(tiny.load_config(train__updates=3, **keys), run)
+    shutil.copytree(run, older)
+    make_older(older)
+    assert "momentum = 0" in (older / "config.toml").read_text()
+
+    exports = [tmp_path / "export of run", tmp_path / "export of older"]
+    for words in (["evaluate"], ["generate", "--tokens", "9"], ["export", "--to", "safetensors", "--out"]):
+        said = []
+        for directory, out in zip((run, older), exports, strict=True):
+            capsys.readouterr()
+            assert main([words[0], str(directory), *words[1:], *([str(out)] if words[0] == "export" else [])]) == 0
+            said.append(capsys.readouterr().out.replace(str(out), "").replace(str(directory), ""))
+        assert said[0] == said[1]
+    assert len({(out / "model.safetensors").read_bytes() for out in exports}) == 1
+
+    file = shutil.copy(older / "config.toml", tmp_path / "a.toml")
+    for directory, config in ((run, tiny.CONFIG), (older, file)):
+        flags = () if directory == older else ("--eggroll.optimizer", "sgd", "--next_token.targets", "2")
+        assert (
+            main(["train", str(config), "--resume", "--run-dir", str(directory), "--train.updates", "6", *flags]) == 0
+        )
+    assert capsys.readouterr().err.count("written for an earlier version") == 1
+    tiny.assert_same_state(run, older)
+    assert tiny.lines_of(run) == tiny.lines_of(older)
 
 
 def test_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,8 +473,6 @@ REFUSED = [
     ("data.split", "test", "train"),
     ("data.columns", "body", "text"),
     ("data.filter", "score > 1", ""),
-    ("data.vocab_size", 300, 4096),
-    ("data.sample_bytes", 300, 1 << 24),
     ("data.share", 2, 1),
 ]
 

@@ -24,11 +24,14 @@ import tomli_w
 
 from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
-from intlm.config import Config
-from intlm.data.tokenizers import ByteTokenizer, Tokenizer
+from intlm.config import Config, DataConfig
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine
-from intlm.run import LanguageModel, open_run, population_of
+from intlm.run import open_run, population_of
+from intlm.settings import build
 from intlm.tracking import metrics
 from intlm.training import train
 from intlm.update import initial_state
@@ -65,6 +68,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(HOME / "compiled"))
 os.environ["TRACKIO_DIR"] = str(HOME / "trackio")  # not with the user's own
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def data_of(**keys: Any) -> DataConfig:
+    """The [data] section with some keys, a tokenizer by its name, its settings as "bpe.vocab_size"."""
+    assert {f"data.{name}" for name in keys} <= configuration.keys().keys()
+    return build(DataConfig, keys)
 
 
 def words(count: int, seed: int = 1) -> bytes:

@@ -23,8 +23,9 @@ from intlm import config as configuration
 from intlm.config import flatten
 from intlm.data.streams import TokenStreams
 from intlm.evaluation import evaluate, split_documents
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, initialise
-from intlm.run import LanguageModel, population_of
+from intlm.run import population_of
 from intlm.training import prepare_corpus
 
 Parameters = dict[str, jax.Array]  # float32, 1.0 = 16 of the integer weights

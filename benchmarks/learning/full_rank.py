@@ -1,6 +1,6 @@
 """What low rank costs: the estimator `member` with perturbations of full rank, every element drawn for itself.
 
-    intlm sweep benchmarks/learning/full_rank.toml --plugin benchmarks/learning/full_rank.py --data.train TEXT
+    intlm sweep benchmarks/learning/full-rank.toml --plugin benchmarks/learning/full_rank.py --data.train TEXT
 
 The matrices of every member are made, W ± round(Z 2^-sigma_shift), so it takes a small model and patience.
 """
@@ -56,6 +56,7 @@ class FullRankWeights:
 
     def __init__(self, perturbed: Layered[Array]) -> None:
         self.outer, self.layers = perturbed
+        self.seen: dict[str, Array] = {}
 
     def layer(self, entry: dict[str, Array]) -> "FullRankWeights":
         """See `Weights`."""

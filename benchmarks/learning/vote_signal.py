@@ -19,7 +19,7 @@ import numpy as np
 from intlm import config as configuration
 from intlm.checkpoint import Checkpoints
 from intlm.model.parameters import specifications
-from intlm.population.engine import FIRST
+from intlm.population.sharding import FIRST
 from intlm.tracking.table import format_table
 from intlm.trainer import Trainer
 from intlm.training import prepare_corpus

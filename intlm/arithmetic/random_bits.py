@@ -23,6 +23,7 @@ class Domain(IntEnum):
     NOISE = 0
     INITIALISATION = 1
     SAMPLING = 2
+    TOKEN = 3
 
 
 def threefry4x32(key: Words, counter: Words, rounds: int = ROUNDS) -> tuple[Array, ...]:

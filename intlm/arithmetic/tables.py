@@ -4,12 +4,14 @@ The tables are computed with Python's integers and its decimal module, whose exp
 specification, never with the platform's libm; their bytes are pinned by a hash that is checked when they are made.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import hashlib
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
+from intlm.lazy import np
 
 LOGIT_FRACTION_BITS = 8  # logits and losses: 2^8 is one bit
 EXP2_ONE = 24  # exp2's results: 1.0 = 2^24

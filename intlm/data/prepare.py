@@ -38,6 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from intlm import config as configuration
+from intlm import plugins
 from intlm.config import DataConfig
 from intlm.data import files, sources
 from intlm.data.shards import (
@@ -53,17 +54,14 @@ from intlm.data.shards import (
 from intlm.data.sources import Mark, Reader, Source
 from intlm.data.tokenizers import (
     PART,
-    PIECES,
-    SEPARATOR,
-    AlphabetTokenizer,
-    ByteTokenizer,
-    CodedTokenizer,
     Tokenizer,
     identity,
     load_tokenizer,
     tokenizer_from_json,
 )
 from intlm.errors import ConfigError, DataError
+from intlm.model import SEPARATOR
+from intlm.settings import flatten
 
 BLOCK = 4 << 20  # bytes of text that are encoded at once
 SAVE_SECONDS = 30
@@ -153,7 +151,7 @@ def _make(
 ) -> Corpus:
     """Make the corpus of a request, from what an earlier process noted on. Changed: that is not to be trusted."""
     directory, made, saved = Path(data.prepared), scratch(Path(data.prepared)), time.monotonic()
-    once = progress or (not data.valid_bytes and (given or data.tokenizer_file or data.tokenizer == "bytes"))
+    once = progress or (not data.valid_bytes and (given or data.tokenizer_file or not data.tokenizer.needs_text))
     texts = _Texts(train, None if once else spool)
     if progress:
         tokenizer = tokenizer_from_json(progress["tokenizer"])
@@ -281,10 +279,9 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
         tokenizer: Any = identity(given)
     elif data.tokenizer_file:
         tokenizer = hashlib.sha256(files.read(Path(data.tokenizer_file))).hexdigest()
-    elif data.tokenizer in PIECES:
-        tokenizer = [data.tokenizer, data.vocab_size, data.sample_bytes]
     else:
-        tokenizer = data.tokenizer
+        settings = flatten(data.tokenizer).values()
+        tokenizer = [data.tokenizer.name, *settings] if settings else data.tokenizer.name
     texts = {
         name: source._asdict() | {"place": _fingerprint(source, Path(data.prepared))} if source else None
         for name, source in (("train", train), ("valid", valid))
@@ -454,24 +451,7 @@ def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
     """The tokenizer that is asked for."""
     if data.tokenizer_file:
         return load_tokenizer(Path(data.tokenizer_file))
-    if data.tokenizer == "bytes":
-        return ByteTokenizer()
-    if data.tokenizer == "alphabet":
-        counts = np.zeros(256, np.int64)
-        for text in texts.training("counting bytes"):
-            counts += np.bincount(np.frombuffer(text, np.uint8), minlength=256)
-        return AlphabetTokenizer.from_counts(counts)
-    from intlm.data.pieces import PieceTokenizer  # imports sentencepiece
-
-    def sample() -> Iterator[bytes]:
-        left = data.sample_bytes
-        for text in texts.training("sampling"):
-            yield text[:left]
-            left -= len(text)
-            if left <= 0:
-                return
-
-    return PieceTokenizer.train(data.tokenizer, sample(), data.vocab_size)
+    return data.tokenizer.train(texts.training)
 
 
 def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Part], Position]]:
@@ -527,13 +507,13 @@ def _encoded(
     first = list(islice(blocks, 1))
     is_short = sum(len(part.text) for parts, _ in first for part in parts) < BLOCK
     blocks = chain(first, blocks)
-    if processes == 1 or isinstance(tokenizer, CodedTokenizer) or is_short:
+    if processes == 1 or tokenizer.is_quick or is_short:
         yield from ((_encode(tokenizer, parts), position) for parts, position in blocks)
         return
     # Not forked: JAX has threads. A worker imports what tokenizers need, and no JAX.
     context = multiprocessing.get_context("spawn")
     with _safe_path():  # which starts a process too, that watches over the others
-        pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.to_json(),))
+        pool = ProcessPoolExecutor(processes, context, _start_worker, (plugins.loaded(), tokenizer.to_json()))
 
     def submit(parts: list[Part]) -> "Future[list[Run]]":  # which starts a worker where all are busy
         with _safe_path():
@@ -572,9 +552,11 @@ def _safe_path() -> Iterator[None]:
 _worker: Tokenizer
 
 
-def _start_worker(tokenizer: dict[str, Any]) -> None:
+def _start_worker(asked: list[Path], tokenizer: dict[str, Any]) -> None:
     """Be a worker: leave Ctrl-C to the parent, and end with it, even if it is killed."""
     global _worker
+    for file in asked:
+        plugins.load(file)
     _worker = tokenizer_from_json(tokenizer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from intlm import pictures
 from intlm.data.shards import CHUNK, Corpus, Split
-from intlm.data.tokenizers import SEPARATOR, Tokenizer
-from intlm.tracking import picture
+from intlm.data.tokenizers import Tokenizer
+from intlm.model import SEPARATOR
 from intlm.tracking.progress import VISIBLE
 from intlm.tracking.table import format_table
 
@@ -63,7 +64,7 @@ def report(corpus: Corpus, path: Path) -> str:
             format_table(["token", "text", "times", "share"], rows, "rlrr"),
         ]
         sections += [f"{name}, from token {at:,} on:\n{text}" for at, text in samples(split, corpus.tokenizer)]
-    picture.lengths(lengths, path, f"{corpus.directory.name}: how long the documents are")
+    pictures.lengths(lengths, path, f"{corpus.directory.name}: how long the documents are")
     return "\n\n".join(sections)
 
 

@@ -27,8 +27,9 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from intlm.data.tokenizers import SEPARATOR, Tokenizer, identity, tokenizer_from_json
+from intlm.data.tokenizers import Tokenizer, identity, tokenizer_from_json
 from intlm.errors import DataError
+from intlm.model import SEPARATOR
 from intlm.schema import Count, Positive, Sha256, check_range, convert, read_object
 
 FORMAT = "intlm token shards"

@@ -264,6 +264,7 @@ class PerturbedWeights:
     def __init__(self, parameters: Layered[Array], noise: Layered[Noise], perturbation: Perturbation) -> None:
         self.parameters, self.noise = parameters.outer, noise.outer
         self.layers = (parameters.layers, noise.layers)
+        self.seen: dict[str, Array] = {}
         self.perturbation = perturbation
         self.rank_multiplier = rank_multiplier(perturbation.rank)
         self.sigma_shift = perturbation.sigma_shift

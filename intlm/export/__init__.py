@@ -1,4 +1,4 @@
-"""A trained model in other forms: integer C, an integer ONNX graph, safetensors (`intlm export`).
+"""Formats that a trained model is exported to (`intlm export`). One file each.
 
 Every export holds what is needed to use it far from its run, whatever else is in it:
 
@@ -17,31 +17,49 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
-import numpy as np
 
 from intlm import checksums
 from intlm import config as configuration
 from intlm.errors import RunError
-from intlm.export import c, onnx
-from intlm.run import WEIGHTS, LanguageModel, load, open_run, text_of
+from intlm.lazy import np
 from intlm.schema import read_json
+from intlm.settings import Family, Part
 from intlm.version import INFERENCE_VERSION
 
+if TYPE_CHECKING:
+    from intlm.language_model import LanguageModel
+
 MODEL_TYPE = "intlm"
-FORMS = ("c", "onnx", "safetensors")
-BUILT = ("model",)  # by the C form's Makefile
 
 
-def export(run: Path, to: str, out: Path) -> Path:
-    """Write the model of a run (or of another export) as one of FORMS to a directory, whole or not at all.
+class Format(Part):
+    """What an export holds beside what every export does; its settings are flags of `intlm export`."""
+
+    built: ClassVar[tuple[str, ...]] = ()  # files that are made from an export later, and replaced with it
+
+    def write(self, model: "LanguageModel", out: Path) -> None:
+        """Write a model's files to a directory, which has those of every export already.
+
+        Raises MissingPackage, or RunError where the format does not serve the model.
+        """
+        raise NotImplementedError
+
+
+FORMATS: Family[Format] = Family("export format", "intlm.export")
+
+
+def export(run: Path, to: Format, out: Path) -> Path:
+    """Write the model of a run (or of another export) in a format to a directory, whole or not at all.
 
     Replaces an export that is there as it was written. Raises RunError where anything else is, or the directory is in
     use.
     """
-    if to not in FORMS:
-        raise RunError(f"{to}: no form of an export: expected one of {', '.join(FORMS)}")
+
+    from intlm.run import load
+
     there = out.resolve()  # or a link, or the .. of a path, would be replaced
     if Path.cwd().is_relative_to(there):
         raise RunError(f"{out}: is the working directory, or holds it: choose another --out")
@@ -53,10 +71,7 @@ def export(run: Path, to: str, out: Path) -> Path:
         made, old = Path(work, "new"), Path(work, "old")
         made.mkdir()
         _write_common(run, model, made, there)
-        if to == "c":
-            c.write(model, made)
-        elif to == "onnx":
-            onnx.write(model, made)
+        to.write(model, made)
         checksums.write(made)
         if there.exists():
             os.replace(there, old)
@@ -76,7 +91,8 @@ def _users(directory: Path) -> str | None:
     inside = sorted(directory.iterdir())
     if folder := next((path.name for path in inside if path.is_dir()), None):
         return f"holds {folder}, a directory, which is no part of an export"
-    if changed := checksums.difference(directory, BUILT) if inside else None:
+    built = tuple(name for format in FORMATS.parts().values() for name in format.built)
+    if changed := checksums.difference(directory, built) if inside else None:
         path, what = changed
         if path.name == checksums.CHECKSUMS:
             return f"holds something that is not an export: no {checksums.CHECKSUMS} says what was written"
@@ -94,9 +110,11 @@ class _Kind(msgspec.Struct):
     model_type: str
 
 
-def _write_common(run: Path, model: LanguageModel, out: Path, there: Path) -> None:
+def _write_common(run: Path, model: "LanguageModel", out: Path, there: Path) -> None:
     """Write what every export has to `out`, which becomes `there`."""
     from safetensors.numpy import save
+
+    from intlm.run import WEIGHTS, open_run, text_of
 
     config, tokenizer = open_run(run)
     weights = {name: np.ascontiguousarray(value) for name, value in model.parameters.items()}

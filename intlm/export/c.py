@@ -1,18 +1,25 @@
 """A model as self-contained C99: `kernels/portable`, the kernels' own fixed-point header, and the weights as arrays."""
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import shutil
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from intlm.arithmetic.fixed_point import STATE_SHIFT, Rescale, activation_rescale, logit_rescale, mean_scale
 from intlm.arithmetic.tables import tables
 from intlm.cells.nonlinearity import from_state
-from intlm.data.tokenizers import CodedTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.coded import CodedTokenizer
 from intlm.errors import RunError
+from intlm.export import FORMATS, Format
+from intlm.lazy import np
 from intlm.model.parameters import Architecture, local_parameters, specifications
-from intlm.run import LanguageModel
+
+if TYPE_CHECKING:
+    from intlm.language_model import LanguageModel
 
 SOURCES = ("intlm.h", "intlm.c", "main.c", "fixed_point.h", "Makefile", "README.md")
 ROWS = 8  # that intlm.c computes at a time: the head is padded to a multiple of it
@@ -108,8 +115,8 @@ def _weights(model: LanguageModel) -> str:
 def _tokenizer(tokenizer: Tokenizer) -> str:
     if not isinstance(tokenizer, CodedTokenizer):
         raise RunError(
-            f"tokenizer {tokenizer.name!r}: the C program knows bytes by their codes: expected a model of bytes or of "
-            "alphabet; --to onnx and safetensors take any"
+            f"tokenizer {tokenizer.name!r}: the C program encodes text by a table of each byte's tokens, which this "
+            "tokenizer does not have: expected a model with another, or another --to"
         )
     longest = max(map(len, tokenizer.codes))
     rows = [", ".join(map(str, (*code, 0)[:longest])) for code in tokenizer.codes]
@@ -141,3 +148,15 @@ def _array(name: str, values: np.ndarray) -> str:
 def _values(array: object) -> str:
     flat = np.asarray(array).reshape(-1).tolist()
     return "".join("\n  " + ", ".join(map(str, flat[i : i + 24])) + "," for i in range(0, len(flat), 24)) + "\n"
+
+
+@FORMATS.register("c")
+@dataclass(frozen=True, kw_only=True)
+class C(Format):
+    """Self-contained C99 in integers, with a program that writes and scores text."""
+
+    built: ClassVar[tuple[str, ...]] = ("model",)  # by the Makefile
+
+    def write(self, model: LanguageModel, out: Path) -> None:
+        """See `Format.write`."""
+        write(model, out)

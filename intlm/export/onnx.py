@@ -3,17 +3,24 @@
 The graph is the forward pass of `intlm.model`, recorded (`intlm.export.recorded`).
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intlm.arithmetic.fixed_point import MAX8
 from intlm.errors import MissingPackage
+from intlm.export import FORMATS, Format
 from intlm.export.recorded import Input, record
 from intlm.lazy import Array
 from intlm.model.forward import PlainWeights, step
 from intlm.model.loss import log_sum_exp2
 from intlm.model.parameters import stack_layers
-from intlm.run import LanguageModel
 from intlm.version import INFERENCE_VERSION
+
+if TYPE_CHECKING:
+    from intlm.language_model import LanguageModel
 
 OPSET = 21
 
@@ -45,3 +52,13 @@ def write(model: LanguageModel, out: Path) -> None:
     onnx.helper.set_model_props(made, {"inference_version": str(INFERENCE_VERSION)})
     onnx.checker.check_model(made, full_check=True)
     onnx.save(made, out / "model.onnx")
+
+
+@FORMATS.register("onnx")
+@dataclass(frozen=True, kw_only=True)
+class Onnx(Format):
+    """An ONNX graph of one step, in integers."""
+
+    def write(self, model: LanguageModel, out: Path) -> None:
+        """See `Format.write`."""
+        write(model, out)

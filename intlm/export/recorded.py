@@ -10,18 +10,18 @@
   does not align.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple, TypeAlias, Union
 
 from intlm.errors import IntlmError
-from intlm.lazy import Array, jax
+from intlm.lazy import Array, jax, np
+from intlm.settings import INT32_MAX
 
 _RAISED = 1 << 30
-_INT32 = np.iinfo(np.int32)
 _CALLS = ("jit", "pjit", "closed_call")
 _SAME = {"add": "Add", "sub": "Sub", "mul": "Mul", "max": "Max", "min": "Min"}
 _COMPARISONS = {"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"}
@@ -40,10 +40,10 @@ class Value:
     shape: tuple[int, ...]  # the shape in JAX
     low: int
     high: int
-    greatest_of: "Value | None" = None  # what it is the largest element of
+    greatest_of: Value | None = None  # what it is the largest element of
 
 
-Known = Value | np.ndarray
+Known: TypeAlias = Union[Value, "np.ndarray"]
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _aligned(actual: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _in_int32(low: int, high: int) -> bool:
-    return low >= _INT32.min and high <= _INT32.max
+    return low >= -INT32_MAX - 1 and high <= INT32_MAX
 
 
 def _bounds(x: Known) -> tuple[int, int]:
@@ -313,7 +313,7 @@ class _Recorder:
         if isinstance(by, Value) or low < -_RAISED or high >= _RAISED or most > 30:
             raise NotRecorded(f"ONNX: a shift of {low} to {high} by {least} to {most}: expected less than 2^30 in size")
         raised = self.graph.add(self.graph.tensor(x), np.array(_RAISED))
-        value = Value({"int32": raised}, self._actual(x), out.shape, 0, _INT32.max)
+        value = Value({"int32": raised}, self._actual(x), out.shape, 0, INT32_MAX)
         shifted = self._unsigned_shift(value, by, "RIGHT")
         name = self.graph.add(shifted, np.array(-(_RAISED >> most)))
         return self.result(name, out.shape, low >> most, high >> most, x, by)

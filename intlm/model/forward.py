@@ -28,6 +28,7 @@ class Weights(Protocol):
     """The parameters as a forward pass sees them: plain, or perturbed for each member."""
 
     layers: Any  # a pytree with a first axis [layers], for `layer`
+    seen: dict[str, Array]  # what `multiply` keeps of its inputs, by name; empty where nothing asks for them
 
     def layer(self, entry: Any) -> "Weights":
         """One layer's weights, by their local names. entry: `layers` at one index."""
@@ -47,6 +48,7 @@ class PlainWeights:
 
     def __init__(self, parameters: Layered[Array]) -> None:
         self.parameters, self.layers = parameters
+        self.seen: dict[str, Array] = {}
 
     def layer(self, entry: dict[str, Array]) -> "PlainWeights":
         return PlainWeights(Layered(entry, {}))
@@ -99,16 +101,26 @@ def step(weights: Weights, tokens: Array, states: Array, architecture: Architect
     tokens: int32 S. states: int8 [layers] + S + [state size]; set to zero before a separator is read.
     Returns logits, int32 S + [vocabulary] holding int16 values (256 = one bit), and the next states.
     """
+    logits, states, _ = observed_step(weights, tokens, states, architecture)
+    return logits, states
+
+
+def observed_step(
+    weights: Weights, tokens: Array, states: Array, architecture: Architecture
+) -> tuple[Array, Array, dict[str, Array]]:
+    """`step`, and what the products of each layer were seen to read (`Weights.seen`): by name, [layers] + its shape."""
 
     # A scan over the layers, not a loop: XLA's CPU compiler would compute the residual stream anew, from the
     # first layer on, in every fusion that reads it.
-    def read(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
+    def read(x: Array, layer: tuple[Any, Array]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         entry, state = layer
-        return read_layer(weights.layer(entry), x, state, architecture)
+        own = weights.layer(entry)
+        x, state = read_layer(own, x, state, architecture)
+        return x, (state, own.seen)
 
     states = jnp.where((tokens == SEPARATOR)[..., None], jnp.int8(0), states)
-    x, states = jax.lax.scan(read, weights.embed(tokens), (weights.layers, states))
-    return logit_rescale(architecture.hidden_size)(weights.multiply("head", norm(x))), states
+    x, (states, seen) = jax.lax.scan(read, weights.embed(tokens), (weights.layers, states))
+    return logit_rescale(architecture.hidden_size)(weights.multiply("head", norm(x))), states, seen
 
 
 def zero_states(shape: tuple[int, ...], architecture: Architecture) -> Array:

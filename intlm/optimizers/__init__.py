@@ -1,11 +1,9 @@
 """Optimizers: what votes do to weights. One file each; `steps` holds what several of them share."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from intlm.lazy import Array
+from intlm.lazy import Array, np
 from intlm.schema import check_range
 from intlm.settings import Family, Part
 
@@ -16,6 +14,8 @@ class Optimizer(Part):
     `setting` is the schedule: one integer for each update, which is an argument of `update`, so that one compiled
     program serves the whole run.
     """
+
+    former: ClassVar[tuple[str, ...]] = ()  # fields that the state had in earlier versions; in a checkpoint, dropped
 
     def init(self, parameters: dict[str, Array]) -> Any:
         """The state before the first update: a pytree in which dictionaries hold something for each parameter."""

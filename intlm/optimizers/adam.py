@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from intlm.arithmetic.fixed_point import rounding_shift
 from intlm.lazy import Array, jax, jnp
 from intlm.model.parameters import Kind, Parameters
@@ -30,7 +28,7 @@ from intlm.settings import key
 
 SQUARE_SHIFT = 6  # the mean square's length is 2^6 updates; even, so that its root is a shift
 # 2^15 * sqrt(256 / m) for m from 256 to 1023, rounded.
-_RECIPROCAL_ROOT = np.array([(math.isqrt((1 << 40) // m) + 1) >> 1 for m in range(256, 1024)], np.int32)
+_RECIPROCAL_ROOT = [(math.isqrt((1 << 40) // m) + 1) >> 1 for m in range(256, 1024)]
 _LEAST_SQUARE = 1 << (FRACTION + SQUARE_SHIFT - 2)  # a quarter of what chance gives
 
 
@@ -82,4 +80,4 @@ def reciprocal_root(x: Array) -> tuple[Array, Array]:
     """(r, s) with r * 2^-s = 1 / sqrt(x), r from 2^14 to 2^15. x: int32, 2^9 at least."""
     power = (31 - jax.lax.clz(x)) & ~1
     mantissa = jnp.right_shift(x, power - 8)  # [256, 1024)
-    return jnp.asarray(_RECIPROCAL_ROOT)[mantissa - 256], 15 + power // 2
+    return jnp.asarray(_RECIPROCAL_ROOT, jnp.int32)[mantissa - 256], 15 + power // 2

@@ -21,6 +21,8 @@ class SgdState(NamedTuple):
 class Sgd(Stepped):
     """Plain steps of master weights: each update's votes alone decide it."""
 
+    former = ("mean",)  # once `momentum` with momentum = 0
+
     def init(self, parameters: Parameters) -> SgdState:
         """The state before the first update."""
         return SgdState(masters(parameters))

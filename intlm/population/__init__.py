@@ -2,12 +2,23 @@
 
 import sys
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from intlm.lazy import jax
-from intlm.population.engine import Engine, Population
+
+if TYPE_CHECKING:
+    from intlm.population.engine import Engine, Population
 
 
-def make_engine(name: str, population: Population) -> Engine:
+def __getattr__(name: str) -> Any:
+    if name in ("Engine", "Population"):  # estimators are read by every command, and this imports NumPy
+        from intlm.population import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'intlm.population' has no attribute {name!r}")
+
+
+def make_engine(name: str, population: "Population") -> "Engine":
     """The engine called `name` in a configuration; "auto" is the fastest that serves this population here.
 
     Raises ConfigError where another is asked for that does not serve it.

@@ -8,8 +8,6 @@ first. All calls are pure and can be traced by jax.jit.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from intlm.estimators import ESTIMATORS
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from intlm.estimators.member import Perturbation
 
 Prepared = Any  # arrays that only the engine that made them understands
-FIRST: Any = np.uint32(0)  # the first unit of a population that is not divided
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Engine(Protocol):
         """Why this engine cannot evaluate a population here; empty if it can. `xla` serves every one."""
 
     def evaluate(
-        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = FIRST
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = ...
     ) -> tuple[Array, Array]:
         """Read a text with every member of some pairs.
 
@@ -81,7 +78,7 @@ class Engine(Protocol):
         Returns losses, int32 [pairs, 2], summed over the T tokens (256 = one bit), and the next states.
         """
 
-    def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
+    def accumulate(self, fitness: Array, update: Array, first: Array = ...) -> Parameters:
         """What some pairs vote. fitness: int8 [pairs]; first: see `evaluate`. Returns each parameter's votes, int32."""
 
     def prepare(self, parameters: Parameters) -> Prepared:

@@ -35,13 +35,14 @@ from intlm.model.parameters import (
 )
 from intlm.objectives.next_token import NextToken
 from intlm.population.chunks import even_chunk, map_in_chunks, numbered
-from intlm.population.engine import FIRST, Population
+from intlm.population.engine import Population
 from intlm.population.kernels import Setting, padded, power_of_two
 from intlm.population.kernels import feed_forward as fused
 from intlm.population.kernels import recurrence as cells
 from intlm.population.kernels.head import losses
 from intlm.population.kernels.product import product
 from intlm.population.kernels.votes import votes
+from intlm.population.sharding import FIRST
 from intlm.population.xla import XlaEngine, spare_bytes
 
 TOKENS = 32  # read at once: longer blocks share noise among more tokens, shorter leave memory for more members

@@ -17,7 +17,8 @@ from intlm.estimators.member import Member
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.objectives.next_token import NextToken
-from intlm.population.engine import FIRST, Population, Prepared
+from intlm.population.engine import Population, Prepared
+from intlm.population.sharding import FIRST
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
 _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")

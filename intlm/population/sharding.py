@@ -21,10 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from intlm.lazy import Array
 from intlm.model.parameters import Parameters, specifications
-from intlm.population.engine import FIRST, Population
+from intlm.population.engine import Population
 
 AXIS = "devices"
 DIVIDED, SAME = PartitionSpec(AXIS), PartitionSpec()  # over the devices, by the first axis; the same on each
+FIRST: Any = np.uint32(0)  # the first unit of a population that is not divided
 _LIMB = 11
 
 Tree = TypeVar("Tree")

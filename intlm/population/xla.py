@@ -9,7 +9,8 @@ from intlm.model.forward import PlainWeights, step
 from intlm.model.parameters import Architecture, Parameters, specifications, stack_layers
 from intlm.model.sampling import sample
 from intlm.population.chunks import even_chunk
-from intlm.population.engine import FIRST, Population, Prepared
+from intlm.population.engine import Population, Prepared
+from intlm.population.sharding import FIRST
 
 # Members times the widest activation in one chunk: what keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.evaluation import BATCH_LOGITS, FRACTION_BITS, batches, fixed_point_losses, segments_of
+from intlm.language_model import BLOCK, LanguageModel
 from intlm.model.forward import PlainWeights, matrix_product, step
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, specifications, stack_layers
-from intlm.run import BLOCK, LanguageModel
 
 OVERFLOWS = ("saturate", "wrap")
 NARROWEST = 8  # bits: of the widths that are tried

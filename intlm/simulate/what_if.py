@@ -4,15 +4,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from intlm import pictures
 from intlm.errors import ConfigError
 from intlm.evaluation import documents_of
 from intlm.run import load
-from intlm.simulate import first_tokens
 from intlm.simulate import hardware as descriptions
 from intlm.simulate.accumulator import Curve, measure, proved_bits
+from intlm.simulate.comparison import first_tokens
 from intlm.simulate.cost import Cost, check_installed, cost
 from intlm.simulate.hardware import Hardware
-from intlm.tracking import picture
 from intlm.tracking.table import format_table
 
 
@@ -27,6 +27,7 @@ class Report:
     curves: dict[str, Curve]
     proved: int  # bits of an accumulator that no text can bring to overflow
     cost: Cost  # of a token
+    drawing: Path | None  # where its curves are drawn
 
     @property
     def bits_per_byte(self) -> float:
@@ -94,21 +95,17 @@ class Report:
         rows.append(("energy per token", f"{sum(c.picojoules.values()) / 1000:,.2f} nJ"))
         for part, name in (("array", "multipliers"), ("on_chip", "on-chip memory"), ("off_chip", "off-chip memory")):
             rows.append((f"  {name}", f"{c.picojoules[part] / 1000:,.2f} nJ"))
-        return format_table([self.hardware.name, ""], rows)
+        picture = f"\npicture: {self.drawing}" if self.drawing else ""
+        return format_table([self.hardware.name, ""], rows) + picture
 
 
-def what_if(
-    run: Path, description: Path | None, text: Path | None, tokens: int, streams: int | None, drawing: Path | None
-) -> Report:
+def what_if(run: Path, description: Path, text: Path | None, tokens: int, streams: int, drawing: Path | None) -> Report:
     """The model of a run (or of an export) on described hardware, over the first `tokens` tokens of a text.
 
-    text: a file; None: the run's held-out split. streams: texts that the hardware reads side by side, 1 for None.
+    text: a file; None: the run's held-out split. streams: texts that the hardware reads side by side.
     drawing: where to draw bits per byte against accumulator width, as a PNG. Raises MissingPackage where ZigZag is not
     installed.
     """
-    if description is None:
-        raise ConfigError("--on model: expected --hardware FILE, such as configs/hardware/gemmini.toml")
-    streams = 1 if streams is None else streams
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
         raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
     hardware = descriptions.load(description)
@@ -121,10 +118,10 @@ def what_if(
         raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
     found = cost(hardware, model.architecture, streams)
     proved = proved_bits(model.parameters, model.architecture)
-    report = Report(hardware, streams, size, *measure(model, texts, proved), proved, found)
+    report = Report(hardware, streams, size, *measure(model, texts, proved), proved, found, drawing)
     if drawing:
         own = hardware.accumulator
-        picture.accumulator_widths(
+        pictures.accumulator_widths(
             {kind: curve.bits_per_byte for kind, curve in report.curves.items()},
             report.exact,
             (own.overflow, own.bits),

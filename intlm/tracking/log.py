@@ -6,13 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from intlm.config import Config
+from intlm.config import Config, tables
+from intlm.settings import names_in
 from intlm.tracking import metrics
-from intlm.tracking.services import Service
 from intlm.tracking.tensorboard import TensorBoard
+from intlm.tracking.trackers import Service
 
 
-class Tracker(Protocol):
+class Told(Protocol):
     """What shows a run's lines."""
 
     def write(self, line: Mapping[str, Any]) -> None: ...
@@ -28,11 +29,11 @@ class Log:
         path = directory / "metrics.jsonl"
         with ExitStack() as stack:
             self._metrics = stack.enter_context(metrics.MetricsWriter(path))
-            self._trackers: list[Tracker] = [self._metrics]
+            self._trackers: list[Told] = [self._metrics]
             lines = metrics.read(path)
             self._trackers.append(stack.enter_context(closing(TensorBoard(directory, lines))))
-            for name in config.train.services:
-                self._trackers.append(stack.enter_context(closing(Service(name, directory, config, lines))))
+            for name in names_in(config.train.trackers):
+                self._trackers.append(stack.enter_context(closing(Service(name, directory, tables(config), lines))))
             self._stack = stack.pop_all()
 
     def write(self, line: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import msgspec
 
 from intlm.errors import DataError, writing
+from intlm.pictures import Curve, Point
 from intlm.schema import Amount, Count, parse_json
-from intlm.tracking.picture import Curve, Point
 from intlm.tracking.table import duration, format_table, human
 
 Line = Mapping[str, Any]

@@ -80,7 +80,7 @@ def test_broadcasts() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 + 5, 2**64 - 1])
 def test_keys(seed: int) -> None:
-    assert [d.value for d in Domain] == [oracle.NOISE, oracle.INITIALISATION, oracle.SAMPLING]
+    assert [d.value for d in Domain] == [oracle.NOISE, oracle.INITIALISATION, oracle.SAMPLING, oracle.TOKEN]
     for domain in Domain:
         assert seed_key(seed, domain) == oracle.key_of(seed, domain.value)
 

@@ -14,15 +14,16 @@ from intlm.arithmetic.fixed_point import rounding_shift, saturate8
 from intlm.cells import CELLS, Cell
 from intlm.cells.rnn import Rnn
 from intlm.cli import main
-from intlm.data.tokenizers import ByteTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import RunError
 from intlm.export import c
+from intlm.language_model import LanguageModel
 from intlm.model.forward import PlainWeights, Weights, read_layer
 from intlm.model.parameters import Architecture, Kind, Local, local_parameters, specifications, stack_layers
 from intlm.population import Population, gpu, make_engine, native
-from intlm.run import LanguageModel, load
-from intlm.simulate import compare
-from intlm.simulate.machines import OnnxRuntime
+from intlm.run import load
+from intlm.simulate.comparison import compare
+from intlm.simulate.targets.onnxruntime import OnnxRuntimeMachine
 
 RNN = Architecture(5, 8, 1, 8, "clip", Rnn())
 
@@ -137,7 +138,7 @@ def test_a_wider_state(slow: LanguageModel, tmp_path: Path) -> None:
     """Inference and the ONNX graph of a cell that keeps more than it shows; the members of `member` too."""
     tokens = np.random.default_rng(1).integers(0, 256, 20).astype(np.int32)
     assert slow.start(3).shape == (3, 2, 32)
-    assert compare(slow, OnnxRuntime(slow, tmp_path), tokens).difference is None
+    assert compare(slow, OnnxRuntimeMachine(slow, tmp_path), tokens).difference is None
     population = Population(SLOW, members=4)
     states = jnp.zeros((2, 2, 2, 32), jnp.int8)
     text = jnp.asarray(tokens[None], jnp.uint16)

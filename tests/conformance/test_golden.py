@@ -25,7 +25,7 @@ from intlm.arithmetic.fixed_point import (
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
 from intlm.data.shards import Corpus, CorpusWriter, Split
 from intlm.data.streams import MixedStreams
-from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
 from intlm.fitness import FITNESS
 from intlm.model.forward import PlainWeights, norm, read_layer, zero_states

@@ -12,6 +12,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
+from intlm.estimators import token
+from intlm.model.forward import zero_states
 from intlm.model.parameters import initialise
 from intlm.model.sampling import sample
 from intlm.optimizers import Optimizer
@@ -95,6 +97,31 @@ def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
         return made.infer(made.prepare(parameters), tokens, states)
 
     assert not_integers(infer, parameters, jnp.zeros((2, 3), jnp.uint16), jnp.zeros((2, 2, 8), jnp.int8)) == set()
+
+
+@pytest.mark.parametrize("nonlinearity", ["clip", "table"])
+def test_token(nonlinearity: str, bridge: Any) -> None:
+    shape = oracle.Shape(5, 8, 16, 2, nonlinearity)
+    architecture, texts, length = bridge.architecture(shape), 3, 4
+    settings = token.Token(0, texts, 2)
+
+    def votes(
+        parameters: Any, states: jax.Array, means: jax.Array, tokens: jax.Array, targets: jax.Array, update: jax.Array
+    ) -> Any:
+        found = token.evaluate(
+            architecture, settings, parameters, states, means, tokens, targets, update, jnp.uint32(0), 2
+        )
+        z = {
+            name: token.standardised(vote, token.broadcast(name, token.deviation(found.told.chance[name], 3)))
+            for name, vote in found.told.votes.items()
+        }
+        return found.losses, found.states, z, token.means(found.told.sizes, settings, length)
+
+    given = (
+        initialise(architecture, 0), zero_states((texts,), architecture), jnp.ones(2, jnp.int32),
+        jnp.zeros((texts, length), jnp.uint16), jnp.zeros((texts, length, 2), jnp.uint16), jnp.uint32(0),
+    )  # fmt: skip
+    assert not not_integers(votes, *given)
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 300])

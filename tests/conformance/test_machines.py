@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intlm.cells import CELLS
-from intlm.data.tokenizers import ByteTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
 from intlm.population import Population, make_engine
-from intlm.run import LanguageModel
-from intlm.simulate import compare
-from intlm.simulate.machines import MACHINES, Machine
+from intlm.simulate.comparison import compare
+from intlm.simulate.machine import Machine
+from intlm.simulate.targets import TARGETS, MachineTarget
 
 CASES = {
     "clip": Architecture(256, 16, 2, 24, "clip"),
@@ -32,6 +33,9 @@ OF_CELLS = {  # the other cells, in C99 and as an ONNX graph
     for kind in ("clip", "table")
 }
 TOKENS = 24
+
+
+MACHINES = {name: part for name, part in TARGETS.parts().items() if issubclass(part, MachineTarget)}
 
 
 def model_of(architecture: Architecture, widest: int, seed: int = 0) -> LanguageModel:
@@ -63,7 +67,7 @@ def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("case", "target"), [*product(CASES, MACHINES), *product(OF_CELLS, ("host", "onnxruntime"))])
 def test_same_bits(case: str, widest: int, target: str, tmp_path: Path) -> None:
     model = shared(case, widest)
-    machine: Machine = MACHINES[target](model, tmp_path)
+    machine: Machine = MACHINES[target].machine(model, tmp_path)
     for seed in range(2):
         difference = compare(model, machine, tokens_of(model, seed)).difference
         assert difference is None, str(difference)
@@ -88,7 +92,7 @@ def test_same_bits_for_any_weights(target: str, tmp_path_factory: pytest.TempPat
     )
     def check(architecture: Architecture, widest: int, seed: int) -> None:
         model = model_of(architecture, widest, seed)
-        machine: Machine = MACHINES[target](model, tmp_path_factory.mktemp("built"))
+        machine: Machine = MACHINES[target].machine(model, tmp_path_factory.mktemp("built"))
         difference = compare(model, machine, tokens_of(model, seed)).difference
         assert difference is None, str(difference)
 
@@ -103,7 +107,7 @@ def test_one_wrong_weight_is_found(target: str, tmp_path: Path) -> None:
     other = model.parameters[name].at[5, 3].add(64)
     wrong = model_of(CASES["clip"], 0)
     wrong.parameters = {**model.parameters, name: other}
-    machine: Machine = MACHINES[target](wrong, tmp_path)
+    machine: Machine = MACHINES[target].machine(wrong, tmp_path)
     difference = compare(model, machine, tokens_of(model, 0)).difference
     assert difference is not None
     assert (difference.what, difference.layer, difference.index) == ("state", 1, 5)

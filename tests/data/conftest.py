@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from intlm.data.shards import Corpus, CorpusWriter
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 
 
 @pytest.fixture

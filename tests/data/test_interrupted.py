@@ -27,7 +27,8 @@ from pathlib import Path
 
 import jax
 from intlm.cli import main
-from intlm.data import pieces, prepare, shards
+from intlm.data import prepare, shards
+import sentencepiece  # before the forks
 
 prepare.SAVE_SECONDS, prepare.BLOCK = 0, 2000
 prepare.CorpusWriter = partial(shards.CorpusWriter, shard_tokens=3000)
@@ -151,7 +152,7 @@ def test_a_kill_before_any_change(tmp_path: Path) -> None:
 def test_a_kill_at_any_time(tmp_path: Path) -> None:
     """Also while a tokenizer is trained."""
     (tmp_path / "text").write_bytes(TEXT)
-    assert killed(tmp_path, IN_TIME, tokenizer="bpe", vocab_size=265) > 1
+    assert killed(tmp_path, IN_TIME, tokenizer="bpe", **{"bpe.vocab_size": 265}) > 1
 
 
 def test_a_tokenizer_whose_training_was_killed(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_a_tokenizer_whose_training_was_killed(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(TEXT)
     config = tmp_path / "config.toml"
     out = tmp_path / "tokenizer.json"
-    tiny.write_config(config, {"data.train": "text", "data.tokenizer": "bpe", "data.vocab_size": 265})
+    tiny.write_config(config, {"data.train": "text", "data.tokenizer": "bpe", "data.bpe.vocab_size": 265})
     arguments = ["tokenizer", "train", str(config), "--out", str(out)]
     assert main(arguments) == 0
     expected = out.read_bytes()

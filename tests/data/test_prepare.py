@@ -16,22 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from intlm.config import DataConfig
 from intlm.data import files, sources
 from intlm.data import prepare as module
 from intlm.data.prepare import prepare, train_tokenizer
 from intlm.data.shards import PROGRESS, Corpus, scratch
 from intlm.data.sources import Mark, Reader, Source
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, load_tokenizer
+from intlm.data.tokenizers import load_tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
 
 
 def run(tmp_path: Path, source: str = "text", **changes: Any) -> Corpus:
-    return prepare(DataConfig(train=str(tmp_path / source), prepared=str(tmp_path / "corpus"), **changes))
+    return prepare(tiny.data_of(train=str(tmp_path / source), prepared=str(tmp_path / "corpus"), **changes))
 
 
 def documents(corpus: Corpus, name: str) -> list[bytes]:
@@ -295,7 +297,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         ({"filter": "title == " + "[" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"filter": "score > " + "9" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"valid_split": "none"}, "set: no split 'none'"),
-        ({"tokenizer": "bpe", "vocab_size": 9999}, "data.vocab_size = 9999: no such vocabulary"),
+        ({"tokenizer": "bpe", "bpe.vocab_size": 9999}, "data.bpe.vocab_size = 9999: no such vocabulary"),
         ({"tokenizer_file": "/nowhere"}, "/nowhere: cannot be read"),
     ],
 )
@@ -321,7 +323,8 @@ def test_neither_processes_nor_blocks_change_a_bit(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text").write_text("|".join(text_of(number) for number in range(200)))
-    options = {"document_separator": "|", "tokenizer": tokenizer, "vocab_size": 280, "valid_bytes": 5000}
+    options = {"document_separator": "|", "tokenizer": tokenizer, "valid_bytes": 5000}
+    options |= {f"{tokenizer}.vocab_size": 280} if tokenizer in ("unigram", "bpe") else {}
     expected = run(tmp_path, processes=1, **options)
     assert b"".join(sorted(documents(expected, "train") + documents(expected, "valid"))) == b"".join(
         sorted(text_of(number).encode() for number in range(200))
@@ -329,7 +332,7 @@ def test_neither_processes_nor_blocks_change_a_bit(
     for processes, block in ((1, 1), (2, 3000), (3, 20_000)):
         monkeypatch.setattr(module, "BLOCK", block)
         made = prepare(
-            DataConfig(train=str(tmp_path / "text"), prepared=str(tmp_path / "other"), processes=processes, **options)
+            tiny.data_of(train=str(tmp_path / "text"), prepared=str(tmp_path / "other"), processes=processes, **options)
         )
         assert shards_of(made.directory) == shards_of(expected.directory)
         assert made.identity == expected.identity and made.found == expected.found
@@ -340,11 +343,11 @@ def test_neither_processes_nor_blocks_change_a_bit(
 
 def test_a_document_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is encoded in parts, and they are those of the tokenizer."""
-    for name in ("intlm.data.prepare.PART", "intlm.data.pieces.PART"):
+    for name in ("intlm.data.prepare.PART", "intlm.data.tokenizers.pieces.PART"):
         monkeypatch.setattr(name, 16)
     monkeypatch.setattr(module, "BLOCK", 50)
     (tmp_path / "text").write_text(text_of(1) + "|" + text_of(2))
-    corpus = run(tmp_path, document_separator="|", tokenizer="bpe", vocab_size=270, processes=1)
+    corpus = run(tmp_path, document_separator="|", tokenizer="bpe", processes=1, **{"bpe.vocab_size": 270})
     split = corpus.split("train")
     for (start, end), number in zip(split.document_spans(), (1, 2), strict=True):
         np.testing.assert_array_equal(split.read(start, end - start), corpus.tokenizer.encode(text_of(number).encode()))
@@ -352,8 +355,8 @@ def test_a_document_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_tokenizer_of_another_corpus(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("".join(map(text_of, range(50))))
-    settings: dict[str, Any] = {"tokenizer": "unigram", "vocab_size": 290, "sample_bytes": 4000}
-    tokenizer = train_tokenizer(DataConfig(train=str(tmp_path / "text"), prepared="", **settings))
+    settings: dict[str, Any] = {"tokenizer": "unigram", "unigram.vocab_size": 290, "unigram.sample_bytes": 4000}
+    tokenizer = train_tokenizer(tiny.data_of(train=str(tmp_path / "text"), prepared="", **settings))
     assert tokenizer.vocab_size == 290 and tokenizer == run(tmp_path, **settings).tokenizer
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()))
     (tmp_path / "other").write_text("something else")
@@ -371,6 +374,7 @@ def test_a_tokenizer_of_another_corpus(tmp_path: Path) -> None:
 KILLED = """
 import json, os, signal, sys
 from intlm.config import DataConfig
+from intlm.settings import build
 from intlm.data import prepare as module, shards, sources
 
 settings, saves = json.loads(sys.argv[1]), int(sys.argv[2])
@@ -389,7 +393,7 @@ def save_and_die(writer, progress):
 
 shards.CorpusWriter.save = save_and_die
 if __name__ == "__main__":
-    module.prepare(DataConfig(**settings))
+    module.prepare(build(DataConfig, settings))
     print(json.dumps(seen))
 """
 
@@ -399,7 +403,8 @@ if __name__ == "__main__":
 def test_it_goes_on_after_a_kill(tmp_path: Path, source: str, tokenizer: str) -> None:
     """SIGKILL after each few notes, until it ends: the corpus is as if nothing had been, and nothing is done again."""
     texts = [text_of(number) for number in range(40)]
-    options: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": 270, "document_separator": "|", "processes": 1}
+    options: dict[str, Any] = {"tokenizer": tokenizer, "document_separator": "|", "processes": 1}
+    options |= {"bpe.vocab_size": 270} if tokenizer == "bpe" else {}
     options["train"] = str(tmp_path / "in" / {"text": "text", "recipe": "text.py"}.get(source, "set"))
     (tmp_path / "in").mkdir()
     if source == "text":
@@ -410,7 +415,7 @@ def test_it_goes_on_after_a_kill(tmp_path: Path, source: str, tokenizer: str) ->
         write_data_set(tmp_path / "in" / "set", source, texts)
         write_data_set(tmp_path / "in" / "set", source, ["held", "out" * 300], 1, "validation")
     options |= {"valid_split": "validation"} if source in ("parquet", "jsonl") else {"valid_bytes": 2000}
-    expected = prepare(DataConfig(prepared=str(tmp_path / "expected"), **options))
+    expected = prepare(tiny.data_of(prepared=str(tmp_path / "expected"), **options))
     (tmp_path / "killed.py").write_text(KILLED)
     directory, before = tmp_path / "corpus", 0
     command = [sys.executable, str(tmp_path / "killed.py"), json.dumps(options | {"prepared": str(directory)}), "4"]
@@ -468,6 +473,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, time
 from intlm.config import DataConfig
+from intlm.data.tokenizers.bpe import Bpe
 from intlm.data import prepare as module
 
 module.BLOCK = 1000
@@ -482,7 +488,7 @@ if __name__ == "__main__":
     threading.Thread(target=kill, daemon=True).start()
     try:
         text, prepared = sys.argv[1:3]
-        module.prepare(DataConfig(train=text, prepared=prepared, tokenizer="bpe", vocab_size=270, processes=2))
+        module.prepare(DataConfig(train=text, prepared=prepared, tokenizer=Bpe(vocab_size=270), processes=2))
     except module.DataError as error:
         print(error)
 """

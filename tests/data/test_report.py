@@ -9,7 +9,7 @@ import pytest
 from intlm.data import report as module
 from intlm.data.report import length_counts, report, summary, token_counts
 from intlm.data.shards import Corpus
-from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 
 MakeCorpus = Callable[..., Corpus]
 DOCUMENTS = [b"a", b"abc", b"aabb", b"abababa\x1bzz"]

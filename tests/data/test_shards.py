@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import tiny
 
+from intlm import checksums
 from intlm import config as configuration
 from intlm.cli import main
 from intlm.data import shards
 from intlm.data.shards import Corpus, CorpusWriter
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
 
 MakeCorpus = Callable[..., Corpus]
@@ -206,6 +209,12 @@ def test_no_command_takes_a_token_that_the_vocabulary_has_not(
     prepared = Path(shutil.copytree(config.data.prepared, tmp_path / "prepared"))
     plant(prepared, f"{split}-00000.bin", 200)
     run = tiny.copied(tmp_path / "run")
+    step = run / "checkpoints" / str(tiny.UPDATES)
+    meta = step / "meta" / "metadata"  # the run's own text is to be that
+    was, now = (Corpus.open(place).identity for place in (Path(config.data.prepared), prepared))
+    meta.write_text(meta.read_text().replace(was, now))
+    (step / checksums.CHECKSUMS).unlink()
+    checksums.write(step)
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(prepared)))
     (run / "config.toml").write_text(configuration.dumps(moved))
     commands = [["train", str(run / "config.toml"), "--run-dir", str(tmp_path / "new"), "--engine", "xla"]]

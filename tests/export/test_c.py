@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
-from intlm.data.tokenizers import AlphabetTokenizer, ByteTokenizer, Tokenizer
+from intlm.data.tokenizers import Tokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.export import c
 from intlm.generation import generate
+from intlm.language_model import LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import LanguageModel
 from intlm.simulate.build import WARNINGS
 
 GCC, CLANG = ("gcc",), (sys.executable, "-P", "-m", "ziglang", "cc")

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 from intlm import checksums
 from intlm import config as configuration
 from intlm.cli import main
-from intlm.errors import RunError
 from intlm.evaluation import evaluate
-from intlm.export import FORMS, export
+from intlm.export import FORMATS, export
 from intlm.generation import generate
-from intlm.run import WEIGHTS, LanguageModel, load, text_of
+from intlm.language_model import LanguageModel
+from intlm.run import WEIGHTS, load, text_of
 from intlm.version import INFERENCE_VERSION
 
 COMMON = {"config.json", "config.toml", "model.safetensors", "tokenizer.json", "SHA256SUMS"}
@@ -30,7 +30,7 @@ TEXT = tiny.words(400, seed=9) + b" \x00 \xff it"
 def safetensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export that lies far from the run it was made of, which is gone."""
     run = tiny.copied(tmp_path_factory.mktemp("runs") / "run")
-    out = export(run, "safetensors", tmp_path_factory.mktemp("far") / "model")
+    out = export(run, FORMATS["safetensors"](), tmp_path_factory.mktemp("far") / "model")
     shutil.rmtree(run)
     return out
 
@@ -43,7 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return said.err
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS.parts())
 def test_the_command_writes_beside_the_run(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.copied(tmp_path / "run")
     assert main(["export", str(run), "--to", form]) == 0
@@ -87,9 +87,9 @@ def test_an_export_evaluates_and_writes_as_its_run(safetensors: Path) -> None:
 
 
 def test_an_export_of_an_export_is_the_same(safetensors: Path, tmp_path: Path) -> None:
-    again = export(safetensors, "safetensors", tmp_path / "again")
+    again = export(safetensors, FORMATS["safetensors"](), tmp_path / "again")
     for path in safetensors.iterdir():
-        if path.name != "config.toml":  # which says where it is
+        if path.name not in ("config.toml", "SHA256SUMS"):  # which says where it is, and its digest
             assert (again / path.name).read_bytes() == path.read_bytes()
     assert configuration.load(again / "config.toml") == configuration.load(safetensors / "config.toml")
 
@@ -128,7 +128,7 @@ def test_nothing_but_an_export_is_replaced(beside: str, tmp_path: Path, capsys: 
     out = tmp_path / "out"
     out.mkdir()
     if beside == "an export":
-        export(tiny.trained().directory, "c", out)
+        export(tiny.trained().directory, FORMATS["c"](), out)
     elif beside == "another model":
         (out / "config.json").write_text('{"model_type": "another"}')
         checksums.write(out)
@@ -146,7 +146,7 @@ def test_what_has_the_name_of_a_file_of_an_export_is_kept(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The user's own: of another kind, or changed since it was written."""
-    out = export(tiny.trained().directory, "c", tmp_path / "model")
+    out = export(tiny.trained().directory, FORMATS["c"](), tmp_path / "model")
     name = "model" if what in ("a folder", "an empty folder", "a pipe") else "main.c"
     (out / name).unlink(missing_ok=True)
     if what == "edited":
@@ -177,7 +177,7 @@ def test_a_checkpoint_is_no_export(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("by", ["its name", "a link", "a detour", "itself"])
 def test_an_export_is_replaced(by: str, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    export(tiny.trained().directory, "c", out)
+    export(tiny.trained().directory, FORMATS["c"](), out)
     (out / "model").write_text("what make built")
     (out / "README.md").unlink()
     (tmp_path / "link").symlink_to(out)
@@ -190,7 +190,7 @@ def test_an_export_is_replaced(by: str, tmp_path: Path) -> None:
 def test_the_working_directory_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = export(tiny.trained().directory, "c", tmp_path / "model")
+    out = export(tiny.trained().directory, FORMATS["c"](), tmp_path / "model")
     before = tiny.contents(tmp_path)
     monkeypatch.chdir(out)
     said = refused(capsys, "export", tiny.trained().directory, "--to", "c", "--out", ".")
@@ -198,15 +198,16 @@ def test_the_working_directory_is_not_replaced(
     assert tiny.contents(tmp_path) == before
 
 
-def test_forms() -> None:
-    with pytest.raises(RunError, match="C: no form of an export: expected one of c, onnx, safetensors"):
-        export(tiny.trained().directory, "C", Path("nowhere"))
+def test_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", str(tiny.trained().directory), "--to", "C"])
+    assert "argument --to: invalid choice: 'C' (choose from 'c', 'onnx', 'safetensors')" in capsys.readouterr().err
 
 
 def test_a_failed_export_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = export(tiny.trained().directory, "safetensors", tmp_path / "model")
+    out = export(tiny.trained().directory, FORMATS["safetensors"](), tmp_path / "model")
     before = tiny.contents(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)  # as if it were not installed
     capsys.readouterr()
@@ -217,7 +218,7 @@ def test_a_failed_export_leaves_what_was_there(
 
 
 def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = export(tiny.trained().directory, "safetensors", tmp_path / "model")
+    out = export(tiny.trained().directory, FORMATS["safetensors"](), tmp_path / "model")
     before, replace = tiny.contents(tmp_path), os.replace
 
     def interrupted(source: Path, target: Path) -> None:
@@ -227,7 +228,7 @@ def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export(tiny.trained().directory, "c", out)
+        export(tiny.trained().directory, FORMATS["c"](), out)
     assert tiny.contents(tmp_path) == before
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intlm.evaluation import evaluate
+from intlm.language_model import LanguageModel
 from intlm.model.parameters import stack_layers
-from intlm.run import LanguageModel
 from intlm.simulate.accumulator import OVERFLOWS, measure, proved_bits, read, saturating_product, wrap
 
 SHAPES = {kind: oracle.Shape(11, 16, 24, 2, kind) for kind in ("clip", "table")}

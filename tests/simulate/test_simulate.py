@@ -10,16 +10,21 @@ import pytest
 import tiny
 from unicorn import UC_HOOK_BLOCK
 
-from intlm import simulate as module
 from intlm.cli import main
-from intlm.data.pieces import PieceTokenizer
+from intlm.data.tokenizers.pieces import PieceTokenizer
 from intlm.errors import MissingPackage
 from intlm.evaluation import evaluate
-from intlm.export import c, export
+from intlm.export import FORMATS, c, export
+from intlm.language_model import LanguageModel
 from intlm.model import SEPARATOR
-from intlm.run import LanguageModel, load
+from intlm.run import load
 from intlm.simulate import build, elf, wasm
-from intlm.simulate.machines import MACHINES, CortexM, Host, Layout, RiscV
+from intlm.simulate.comparison import compare
+from intlm.simulate.machine import Layout
+from intlm.simulate.targets import TARGETS, MachineTarget
+from intlm.simulate.targets.cortex_m import CortexMMachine
+from intlm.simulate.targets.host import Host, HostMachine
+from intlm.simulate.targets.riscv32 import RiscVMachine
 
 TEXT = tiny.words(60, seed=11)
 FLOATING = "float intlm_draw(float x, float y);\nfloat intlm_draw(float x, float y) { return x * y + 0.5f; }\n"
@@ -32,7 +37,7 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "text.txt"
 
 
-@pytest.mark.parametrize("target", MACHINES)
+@pytest.mark.parametrize("target", [name for name, part in TARGETS.parts().items() if issubclass(part, MachineTarget)])
 def test_a_run_on_a_machine(target: str, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.trained().directory
     assert main(["simulate", str(run), "--on", target, "--text", str(text), "--json"]) == 0
@@ -57,7 +62,7 @@ def test_a_run_on_a_machine(target: str, text: Path, capsys: pytest.CaptureFixtu
 
 
 def test_an_export_on_a_machine(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = export(tiny.trained().directory, "c", tmp_path / "model")
+    out = export(tiny.trained().directory, FORMATS["c"](), tmp_path / "model")
     assert main(["simulate", str(out), "--on", "host", "--text", str(text), "--tokens", "50"]) == 0
     said = capsys.readouterr().out
     assert "the same" in said and "tokens compared" in said and "50" in said
@@ -72,7 +77,7 @@ def test_a_separator_is_read_but_not_counted(tmp_path: Path) -> None:
     model = tiny.make_model()
     one, two = (model.tokens(text) for text in (b"some text", b"another"))
     tokens = np.concatenate([[SEPARATOR], one, [SEPARATOR], two]).astype(np.int32)
-    found = module.compare(model, Host(model, tmp_path), tokens)
+    found = compare(model, HostMachine(model, tmp_path), tokens)
     assert found.difference is None and found.tokens == len(tokens) - 1
     assert found.loss == evaluate(model, [one, two]).integer_loss
 
@@ -83,7 +88,7 @@ def test_pieces_of_several_bytes(tmp_path: Path) -> None:
     model = tiny.make_model(PieceTokenizer.train("bpe", [text], 300))
     tokens = np.concatenate([[SEPARATOR], model.tokens(text[:200])]).astype(np.int32)
     assert len(tokens) < 200
-    found = module.compare(model, Host(model, tmp_path), tokens)
+    found = compare(model, HostMachine(model, tmp_path), tokens)
     assert found.difference is None
     assert found.loss == evaluate(model, [tokens[1:]]).integer_loss
 
@@ -93,14 +98,14 @@ def test_one_wrong_bit_is_an_exit_code(
 ) -> None:
     """The machine is given the model with one weight changed."""
 
-    def other(model: LanguageModel, work: Path) -> Host:
+    def other(model: LanguageModel, work: Path) -> HostMachine:
         wrong = tiny.make_model(model.tokenizer, model.architecture.hidden_size, model.architecture.num_layers)
         wrong.architecture = model.architecture
         name = "layers.0.gate_bias"
         wrong.parameters = {**model.parameters, name: model.parameters[name].at[3].add(60)}
-        return Host(wrong, work)
+        return HostMachine(wrong, work)
 
-    monkeypatch.setitem(MACHINES, "host", other)
+    monkeypatch.setattr(Host, "machine", staticmethod(other))
     command = ["simulate", str(tiny.trained().directory), "--on", "host", "--text", str(text)]
     assert main(command) == 1
     assert "DIFFER: token 0: state: layer 0, index 3" in capsys.readouterr().out
@@ -175,7 +180,7 @@ def test_another_layout_does_not_compile(tmp_path: Path) -> None:
 
 def test_an_interrupt_stops_an_emulator(tmp_path: Path) -> None:
     """The signal comes in the middle of a step, where an exception would be lost in the simulator's callback."""
-    machine = RiscV(tiny.make_model(), tmp_path)
+    machine = RiscVMachine(tiny.make_model(), tmp_path)
     machine.step(0)
     machine._machine.hook_add(UC_HOOK_BLOCK, lambda *_: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
@@ -204,16 +209,16 @@ def with_floats(work: Path) -> Path:
     return work
 
 
-@pytest.mark.parametrize("machine", [RiscV, CortexM])
-def test_floating_point_in_software_is_found(machine: type[RiscV], tmp_path: Path) -> None:
+@pytest.mark.parametrize("machine", [RiscVMachine, CortexMMachine])
+def test_floating_point_in_software_is_found(machine: type[RiscVMachine], tmp_path: Path) -> None:
     with_floats(tmp_path)
     with pytest.raises(build.BuildError, match=r"__(mulsf3|aeabi_fmul)"):  # nothing of the kind is linked
-        build.cross(tmp_path, *machine.TARGET)
+        build.cross(tmp_path, *machine.compiled_for)
     with (tmp_path / "intlm.c").open("a") as file:
         for name in SOFTWARE:
             file.write(f"int {name}(int x, int y);\nint {name}(int x, int y) {{ return x + y; }}\n")
     with pytest.raises(build.BuildError, match="floating point: it calls __"):
-        elf.read(build.cross(tmp_path, *machine.TARGET))
+        elf.read(build.cross(tmp_path, *machine.compiled_for))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +247,7 @@ def test_a_compiler_that_refuses_is_quoted(tmp_path: Path) -> None:
 def test_the_same_instructions_are_counted_again(tmp_path: Path) -> None:
     """A second run of a token from the same state takes exactly as many."""
     model = tiny.make_model()
-    machine = RiscV(model, tmp_path)
+    machine = RiscVMachine(model, tmp_path)
     found = []
     for token in (0, 7, 0, 7):
         machine.step(token)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from intlm.errors import DataError
+from intlm.pictures import Point
 from intlm.tracking import results
-from intlm.tracking.picture import Point
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "learning" / "results.jsonl"
 

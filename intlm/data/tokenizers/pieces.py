@@ -1,4 +1,4 @@
-"""Vocabularies of pieces, unigram and byte-pair encoding, trained and applied by SentencePiece, lossless for any bytes.
+"""Vocabularies of pieces, each some bytes, trained and applied by SentencePiece, lossless for any bytes.
 
 SentencePiece works on Unicode text and changes it: by default it normalises, joins white space, and has no words for
 what is not UTF-8. Nothing of that is left to it here:
@@ -14,23 +14,27 @@ what is not UTF-8. Nothing of that is left to it here:
   that is such a bound. It is cut every `PART` bytes, wherever that is.
 """
 
+from __future__ import annotations  # NumPy is imported when it is used
+
 import base64
 import binascii
 import io
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import sentencepiece
-
-from intlm.data.tokenizers import PART, Tokenizer, checked
+from intlm.data.tokenizers import MAX_VOCAB, PART, Texts, Tokenizer, TokenizerTrainer, checked
 from intlm.errors import DataError
+from intlm.lazy import np
 from intlm.model import SEPARATOR
+from intlm.settings import key
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 LETTERS = "".join(chr(byte if 0x21 <= byte < 0x7F else 0x100 + byte) for byte in range(256))
 """What SentencePiece is shown for each byte: the ASCII character that is no space, else a letter, U+0100 + byte."""
@@ -62,7 +66,7 @@ class PieceTokenizer(Tokenizer):
     """A SentencePiece model whose pieces are bytes.
 
     Args:
-        name: "unigram" or "bpe".
+        name: its kind, which is SentencePiece's name for the model as well.
         model: the model, serialised. DataError where it is none, or not of bytes.
     """
 
@@ -77,16 +81,18 @@ class PieceTokenizer(Tokenizer):
             raise DataError(f"tokenizer {self.name!r}: not a SentencePiece model of bytes: {error}") from None
         if lacking:
             raise DataError(f"tokenizer {self.name!r}: a SentencePiece model without some bytes: {sorted(lacking)[:3]}")
-        if self.vocab_size > 1 << 16:
-            raise DataError(f"tokenizer {self.name!r}: {self.vocab_size} pieces: expected at most {1 << 16}")
+        if self.vocab_size > MAX_VOCAB:
+            raise DataError(f"tokenizer {self.name!r}: {self.vocab_size} pieces: expected at most {MAX_VOCAB}")
         self._encode_word(bytes(range(256)))  # refuses a model of whole words, or one that normalises
 
     @classmethod
-    def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> "PieceTokenizer":
+    def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
         """The vocabulary of a sample, the same for the same sample on any machine. All of it is held in memory.
 
         Raises DataError where the sample is too small for a vocabulary of that size, or the size for the 256 bytes.
         """
+        import sentencepiece
+
         sample = list(texts)  # at once: SentencePiece would swallow an error
         words = (word for text in sample for unit in _UNITS.findall(text) for word in _WORDS.findall(unit))
         model = io.BytesIO()
@@ -111,11 +117,12 @@ class PieceTokenizer(Tokenizer):
             )
         except RuntimeError as error:
             reason, size = str(error).rpartition("] ")[2], sum(map(len, sample))
-            raise DataError(f"data.vocab_size = {vocab_size}: no such vocabulary of {size:,} bytes: {reason}") from None
+            wanted = f"data.{name}.vocab_size = {vocab_size}"
+            raise DataError(f"{wanted}: no such vocabulary of {size:,} bytes: {reason}") from None
         return cls(name, model.getvalue())
 
     @classmethod
-    def from_base64(cls, name: str, model: str) -> "PieceTokenizer":
+    def from_base64(cls, name: str, model: str) -> PieceTokenizer:
         """The tokenizer of `to_json`'s "model"."""
         try:
             return cls(name, base64.b64decode(model, validate=True))
@@ -140,12 +147,14 @@ class PieceTokenizer(Tokenizer):
         parts = (_UNITS.findall(data[start : start + PART]) for start in range(0, len(data), PART))
         return np.frombuffer(b"".join(map(self._units.__getitem__, chain.from_iterable(parts))), self.dtype)
 
-    def stream_decoder(self) -> "PieceDecoder":
+    def stream_decoder(self) -> PieceDecoder:
         return PieceDecoder(self)
 
     @cached_property
-    def _processor(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+    def _processor(self) -> SentencePieceProcessor:
+        from sentencepiece import SentencePieceProcessor
+
+        return SentencePieceProcessor(model_proto=self.model)
 
     @cached_property
     def _units(self) -> _Cache:
@@ -160,7 +169,7 @@ class PieceTokenizer(Tokenizer):
         if SEPARATOR in tokens or b"".join(map(self.pieces.__getitem__, tokens)) != word:
             raise DataError(
                 f"tokenizer {self.name!r}: its model loses text: {word[:20]!r} does not come back from its tokens: "
-                "expected a model of type unigram or bpe, without normalisation, as `intlm tokenizer train` makes"
+                "expected a model without normalisation, not of whole words, as `intlm tokenizer train` makes"
             )
         return struct.pack(f"<{len(tokens)}H", *tokens)
 
@@ -178,3 +187,29 @@ class PieceDecoder:
 
 def _letters(text: bytes) -> str:
     return text.decode("latin-1").translate(_TABLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceTrainer(TokenizerTrainer):
+    """Makes a vocabulary of pieces; its name is SentencePiece's for the kind of model."""
+
+    vocab_size: int = key("tokens in the vocabulary", 4096, low=257, high=MAX_VOCAB)
+    sample_bytes: int = key("bytes of training text, the first, to make it from", 1 << 24, low=1)
+
+    def train(self, texts: Texts) -> PieceTokenizer:
+        """See `TokenizerTrainer.train`."""
+
+        def sample() -> Iterator[bytes]:
+            left = self.sample_bytes
+            for text in texts("sampling"):
+                yield text[:left]
+                left -= len(text)
+                if left <= 0:
+                    return
+
+        return PieceTokenizer.train(self.name, sample(), self.vocab_size)
+
+    @classmethod
+    def read(cls, description: Mapping[str, Any]) -> PieceTokenizer:
+        """See `TokenizerTrainer.read`: its name, and "model": SentencePiece's in base64."""
+        return PieceTokenizer.from_base64(cls.name, description["model"])

@@ -1,4 +1,4 @@
-"""intlm.tracking.services, the real packages offline: a resumed run is the same run there, nothing is told twice."""
+"""intlm.tracking.trackers: the real packages offline: a resumed run is the same run there, nothing is told twice."""
 
 import json
 import shutil
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import tiny
 
+from intlm import config as configuration
 from intlm.errors import MissingPackage, RunError
 from intlm.tracking import metrics
-from intlm.tracking.services import Service
+from intlm.tracking.trackers import Service
 from intlm.training import train
 
 
@@ -91,7 +92,7 @@ def test_one_that_fails_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it did not take is told when the run is resumed: its last update is the last one that it took."""
-    service = Service("trackio", tmp_path, tiny.load_config(), [])
+    service = Service("trackio", tmp_path, configuration.tables(tiny.load_config()), [])
     service.write({"update": 1, "changed": 0.5})
 
     def broken(*_: Any, **__: Any) -> None:

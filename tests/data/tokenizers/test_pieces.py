@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intlm.cli import main
-from intlm.data import pieces, shards
-from intlm.data.pieces import LETTERS, PieceTokenizer
-from intlm.data.tokenizers import SEPARATOR, identity, tokenizer_from_json
+from intlm.data import shards
+from intlm.data.tokenizers import identity, pieces, tokenizer_from_json
+from intlm.data.tokenizers.pieces import LETTERS, PieceTokenizer
 from intlm.errors import DataError
+from intlm.model import SEPARATOR
 
 _PARTS = (
     "Zwölf",
@@ -126,7 +127,7 @@ def test_it_is_the_same_in_another_process(kind: str) -> None:
     """What the sample and the numbers of the configuration decide, nothing else does."""
     script = """
 import json, sys
-from intlm.data.pieces import PieceTokenizer
+from intlm.data.tokenizers.pieces import PieceTokenizer
 kind, sample = json.load(sys.stdin)
 print(json.dumps(PieceTokenizer.train(kind, [sample[:99].encode(), sample[99:].encode()], 300).to_json()))
 """
@@ -146,7 +147,7 @@ def test_json_round_trip(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [100, 60_000])
 def test_a_vocabulary_that_cannot_be(kind: str, size: int) -> None:
-    with pytest.raises(DataError, match=rf"data\.vocab_size = {size}: no such vocabulary of 11 bytes: Vocab"):
+    with pytest.raises(DataError, match=rf"data\.{kind}\.vocab_size = {size}: no such vocabulary of 11 bytes: Vocab"):
         PieceTokenizer.train(kind, [b"some ", b"sample"], size)
 
 

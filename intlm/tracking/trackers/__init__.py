@@ -1,10 +1,9 @@
-"""Weights & Biases and trackio, where a configuration asks for them (train.trackers).
+"""Trackers: services that show a run, where a configuration asks for them (train.trackers). One file each.
 
 The run's directory keeps the identity under which the service knows the run, and the last update that it was told: a
 resumed run is the same there, and what it computes again, the same numbers, is not told twice.
 """
 
-import importlib
 import importlib.util
 import os
 import secrets
@@ -12,26 +11,44 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from intlm.config import Config, tables
 from intlm.errors import MissingPackage, RunError
 from intlm.schema import Count, read_json
+from intlm.settings import Family, Part
 
 PROJECT = "intlm"  # unless the service's own environment variable names another
 
 
-def check_installed(config: Config) -> None:
-    """Raise MissingPackage for the first tracker that the configuration asks for and that is not installed."""
-    for name in config.train.services:
+class Tracker(Part):
+    """A service that is told of a run."""
+
+    package: ClassVar[str] = ""  # that must be installed
+
+    def start(self, project: str, identity: str, directory: Path, config: dict[str, Any]) -> Any:
+        """Tell the service that a run starts or goes on. Returns what has `log(values, step=update)` and `finish()`.
+
+        identity: 8 hex digits by which the service is to know the run. config: every key of the
+        configuration, in nested dictionaries. May raise anything where the service does not start.
+        """
+        raise NotImplementedError
+
+
+TRACKERS: Family[Tracker] = Family("tracker", "intlm.tracking.trackers", of_training=True)
+
+
+def check_installed(trackers: Sequence[str]) -> None:
+    """Raise MissingPackage for the first tracker whose package is not installed."""
+    for name in trackers:
+        package = TRACKERS[name].package
         try:
-            found = importlib.util.find_spec(name)
+            found = importlib.util.find_spec(package) if package else None
         except ValueError:  # it is kept from being imported
             found = None
-        if not found:
-            raise MissingPackage(name, f'train.trackers = "{config.train.trackers}"', "pip install 'intlm[trackers]'")
+        if package and not found:
+            raise MissingPackage(package, f'train.trackers = "{name}"', "pip install 'intlm[trackers]'")
 
 
 class _Known(msgspec.Struct):
@@ -42,25 +59,22 @@ class _Known(msgspec.Struct):
 
 
 class Service:
-    """Tells the service `name` ("wandb" or "trackio") of a run, of the lines that it has already as well.
+    """Tells the tracker `name` of a run, of the lines that it has already as well.
+
+    config: every key, in nested dictionaries.
 
     Raises RunError where the service does not start.
     """
 
-    def __init__(self, name: str, directory: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> None:
-        module = importlib.import_module(name)  # slow
+    def __init__(self, name: str, directory: Path, config: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
         self._name, self._failed = name, False
         self._path = directory / f"{name}.json"
         self._known = _Known(secrets.token_hex(4))
         if self._path.exists():
             self._known = read_json(self._path, _Known, RunError, f": delete it, and the run is a new one for {name}")
-        identity = self._known.id
-        title = directory.absolute().name
-        # trackio knows a run by its name alone.
-        own = {"id": identity, "name": title, "dir": directory} if name == "wandb" else {"name": f"{title}-{identity}"}
         project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
         try:
-            self._run = module.init(project=project, config=tables(config), resume="allow", **own)
+            self._run = TRACKERS[name]().start(project, self._known.id, directory, config)
         except Exception as error:  # each has many kinds of its own
             raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
         self._note()

@@ -1,4 +1,4 @@
-"""intlm.tracking.picture: a PNG of the stated size, replaced atomically, with labels that can be read."""
+"""intlm.pictures: a PNG of the stated size, replaced atomically, with labels that can be read."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from intlm.tracking.picture import (
+from intlm.pictures import (
     Curve,
     Point,
     _spread,

@@ -5,15 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intlm.data.tokenizers import (
-    SEPARATOR,
-    AlphabetTokenizer,
-    ByteTokenizer,
-    Tokenizer,
-    identity,
-    tokenizer_from_json,
-)
+from intlm.data.tokenizers import Tokenizer, identity, tokenizer_from_json
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.errors import DataError
+from intlm.model import SEPARATOR
 
 alphabets = st.sets(st.integers(0, 255), min_size=1).map(lambda some: AlphabetTokenizer(bytes(sorted(some))))
 tokenizers = st.just(ByteTokenizer()) | alphabets
