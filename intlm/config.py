@@ -25,6 +25,7 @@ from typing import Any
 import tomli_w
 
 from intlm import plugins, settings
+from intlm.cells import CELLS, Cell
 from intlm.data.tokenizers import MAX_VOCAB, MIN_VOCAB, TOKENIZERS, TokenizerTrainer
 from intlm.errors import ConfigError
 from intlm.estimators import ESTIMATORS, Estimator
@@ -53,6 +54,7 @@ class ModelConfig:
     feed_forward_size: int = key(
         "channels inside each feed-forward", 256, low=8, high=65536, multiple=8, why=_GROUPS_OF_8
     )
+    cell: Cell = choice("the recurrent cell of each layer", CELLS, "mgu")
     nonlinearity: str = key(
         "the recurrent cell's: saturation alone, or sigmoid and tanh by tables",
         "clip", choices=("clip", "table"),
@@ -134,7 +136,7 @@ class Config:
     engine: str = key("what evaluates the population", "auto", choices=("auto", "native", "gpu", "xla"))
     threads: int = key("threads of the native engine; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
     objective: Objective = choice("what members do and are scored by", OBJECTIVES, "next_token")
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     eggroll: EggrollConfig = dataclasses.field(default_factory=EggrollConfig)
     train: TrainConfig = TrainConfig()
     data: DataConfig

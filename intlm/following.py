@@ -69,7 +69,8 @@ class Status:
         """Its shape in words."""
         model = self.config.model
         layers = f"{model.num_layers} layer{'s' if model.num_layers > 1 else ''}"
-        return f"hidden {model.hidden_size}, {layers}, ff {model.feed_forward_size}, {model.nonlinearity}"
+        kind = f"{model.cell.name}, {model.nonlinearity}"
+        return f"hidden {model.hidden_size}, {layers}, ff {model.feed_forward_size}, {kind}"
 
     def summary(self) -> dict[str, Any]:
         """As one JSON object; what there is nothing of yet is null."""

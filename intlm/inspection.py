@@ -17,9 +17,6 @@ from intlm.tracking.table import format_table
 
 STREAMS, TOKENS = 32, 64
 _READS = {
-    "gate_input": "normed input of the cell",
-    "gate_state": "recurrent state",
-    "candidate_state": "gated state",
     "up": "normed input of the feed-forward",
     "down": "feed-forward, inside",
 }
@@ -114,7 +111,8 @@ def inspect(directory: Path) -> str:
     seen, logits = activations(model, tokens)
     rows = [("embedding", *statistics(seen["embedding"]))]
     for i in range(model.architecture.num_layers):
-        rows += [(f"layers.{i}: {what}", *statistics(seen[name][:, i])) for name, what in _READS.items()]
+        reads = {**model.architecture.cell.reads, **_READS}
+        rows += [(f"layers.{i}: {what}", *statistics(seen[name][:, i])) for name, what in reads.items()]
     rows.append(("normed output", *statistics(seen["head"])))
     headers = [f"activations on {text} text", "range", "mean |x|", "bits", "saturated"]
     width = logits.max(axis=-1).astype(np.int32) - logits.min(axis=-1)

@@ -49,7 +49,7 @@ class LanguageModel:
         return self._prepared
 
     def start(self, batch: int) -> Array:
-        """States before any token: int8 [batch, layers, hidden]."""
+        """States before any token: int8 [batch, layers, state size]."""
         return zero_states((batch,), self.architecture)
 
     def read(self, tokens: np.ndarray, states: Array) -> tuple[np.ndarray, Array]:

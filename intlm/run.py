@@ -41,7 +41,9 @@ T = TypeVar("T")
 def architecture_of(config: Config, vocab_size: int) -> Architecture:
     """The architecture that a configuration asks for."""
     model = config.model
-    return Architecture(vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity)
+    return Architecture(
+        vocab_size, model.hidden_size, model.num_layers, model.feed_forward_size, model.nonlinearity, model.cell
+    )
 
 
 def population_of(config: Config, vocab_size: int) -> Population:

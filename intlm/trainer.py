@@ -24,7 +24,7 @@ from intlm.errors import RunError
 from intlm.evaluation import Evaluation, evaluate, split_documents
 from intlm.generation import generate
 from intlm.language_model import LanguageModel
-from intlm.model.parameters import Architecture, specifications
+from intlm.model.parameters import specifications
 from intlm.optimizers import check_state
 from intlm.population import make_engine, native
 from intlm.population.sharding import DIVIDED, SAME, Sharding, number
@@ -146,9 +146,9 @@ class Trainer:
                 f"{directory}: its tokenizer is not that of {self.config.data.prepared}: prepare the text with the "
                 f'same (data.tokenizer_file = "{directory / "tokenizer.json"}")'
             )
-        for name, was, now in zip(Architecture._fields, model.architecture, self.population.architecture, strict=True):
-            if was != now:
-                raise RunError(f"{directory}: its model has {name} = {was}, the configuration {now}")
+        was, now = model.architecture.described(), self.population.architecture.described()
+        for name in [name for name in now if was.get(name) != now[name]]:
+            raise RunError(f"{directory}: its model has {name} = {was.get(name)}, the configuration {now[name]}")
         whole = initial_state(self.population, self.optimizer)
         self.place(whole._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters)))
 

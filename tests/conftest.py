@@ -17,6 +17,7 @@ import pytest
 import tiny
 from hypothesis import settings
 
+from intlm.cells import CELLS
 from intlm.estimators.member import Member, Perturbation
 from intlm.fitness import FITNESS
 from intlm.model.parameters import Architecture, Parameters, specifications
@@ -65,7 +66,9 @@ class Bridge:
     @staticmethod
     def architecture(shape: oracle.Shape) -> Architecture:
         """The package's description of a shape."""
-        return Architecture(shape.vocabulary, shape.hidden, shape.layers, shape.feed_forward, shape.nonlinearity)
+        return Architecture(
+            shape.vocabulary, shape.hidden, shape.layers, shape.feed_forward, shape.nonlinearity, CELLS[shape.cell]()
+        )
 
     @staticmethod
     def perturbation(noise: oracle.Noise) -> Perturbation:

@@ -293,12 +293,19 @@ class Shape:
     feed_forward: int
     layers: int
     nonlinearity: str  # "clip" or "table"
+    cell: str = "mgu"  # or "rnn", section 5.5
 
 
 Parameters = list[Array]  # in the page's order; a parameter's number is its index
 
 OF_A_LAYER = 8  # numbers inside a layer, the first of which is 1 + 8·l
 GATE_INPUT, GATE_STATE, GATE_BIAS, CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, UP, DOWN = range(OF_A_LAYER)
+OF_THE_GATE = 3  # the first numbers, which the cell without a gate does not have
+
+
+def of_a_layer(shape: Shape) -> int:
+    """The numbers inside a layer."""
+    return OF_A_LAYER if shape.cell == "mgu" else OF_A_LAYER - OF_THE_GATE
 
 
 def parameter_names(shape: Shape) -> list[str]:
@@ -316,7 +323,7 @@ def parameter_names(shape: Shape) -> list[str]:
                 "candidate_bias",
                 "up",
                 "down",
-            )
+            )[OF_A_LAYER - of_a_layer(shape) :]
         ]
     return [*names, "head"]
 
@@ -325,7 +332,7 @@ def parameter_shapes(shape: Shape) -> list[tuple[int, ...]]:
     """Shapes in order."""
     v, h, f = shape.vocabulary, shape.hidden, shape.feed_forward
     layer: list[tuple[int, ...]] = [(h, h), (h, h), (h,), (h, h), (h, h), (h,), (f, h), (h, f)]
-    return [(v, h), *(layer * shape.layers), (v, h)]
+    return [(v, h), *(layer[OF_A_LAYER - of_a_layer(shape) :] * shape.layers), (v, h)]
 
 
 def first_values(shape: Shape, seed: int) -> Parameters:
@@ -390,7 +397,7 @@ class Plain:
 
 def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tuple[Array, Array]:
     """One layer of section 5.2: the residual stream and the layer's state, after it."""
-    first, kind = 1 + OF_A_LAYER * layer, shape.nonlinearity
+    first, kind = 1 + of_a_layer(shape) * (layer + 1) - OF_A_LAYER, shape.nonlinearity  # of a gate, if there were one
     by, by_state, by_down = act(shape.hidden), state_product(kind, shape.hidden), act(shape.feed_forward)
 
     def pre(input_: int, state: int, bias: int, n: Array, s: Array) -> Array:
@@ -399,10 +406,13 @@ def layer_step(read: Plain, shape: Shape, layer: int, x: Array, h: Array) -> tup
         return int32(a + b + read.vector(first + bias))
 
     n = norm(x)
-    f = gate(pre(GATE_INPUT, GATE_STATE, GATE_BIAS, n, h), kind)
-    g = int8(q15(f * h, 129))
-    c = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, g), kind)
-    h = int8(q15((254 - f) * h + f * c, 129))
+    if shape.cell == "rnn":
+        h = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, h), kind)
+    else:
+        f = gate(pre(GATE_INPUT, GATE_STATE, GATE_BIAS, n, h), kind)
+        g = int8(q15(f * h, 129))
+        c = candidate(pre(CANDIDATE_INPUT, CANDIDATE_STATE, CANDIDATE_BIAS, n, g), kind)
+        h = int8(q15((254 - f) * h + f * c, 129))
     x = sat8(x + state_residual(h, kind))
     n = norm(x)
     u = sat8(np.abs(rescale(read.product(first + UP, n), by)))
@@ -416,7 +426,7 @@ def step(read: Plain, shape: Shape, state: Array, token: int) -> tuple[Array, Ar
     x = read.embed(token)
     for layer in range(shape.layers):
         x, state[layer] = layer_step(read, shape, layer, x, state[layer])
-    accumulator = read.product(1 + OF_A_LAYER * shape.layers, norm(x))
+    accumulator = read.product(1 + of_a_layer(shape) * shape.layers, norm(x))
     return within(rescale(accumulator, logit(shape.hidden)), -(2**14) + 1, 2**14 - 1), state
 
 

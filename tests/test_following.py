@@ -61,11 +61,11 @@ def test_a_directory_at_a_glance(directory: Path) -> None:
 
     rows = [" ".join(row.split()) for row in found.text().splitlines()]
     bits = [line["valid_bits_per_byte"] for line in tiny.lines_of(tiny.trained().directory) if "agreement" in line]
-    shape = "hidden 16, 1 layer, ff 16, clip 1.73k"
+    shape = "hidden 16, 1 layer, ff 16, mgu, clip 1.73k"
     assert rows[3] == f"torn {shape} {min(bits[:2]):.3f} {bits[1]:.3f} 9 / 12 75% alive 1.7 min ago"
     assert rows[4] == f"sweep/dead {shape} {bits[0]:.3f} {bits[0]:.3f} 6 / 12 50% dead 18 min ago"
     assert rows[5].endswith(f"{min(bits):.3f} {bits[2]:.3f} 12 / 12 100% finished 35 min ago")
-    assert rows[2].startswith("begun hidden 32, 1 layer, ff 16, clip 0 / 12 0% dead ")
+    assert rows[2].startswith("begun hidden 32, 1 layer, ff 16, mgu, clip 0 / 12 0% dead ")
     assert [row.split(":")[0] for row in rows[6:]] == ["damaged", "damaged"]
 
     by_name = {entry["run"]: entry for entry in found.summary()}

@@ -453,6 +453,7 @@ REFUSED = [
     ("model.num_layers", 2, 1),
     ("model.feed_forward_size", 24, 16),
     ("model.nonlinearity", "table", "clip"),
+    ("model.cell", "rnn", "mgu"),
     ("eggroll.population", 64, 32),
     ("eggroll.member.group_size", 4, 2),
     ("eggroll.member.rank", 2, 1),

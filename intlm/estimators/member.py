@@ -137,7 +137,7 @@ class Member(Estimator):
 
     def states_of_a_unit(self, architecture: Architecture) -> int:
         """See `Estimator.states_of_a_unit`."""
-        return 2 * architecture.num_layers * architecture.hidden_size
+        return 2 * architecture.num_layers * architecture.state_size
 
     # In plain JAX: what every engine is held to
 

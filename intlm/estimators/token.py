@@ -108,7 +108,7 @@ def noise(architecture: Architecture, settings: Token, update: Array, texts: Arr
     update, token: uint32 scalars, the token's place in its text. texts: uint32 [texts].
     Returns int8 (N +) [texts, members, units], 1 or -1; N is [layers]. The head has none with `slope`.
     """
-    vocabulary, hidden, layers, *_ = architecture
+    vocabulary, hidden, layers = architecture.vocab_size, architecture.hidden_size, architecture.num_layers
     sizes = widths(architecture)
     inside = hidden + layers * sum(sizes.values())
     count = inside + (0 if settings.slope else vocabulary)

@@ -121,7 +121,7 @@ def _write_common(run: Path, model: "LanguageModel", out: Path, there: Path) -> 
     # One entry: safetensors writes several in any order, and an export is the same bytes every time.
     found = save(weights, {"inference_version": str(INFERENCE_VERSION)})
     (out / WEIGHTS).write_bytes(found)
-    described = {"model_type": MODEL_TYPE, "inference_version": INFERENCE_VERSION, **model.architecture._asdict()}
+    described = {"model_type": MODEL_TYPE, "inference_version": INFERENCE_VERSION, **model.architecture.described()}
     described["weights_sha256"] = hashlib.sha256(found).hexdigest()
     if text := text_of(run):
         described["corpus"] = text

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from intlm.arithmetic.fixed_point import STATE_SHIFT, Rescale, activation_rescale, logit_rescale, mean_scale
 from intlm.arithmetic.tables import tables
+from intlm.cells.nonlinearity import from_state
 from intlm.data.tokenizers import Tokenizer
 from intlm.data.tokenizers.coded import CodedTokenizer
 from intlm.errors import RunError
 from intlm.export import FORMATS, Format
 from intlm.lazy import np
-from intlm.model.parameters import Architecture, specifications
+from intlm.model.parameters import Architecture, local_parameters, specifications
 
 if TYPE_CHECKING:
     from intlm.language_model import LanguageModel
@@ -32,16 +33,16 @@ def write(model: LanguageModel, out: Path) -> None:
 
 def write_library(model: LanguageModel, out: Path) -> None:
     """What knows of tokens alone, whatever they stand for: all but the tokenizer."""
-    for name in SOURCES:
-        with as_file(files("intlm.export") / "c" / name) as path:
+    cell, source = model.architecture.cell.name, files("intlm.export") / "c"
+    if not (step := source / "cells" / f"{cell}.h").is_file():
+        raise RunError(
+            f"cell {cell!r}: it has no step in C: expected kernels/portable/cells/{cell}.h; --to onnx has it"
+        )
+    for name, part in (*((name, source / name) for name in SOURCES), ("cell.h", step)):
+        with as_file(part) as path:
             shutil.copyfile(path, out / name)
     (out / "weights.h").write_text(_header(model.architecture), "utf-8")
     (out / "weights.c").write_text(_weights(model), "utf-8")
-
-
-def _layer_names(a: Architecture) -> list[str]:
-    """A layer's parameters, in order."""
-    return [s.name.removeprefix("layers.0.") for s in specifications(a) if s.name.startswith("layers.0.")]
 
 
 def _table_names(architecture: Architecture) -> list[str]:
@@ -60,8 +61,10 @@ def _header(a: Architecture) -> str:
         "HIDDEN": a.hidden_size,
         "LAYERS": a.num_layers,
         "FEED_FORWARD": a.feed_forward_size,
+        "STATE": a.state_size,
+        "SCRATCH": a.cell.scratch_size(a.hidden_size),
         "INPUT_RESCALE": scale(activation_rescale(a.hidden_size)),
-        "STATE_RESCALE": scale(activation_rescale(a.hidden_size, STATE_SHIFT if table else 0)),
+        "STATE_RESCALE": scale(from_state(a)),
         "WIDE_RESCALE": scale(activation_rescale(a.feed_forward_size)),
         "LOGIT_RESCALE": scale(logit_rescale(a.hidden_size)),
         "MEAN_MULTIPLIER": mean_scale(a.hidden_size).multiplier,
@@ -72,7 +75,7 @@ def _header(a: Architecture) -> str:
     lines = ["/* Made by `intlm export`: the model's sizes and scales, and where its weights are. */"]
     lines += ["#ifndef INTLM_WEIGHTS_H", "#define INTLM_WEIGHTS_H", "", "#include <stdint.h>", ""]
     lines += [f"#define INTLM_{name} {value}" for name, value in defined.items()]
-    pointers = ", ".join("*" + name for name in _layer_names(a))
+    pointers = ", ".join("*" + local.name for local in local_parameters(a))
     lines += ["", "typedef struct {", f"  const int8_t {pointers};", "} intlm_layer_t;"]
     lines += [
         "",
@@ -100,7 +103,10 @@ def _weights(model: LanguageModel) -> str:
     for name, _, _ in specifications(a):
         if name.startswith("layers."):
             lines.append(f"static const int8_t {_c_name(name)}[] = {{{_values(model.parameters[name])}}};")
-    rows = [", ".join(_c_name(f"layers.{layer}.{name}") for name in _layer_names(a)) for layer in range(a.num_layers)]
+    rows = [
+        ", ".join(_c_name(f"layers.{layer}.{local.name}") for local in local_parameters(a))
+        for layer in range(a.num_layers)
+    ]
     lines.append("const intlm_layer_t intlm_layers[INTLM_LAYERS] = {")
     lines += [f"  {{{row}}}," for row in rows]
     return "\n".join([*lines, "};", ""])

@@ -5,12 +5,15 @@ A parameter's number is its place in `specifications`; it is a word of the count
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key
 from intlm.arithmetic.tables import tables
+from intlm.cells import CELLS, Cell
 from intlm.lazy import Array, jit, jnp
+from intlm.settings import flatten
 
 Parameters = dict[str, Array]  # name to int8 array
 Leaf = TypeVar("Leaf")
@@ -40,7 +43,16 @@ class Specification(NamedTuple):
     kind: Kind
 
 
-class Architecture(NamedTuple):
+class Local(NamedTuple):
+    """One parameter of each layer, by its name there."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Architecture:
     """What the parameters' shapes and the arithmetic depend on; hashable, so that it can be static under jit."""
 
     vocab_size: int
@@ -48,28 +60,38 @@ class Architecture(NamedTuple):
     num_layers: int
     feed_forward_size: int
     nonlinearity: str  # "clip" or "table"
+    cell: Cell = field(default_factory=lambda: CELLS["mgu"]())
+
+    @property
+    def state_size(self) -> int:
+        """int8 values of a layer's recurrent state."""
+        return self.cell.state_size(self.hidden_size)
+
+    def described(self) -> dict[str, int | str]:
+        """Every field by its name; the cell by its own, and then its settings."""
+        sizes = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {**sizes, "cell": self.cell.name, **flatten(self.cell, f"{self.cell.name}.")}
+
+
+def local_parameters(architecture: Architecture) -> list[Local]:
+    """A layer's parameters, in the order of their numbers: the cell's, then the feed-forward's."""
+    hidden, feed_forward = architecture.hidden_size, architecture.feed_forward_size
+    return [
+        *architecture.cell.parameters(hidden),
+        Local("up", (feed_forward, hidden), Kind.MATRIX),
+        Local("down", (hidden, feed_forward), Kind.MATRIX),
+    ]
 
 
 def specifications(architecture: Architecture) -> list[Specification]:
     """All parameters in the order of their numbers: embedding, layer by layer, head."""
-    vocab, hidden, layers, feed_forward, _ = architecture
-    square, vector = (hidden, hidden), (hidden,)
-    found = [Specification("embedding", (vocab, hidden), Kind.EMBEDDING)]
-    for i in range(layers):
-        found += [
-            Specification(f"layers.{i}.{name}", shape, kind)
-            for name, shape, kind in (
-                ("gate_input", square, Kind.MATRIX),  # W_f
-                ("gate_state", square, Kind.MATRIX),  # U_f
-                ("gate_bias", vector, Kind.BIAS),  # b_f
-                ("candidate_input", square, Kind.MATRIX),  # W_h
-                ("candidate_state", square, Kind.MATRIX),  # U_h
-                ("candidate_bias", vector, Kind.BIAS),  # b_h
-                ("up", (feed_forward, hidden), Kind.MATRIX),
-                ("down", (hidden, feed_forward), Kind.MATRIX),
-            )
-        ]
-    return [*found, Specification("head", (vocab, hidden), Kind.MATRIX)]
+    ends = (architecture.vocab_size, architecture.hidden_size)
+    layers = [
+        Specification(f"layers.{i}.{local.name}", local.shape, local.kind)
+        for i in range(architecture.num_layers)
+        for local in local_parameters(architecture)
+    ]
+    return [Specification("embedding", ends, Kind.EMBEDDING), *layers, Specification("head", ends, Kind.MATRIX)]
 
 
 class Layered(NamedTuple, Generic[Leaf]):

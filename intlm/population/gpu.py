@@ -21,8 +21,9 @@ from intlm.arithmetic.fixed_point import (
 )
 from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import tables
+from intlm.cells.mgu import Mgu, recur
 from intlm.estimators.member import Factors, Member, PerturbedWeights, parameter_noise
-from intlm.model.forward import matrix_product, norm, recur
+from intlm.model.forward import matrix_product, norm
 from intlm.model.parameters import (
     Kind,
     Layered,
@@ -110,6 +111,8 @@ class GpuEngine(XlaEngine):
             return f"it does not serve the estimator {population.estimator.name}"
         if type(population.objective) is not NextToken:
             return f"it does not serve the objective {population.objective.name}"
+        if type(population.architecture.cell) is not Mgu:
+            return f"it does not serve the cell {population.architecture.cell.name}"
         return ""
 
     def unserved(self) -> list[str]:

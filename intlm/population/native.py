@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intlm.cells.mgu import Mgu
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
 from intlm.lazy import Array
@@ -125,6 +126,8 @@ class NativeEngine:
             return f"it does not serve the estimator {population.estimator.name}"
         if type(population.objective) is not NextToken:
             return f"it does not serve the objective {population.objective.name}"
+        if type(population.architecture.cell) is not Mgu:
+            return f"it does not serve the cell {population.architecture.cell.name}"
         return ""
 
     def _attributes(self, pairs: int) -> dict[str, np.generic]:
@@ -148,8 +151,8 @@ class NativeEngine:
     @property
     def prepared_size(self) -> int:
         """Bytes of what `prepare` makes: it depends on the instruction set."""
-        vocab, hidden, layers, feed_forward, _ = self.population.architecture
-        return kernels().intlm_prepared_size(vocab, hidden, layers, feed_forward)
+        a = self.population.architecture
+        return kernels().intlm_prepared_size(a.vocab_size, a.hidden_size, a.num_layers, a.feed_forward_size)
 
     def probe(self) -> None:
         """Run a kernel. Raises what JAX raises where that fails."""

@@ -115,7 +115,7 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
     with tqdm(desc="accumulators", total=total, unit="token", delay=1, leave=False, disable=None) as bar:
         for _, inputs, targets in blocks:
             states = model.start(len(inputs))
-            empty = jnp.zeros((a.num_layers, len(widths), len(inputs), a.hidden_size), jnp.int8)
+            empty = jnp.zeros((a.num_layers, len(widths), len(inputs), a.state_size), jnp.int8)
             narrow: dict[str, Any] = dict.fromkeys(OVERFLOWS, empty)
             for first in range(0, inputs.shape[1], BLOCK):
                 tokens, follow = inputs[:, first : first + BLOCK], targets[:, first : first + BLOCK]

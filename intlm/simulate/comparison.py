@@ -118,7 +118,7 @@ def simulate(
         float(np.median(found.costs)) if machine.unit == "ns" else float(np.mean(found.costs)),
         machine.unit,
         sum(v.size for v in reference.parameters.values()),
-        a.num_layers * a.hidden_size,
+        a.num_layers * a.state_size,
         machine.buffers,
         machine.code,
         machine.constants,

@@ -69,7 +69,7 @@ def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
     work = products(a)
     # The states, and what goes into the widest product and comes out of it.
     widest = max(p.fan_in + p.fan_out * OUTPUT_BITS // 8 for p in work)
-    activations = streams * (a.num_layers * a.hidden_size + widest)
+    activations = streams * (a.num_layers * a.state_size + widest)
     weights = sum(math.prod(s.shape) for s in specifications(a))
     room = hardware.on_chip.bytes
     found = Cost(

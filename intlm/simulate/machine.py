@@ -49,10 +49,11 @@ class Layout:
     """An `intlm_model_t` in memory. What is compiled with it (`check`) is refused where the header has another."""
 
     def __init__(self, a: Architecture) -> None:
-        self.state = a.num_layers * a.hidden_size
+        self.state = a.num_layers * a.state_size
         self.logits = self.state + self.state % 2
         widest = max(a.hidden_size, a.feed_forward_size)
-        used = self.logits + 2 * a.vocab_size + 2 * a.hidden_size + 2 * widest + a.hidden_size + a.hidden_size
+        used = self.logits + 2 * a.vocab_size + 2 * a.hidden_size + 2 * widest + a.hidden_size
+        used += a.cell.scratch_size(a.hidden_size)
         self.bytes = used + used % 2
 
     def check(self) -> str:
@@ -85,4 +86,4 @@ class CompiledMachine(Machine):
 
     def states(self) -> np.ndarray:
         a = self.architecture
-        return np.frombuffer(self.memory(0, self.layout.state), np.int8).reshape(a.num_layers, a.hidden_size)
+        return np.frombuffer(self.memory(0, self.layout.state), np.int8).reshape(a.num_layers, a.state_size)

@@ -40,25 +40,7 @@ static void drive(const intlm_model_t* m, const int8_t* input_rows, const int8_t
     for (i = 0; i < ROWS; ++i) out[i] = table[out[i] + 128];
 }
 
-static void cell(intlm_model_t* m, const intlm_layer_t* layer, int8_t* state) {
-  int32_t found[ROWS], i, k;
-  for (i = 0; i < INTLM_HIDDEN; ++i) m->operand[i] = state[i];
-  for (i = 0; i < INTLM_HIDDEN; i += ROWS) {
-    const int32_t at = i * INTLM_HIDDEN;
-    drive(m, layer->gate_input + at, layer->gate_state + at, layer->gate_bias + i, INTLM_GATE_TABLE, found);
-    for (k = 0; k < ROWS; ++k) m->gate[i + k] = (uint8_t)(INTLM_GATE_ONE + found[k]);
-  }
-  for (i = 0; i < INTLM_HIDDEN; ++i) m->operand[i] = (int16_t)intlm_q15(m->gate[i] * state[i], INTLM_GATE_MULTIPLIER);
-  for (i = 0; i < INTLM_HIDDEN; i += ROWS) {
-    const int32_t at = i * INTLM_HIDDEN;
-    drive(m, layer->candidate_input + at, layer->candidate_state + at, layer->candidate_bias + i, INTLM_CANDIDATE_TABLE,
-          found);
-    for (k = 0; k < ROWS; ++k) {
-      const int32_t gate = m->gate[i + k], old = state[i + k];
-      state[i + k] = (int8_t)intlm_q15((2 * INTLM_GATE_ONE - gate) * old + gate * found[k], INTLM_GATE_MULTIPLIER);
-    }
-  }
-}
+#include "cell.h" /* the cell's step: the next state, from m->normed and the state; it uses m->operand and m->scratch */
 
 /* Section 5.2, the second half of a layer. */
 static void feed_forward(intlm_model_t* m, const intlm_layer_t* layer) {
@@ -82,7 +64,7 @@ void intlm_step(intlm_model_t* m, uint16_t token) {
   for (l = 0; l < INTLM_LAYERS; ++l) {
     int8_t* state = m->state[l];
     if (token == 0)
-      for (i = 0; i < INTLM_HIDDEN; ++i) state[i] = 0;
+      for (i = 0; i < INTLM_STATE; ++i) state[i] = 0;
     norm(m->residual, m->normed);
     cell(m, &intlm_layers[l], state);
     for (i = 0; i < INTLM_HIDDEN; ++i)

@@ -15,12 +15,14 @@
 #define INTLM_WIDEST (INTLM_FEED_FORWARD > INTLM_HIDDEN ? INTLM_FEED_FORWARD : INTLM_HIDDEN)
 
 typedef struct {
-  int8_t state[INTLM_LAYERS][INTLM_HIDDEN]; /* what the model remembers; 127 is one */
-  int16_t logits[INTLM_VOCAB];              /* what it expects next */
+  int8_t state[INTLM_LAYERS][INTLM_STATE]; /* what the model remembers; 127 is one */
+  int16_t logits[INTLM_VOCAB];             /* what it expects next */
   /* Of the step that is being made. What is multiplied by a matrix is widened once for all of its rows. */
   int16_t normed[INTLM_HIDDEN], operand[INTLM_WIDEST];
   int8_t residual[INTLM_HIDDEN];
-  uint8_t gate[INTLM_HIDDEN];
+#if INTLM_SCRATCH
+  uint8_t scratch[INTLM_SCRATCH]; /* the cell's */
+#endif
 } intlm_model_t;
 
 /* Read a token: the states and the logits become those after it. Token 0 clears the states first, so a document

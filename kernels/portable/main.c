@@ -46,7 +46,7 @@ static void decode(uint16_t token) {
 static void print_states(void) {
   int l, i;
   for (l = 0; l < INTLM_LAYERS; ++l)
-    for (i = 0; i < INTLM_HIDDEN; ++i) printf("%d%c", model.state[l][i], i + 1 < INTLM_HIDDEN ? ' ' : '\n');
+    for (i = 0; i < INTLM_STATE; ++i) printf("%d%c", model.state[l][i], i + 1 < INTLM_STATE ? ' ' : '\n');
 }
 
 static void print_logits(void) {

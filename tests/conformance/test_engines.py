@@ -1,6 +1,7 @@
 """Every engine, against the oracle and hence against every other, bit for bit, on populations small enough for it."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import oracle
 import pytest
 import tiny
 
+from intlm.cells import CELLS
 from intlm.model.forward import zero_states
 from intlm.population import gpu, make_engine, native
 from intlm.update import TrainState
@@ -90,6 +92,22 @@ CASES = {  # the first two are the problems of golden/v3/update.json: they share
         targets=2,
     ),
 }
+OF_CELLS = {  # the cells that XLA alone serves
+    f"{cell} {kind}": Case(
+        oracle.Shape(5, 16, 24, 2, kind, cell),
+        oracle.Noise(11, 2, 3, 1),
+        4,
+        2,
+        "normalised",
+        oracle.Threshold(4, 10),
+        3,
+        "first",
+        chunk_size=4,
+    )
+    for cell in CELLS.parts()
+    if cell != "mgu"
+    for kind in ("clip", "table")
+}
 
 
 def texts(case: Case, seed: int) -> tuple[oracle.Array, oracle.Array]:
@@ -108,11 +126,10 @@ def uint16(*arrays: oracle.Array) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(array, jnp.uint16) for array in arrays)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "engine"), [*product(CASES, ENGINES), *((name, "xla") for name in OF_CELLS)])
 def test_two_updates(engine: str, name: str, bridge: Any) -> None:
     """Losses, fitness, votes, weights and states, of an update and of the one that goes on from it."""
-    case = CASES[name]
+    case = {**CASES, **OF_CELLS}[name]
     population = bridge.population(case.shape, case.noise, case.pairs, case.group_size, case.fitness, case.chunk_size)
     quickly = name != "extreme" or engine == "gpu"  # one as a run compiles it
     run = bridge.update(engine, population, quickly)

@@ -21,8 +21,6 @@ from intlm.arithmetic.fixed_point import (
     activation_rescale,
     logit_rescale,
     rank_multiplier,
-    rounding_shift,
-    saturate8,
 )
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
 from intlm.data.shards import Corpus, CorpusWriter, Split
@@ -30,7 +28,7 @@ from intlm.data.streams import MixedStreams
 from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
 from intlm.fitness import FITNESS
-from intlm.model.forward import PlainWeights, cell, feed_forward, norm, zero_states
+from intlm.model.forward import PlainWeights, norm, read_layer, zero_states
 from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
 from intlm.model.sampling import sample
@@ -224,21 +222,13 @@ def test_norm() -> None:
 
 @pytest.mark.parametrize("case", numbered("layer"))
 def test_layer(case: Case) -> None:
-    kind = case["nonlinearity"]
-    shape = Architecture(2, case["hidden"], 1, case["feed_forward"], kind)
+    shape = Architecture(2, case["hidden"], 1, case["feed_forward"], case["nonlinearity"])
     weights = PlainWeights(Layered(parameters(case["parameters"]), {}))
     x, h, x_after, h_after = (
         jnp.array([step[name] for step in case["steps"]], jnp.int8) for name in ("x", "h", "x_after", "h_after")
     )
 
-    @jax.jit
-    def layer(x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = cell(weights, norm(x), h, shape)
-        wide = h.astype(jnp.int32)
-        x = saturate8(x + (rounding_shift(wide, 3) if kind == "table" else wide))
-        return saturate8(x + feed_forward(weights, norm(x), shape)), h
-
-    found_x, found_h = layer(x, h)
+    found_x, found_h = jax.jit(lambda x, h: read_layer(weights, x, h, shape))(x, h)
     np.testing.assert_array_equal(found_h, h_after)
     np.testing.assert_array_equal(found_x, x_after)
 

@@ -1,6 +1,7 @@
 """Exported models on every machine of `intlm simulate`: the logits, losses and states of the JAX reference."""
 
 import functools
+from itertools import product
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intlm.cells import CELLS
 from intlm.data.tokenizers.byte import ByteTokenizer
 from intlm.language_model import LanguageModel
 from intlm.model.parameters import Architecture, specifications
@@ -23,6 +25,12 @@ CASES = {
     "smallest": Architecture(2, 8, 1, 8, "clip"),
     "large vocabulary": Architecture(3000, 24, 1, 8, "table"),
     "shifted sums": Architecture(40, 264, 1, 272, "table"),
+}
+OF_CELLS = {  # the other cells, in C99 and as an ONNX graph
+    f"{cell} {kind}": Architecture(256, 16, 2, 24, kind, CELLS[cell]())
+    for cell in CELLS.parts()
+    if cell != "mgu"
+    for kind in ("clip", "table")
 }
 TOKENS = 24
 
@@ -45,7 +53,7 @@ def model_of(architecture: Architecture, widest: int, seed: int = 0) -> Language
 
 @functools.cache
 def shared(case: str, widest: int) -> LanguageModel:
-    return model_of(CASES[case], widest)
+    return model_of({**CASES, **OF_CELLS}[case], widest)
 
 
 def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
@@ -55,9 +63,8 @@ def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("target", MACHINES)
 @pytest.mark.parametrize("widest", [0, 127])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "target"), [*product(CASES, MACHINES), *product(OF_CELLS, ("host", "onnxruntime"))])
 def test_same_bits(case: str, widest: int, target: str, tmp_path: Path) -> None:
     model = shared(case, widest)
     machine: Machine = MACHINES[target].machine(model, tmp_path)

@@ -153,8 +153,8 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "no norm before the head",
-            "read.product(1 + OF_A_LAYER * shape.layers, norm(x))",
-            "read.product(1 + OF_A_LAYER * shape.layers, x)",
+            "read.product(1 + of_a_layer(shape) * shape.layers, norm(x))",
+            "read.product(1 + of_a_layer(shape) * shape.layers, x)",
         ),
         ("logits of act", "rescale(accumulator, logit(shape.hidden))", "rescale(accumulator, act(shape.hidden))"),
         (
@@ -164,7 +164,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "the head tied to the embedding",
-            "read.product(1 + OF_A_LAYER * shape.layers, norm(x))",
+            "read.product(1 + of_a_layer(shape) * shape.layers, norm(x))",
             "read.product(0, norm(x))",
         ),
     ],

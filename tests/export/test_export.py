@@ -51,7 +51,7 @@ def test_the_command_writes_beside_the_run(form: str, tmp_path: Path, capsys: py
     assert capsys.readouterr().out == f"{out}\n"
     found = {path.name for path in out.iterdir()}
     own = {
-        "c": {"Makefile", "README.md", "fixed_point.h", "intlm.c", "intlm.h", "main.c", "tokenizer.h", "weights.c"}
+        "c": {"Makefile", "README.md", "cell.h", "fixed_point.h", "intlm.c", "intlm.h", "main.c", "tokenizer.h"}
         | {"weights.h"},
         "onnx": {"model.onnx"},
         "safetensors": set(),
@@ -72,7 +72,7 @@ def test_weights_are_those_of_the_run(safetensors: Path) -> None:
     assert described == {
         "model_type": "intlm",
         "inference_version": INFERENCE_VERSION,
-        **model.architecture._asdict(),
+        **model.architecture.described(),
         "weights_sha256": hashlib.sha256((safetensors / WEIGHTS).read_bytes()).hexdigest(),
         "corpus": text_of(tiny.trained().directory),
     }

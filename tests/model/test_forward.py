@@ -1,4 +1,4 @@
-"""The forward pass against the oracle: small odd shapes, random and extreme weights and states, both nonlinearities."""
+"""The forward pass against the oracle: small odd shapes, extreme weights and states, every cell and nonlinearity."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
+from intlm.cells import CELLS
 from intlm.model import SEPARATOR
 from intlm.model.forward import matrix_product, norm, zero_states
 from intlm.model.parameters import Kind, initialise, specifications
@@ -18,6 +19,7 @@ SHAPES = [
     oracle.Shape(3, 24, 16, 3, "table"),
     oracle.Shape(257, 40, 104, 2, "clip"),
     oracle.Shape(5, 8, 40, 1, "table"),
+    *(oracle.Shape(5, 16, 24, 2, kind, cell) for cell in CELLS.parts() if cell != "mgu" for kind in ("clip", "table")),
 ]
 BATCH = 6
 WEIGHTS = ["first", "random", "extreme", "high", "low"]

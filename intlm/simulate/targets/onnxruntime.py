@@ -37,7 +37,7 @@ class OnnxRuntimeMachine(Machine):
         a = self.architecture
         self._logits = np.zeros((1, a.vocab_size), np.int16)
         self._sum = np.zeros(1, np.int32)
-        self._states = np.zeros((a.num_layers, a.hidden_size), np.int8)
+        self._states = np.zeros((a.num_layers, a.state_size), np.int8)
         self._took = 0
 
     def step(self, token: int) -> None:
