@@ -18,6 +18,8 @@ FILE = "the name of a file"
 EXCEPTIONS = {
     ("config.py", "bytes"): DEFAULT,
     ("config.py", "member"): DEFAULT,
+    ("config.py", "mgu"): DEFAULT,
+    ("model/parameters.py", "mgu"): DEFAULT,
     ("config.py", "next_token"): DEFAULT,
     ("config.py", "threshold"): DEFAULT,
     ("population/engine.py", "member"): DEFAULT,
