@@ -214,9 +214,10 @@ def test_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "tokenizer 'unigram': the C program encodes text" in refused(capsys, "export", run, "--to", "c")
 
     # Shards of another tokenizer are refused.
-    assert main(["prepare", str(path), "--data.prepared", "made", "--data.tokenizer", "bpe"]) == 0
+    other = ["--data.tokenizer", "bpe", "--data.bpe.vocab_size", "262"]
+    assert main(["prepare", str(path), "--data.prepared", "made", *other]) == 0
     assert "its tokenizer is not the one that the run was trained with" in refused(capsys, "evaluate", run)
-    said = refused(capsys, "train", path, "--run-dir", "new", "--from", run, "--data.tokenizer", "bpe")
+    said = refused(capsys, "train", path, "--run-dir", "new", "--from", run, *other)
     assert f"{run}: its tokenizer is not that of {tmp_path / 'made'}: prepare the text with the same" in said
 
 
