@@ -67,7 +67,7 @@ static void infer(const Problem& p, const int8_t* prepared, const uint16_t* toke
   });
 }
 
-/* Section 10: `count` tokens of one stream, the first drawn from `logits`, which are replaced by those of the next token. */
+/* Section 10: `count` tokens of one stream, the first drawn from `logits`, replaced by those of the next. */
 static void generate(const Problem& p, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
                      int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens) {
   Model model(p);
