@@ -25,10 +25,10 @@ _CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
 
 @cache
 def missing() -> str:
-    """Why the kernels cannot be used here; empty where they can. Registers them with JAX, and runs one.
+    """The reason why the kernels cannot be used here; empty where they can. Registers them with JAX, and runs one.
 
-    A library may be there and not run: compiled for another processor, from other sources, or with the headers of a
-    newer jaxlib than the one here.
+    A library that is there may fail to run: it may be compiled for another processor, from other sources, or with the
+    headers of a newer jaxlib than the one here.
     """
     if jax.default_backend() != "cpu":
         return "JAX does not run on a CPU"
@@ -55,7 +55,7 @@ def available() -> bool:
 
 @cache
 def kernels() -> ctypes.CDLL:
-    """The library. Raises OSError where there is none for this processor."""
+    """Loads the library. Raises OSError where there is none for this processor."""
     library = ctypes.CDLL(str(_LIBRARY))
     library.intlm_isa.restype = library.intlm_phases.restype = ctypes.c_char_p
     library.intlm_multiply.restype = library.intlm_read.restype = ctypes.c_double
@@ -68,31 +68,31 @@ def kernels() -> ctypes.CDLL:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def instruction_set() -> str:
     """The instruction set whose kernels run: the best of this processor, or the one that INTLM_ISA names.
 
-    Empty if that one is not there.
+    Empty if the named one is not available.
     """
     return kernels().intlm_isa().decode()
 
 
 def multiply_rate(threads: int, seconds: float) -> float:
-    """The most exact byte products a second that so many threads make with this instruction set; takes so long."""
+    """Measures for `seconds` how many exact byte products a second `threads` threads make with this instruction set."""
     return kernels().intlm_multiply(round(seconds * 1e9), threads)
 
 
 def read_rate(threads: int, size: int, seconds: float) -> float:
-    """Bytes a second that so many threads read of a buffer of `size` bytes, each its share; takes so long."""
+    """Measures for `seconds` the bytes a second at which `threads` threads read a buffer of `size` bytes in shares."""
     return kernels().intlm_read(round(seconds * 1e9), threads, size)
 
 
 @contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """What the kernels' workers do inside the context: seconds a phase, summed over threads; filled in at its end."""
+    """Times the phases of the kernels inside the context: seconds by phase, summed over threads, set at its end."""
     library = kernels()
     names = library.intlm_phases().decode().split(",")
     spent = (ctypes.c_int64 * len(names))()
@@ -128,7 +128,7 @@ class NativeEngine:
         return ""
 
     def _attributes(self, pairs: int) -> dict[str, np.generic]:
-        """What the kernels are told of the population, by the names of `Problem` in kernels/cpu/kernels.h."""
+        """The population's values for the kernels, by the names of `Problem` in kernels/cpu/kernels.h."""
         architecture, estimator = self.population.architecture, self.population.estimator
         rank, sigma_shift = (estimator.rank, estimator.sigma_shift) if isinstance(estimator, Member) else (1, 0)
         return {
@@ -147,12 +147,12 @@ class NativeEngine:
 
     @property
     def prepared_size(self) -> int:
-        """Bytes of what `prepare` makes: it depends on the instruction set."""
+        """The size of the result of `prepare` in bytes, which depends on the instruction set."""
         vocab, hidden, layers, feed_forward, _ = self.population.architecture
         return kernels().intlm_prepared_size(vocab, hidden, layers, feed_forward)
 
     def probe(self) -> None:
-        """Run a kernel. Raises what JAX raises where that fails."""
+        """Run a kernel. Raises JAX's exception where that fails."""
         call = jax.ffi.ffi_call("intlm_prepare", jax.ShapeDtypeStruct((self.prepared_size,), jnp.int8))
         jax.block_until_ready(call(np.zeros(sum(self.sizes), np.int8), **self.attributes))
 
