@@ -302,8 +302,8 @@ def evaluate(
 
     parameters: int8, by name. states: int8 [texts, layers, hidden], the clean members'. means: int32 [2], the mean
     magnitudes of d and R that fitness is measured by. tokens: uint16 [texts, T]. targets: uint16 [texts, T, K].
-    update, first: uint32 scalars, the number of the first text. chunk: texts that are read at once, which changes no
-    bit. heard: bool [members], the noisy members that vote; None: all.
+    update, first: uint32 scalars, the number of the first text. chunk: texts that are read at once, which changes
+    no bit. heard: bool [members], the noisy members that vote; None: all.
     """
     shared = stack_layers(parameters)
     shift = vote_shift(settings.texts, tokens.shape[1])
