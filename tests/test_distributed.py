@@ -176,6 +176,6 @@ def test_a_terminal_that_closes(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:
-    """What the user must mend ends a supervised run."""
+    """A mistake of the user ends a supervised run."""
     ((_, err),) = finished(on_devices(1, *LONG, "--supervise", "--run-dir", tmp_path, "--resume"), code=2)
     assert err.count("nothing to resume") == 1

@@ -255,7 +255,7 @@ def victim() -> Path:
 
 
 def commands_that_read(name: str) -> list[list[object]]:
-    """What to try with a damaged file of `victim`."""
+    """Returns the commands to try with a damaged file of `victim`."""
     work = victim()
     run, new = work / "runs" / "run", work / "new"
     prepare = ["prepare", tiny.CONFIG, "--data.prepared", work / "prepared"]

@@ -175,7 +175,7 @@ def test_the_document_ends_at_a_separator() -> None:
 
 @pytest.mark.parametrize("prompt", [b"", b"\x00", b"\xff\xfe\x80", bytes(range(256)), "žluťoučký".encode(), b"x" * 200])
 def test_any_prompt(model: LanguageModel, prompt: bytes) -> None:
-    """What is drawn first follows the whole prompt, read after a separator."""
+    """The first token drawn follows the whole prompt, read after a separator."""
     reading = np.concatenate([[SEPARATOR], model.tokens(prompt)])[None]
     logits, _ = model.read(reading, model.start(1))
     assert written(model, prompt, 1, temperature=0) == model.tokenizer.decode([int(logits[0, -1].argmax())])

@@ -1,4 +1,4 @@
-"""What is around a command: a folder that was moved, other locales, closed streams, odd environments, exit codes."""
+"""The surroundings of a command: a folder that was moved, other locales, closed streams, odd environments, exit codes."""
 
 import ast
 import os
