@@ -1,4 +1,4 @@
-"""The surroundings of a command: a folder that was moved, other locales, closed streams, odd environments, exit codes."""
+"""A command's surroundings: a moved folder, other locales, closed streams, odd environments, exit codes."""
 
 import ast
 import os
