@@ -1,4 +1,4 @@
-"""What the tests against the oracle share: its notions in the package's types, and weights of many kinds."""
+"""Shared by the tests against the oracle: its values in the package's types, and weights of many kinds."""
 
 import os
 from collections.abc import Callable
@@ -85,7 +85,7 @@ class Bridge:
         fitness: str = "sign",
         chunk_size: int = 0,
     ) -> Population:
-        """What an engine is built for."""
+        """The population that an engine is built for."""
         estimator = Member(
             rank=noise.rank, sigma_shift=noise.sigma_shift, noise_reuse=noise.noise_reuse, group_size=group_size,
             fitness=FITNESS[fitness](),

@@ -50,20 +50,20 @@ class Settings:
 
     @property
     def largest(self) -> int:
-        """G."""
+        """G, the largest fitness."""
         return 127 // within(self.members, 1, 127)
 
 
 class Told(NamedTuple):
-    """What an update says, before an optimizer has it."""
+    """The results of an update, before the optimizer uses them."""
 
-    losses: list[int]  # [N], the clean members'
+    losses: list[int]  # [N], of the clean members
     states: Array  # [N, L, H]
     votes: list[Array]  # Z, by the parameters' numbers
     variances: list[list[int]]  # C: [fan-in] of a matrix, [V] of the embedding, [1] of a bias
     deviations: list[list[int]]  # D, of the same shapes
     standardised: list[Array]  # z
-    means: tuple[int, int]  # of d and of R, which the next update is given
+    means: tuple[int, int]  # of d and of R, for the next update
 
 
 # ---------------------------------------------------------------------------------------------------- T2. noise
@@ -85,7 +85,7 @@ def member_number(settings: Settings, text: int, member: int) -> int:
 
 
 def signs(shape: Shape, settings: Settings, update: int, text: int, member: int, token: int) -> dict[int, Array]:
-    """s of each unit, by the number of the parameter whose product gives it."""
+    """s, the sign of each unit, by the number of the parameter whose product gives it."""
     found, j = {}, 0
     for number, count in units(shape, settings):
         own = []
@@ -99,7 +99,7 @@ def signs(shape: Shape, settings: Settings, update: int, text: int, member: int,
 
 
 def amplitude(sigma: int, fan_in: int) -> int:
-    """a(k)."""
+    """a(k), the amplitude of the noise of a product with this fan-in."""
     return within(isqrt(fan_in * 4 ** (8 - within(sigma, 0, 8))), 1, 2**16)
 
 
@@ -111,11 +111,11 @@ class Noisy(Plain):
         self.settings, self.signs = settings, signs
 
     def embed(self, token: int) -> Array:
-        """The noisy row."""
+        """The noisy row of the embedding."""
         return sat8(super().embed(token) + self.signs[0] * max(1, 16 >> self.settings.sigmas[0]))
 
     def product(self, n: int, x: Array) -> Array:
-        """The accumulator, noisy where noise enters."""
+        """The accumulator of a product, with noise where the product has units."""
         accumulator = super().product(n, x)
         if n in self.signs:
             kinds = {GATE_INPUT: 1, CANDIDATE_INPUT: 2, UP: 3, DOWN: 4}
@@ -133,13 +133,13 @@ class Clean(Plain):
         self.read: dict[int, Array] = {}
 
     def product(self, n: int, x: Array) -> Array:
-        """The accumulator."""
-        self.read[n] = x.copy()  # a state is overwritten behind it
+        """The accumulator of a product."""
+        self.read[n] = x.copy()  # a copy: the state is overwritten afterwards
         return super().product(n, x)
 
 
 def slope(settings: Settings, update: int, text: int, token: int, logits: Array, targets: list[int]) -> Array:
-    """y of the logits at one token."""
+    """y, the slope of the logits, at one token."""
     key, stream = key_of(settings.seed, TOKEN), (update, member_number(settings, text, 0), token)
     octets = stream_bytes(key, stream, logits.size)
     lse, shift, found = log_sum_exp2(logits), len(targets).bit_length() - 1, []
@@ -154,12 +154,12 @@ def slope(settings: Settings, update: int, text: int, token: int, logits: Array,
 
 
 def sign(x: int) -> int:
-    """-1, 0 or 1."""
+    """The sign of a number: -1, 0 or 1."""
     return (x > 0) - (x < 0)
 
 
 def credits(d: list[int], tokens: list[int], credit: int) -> list[int]:
-    """R of one member at each token."""
+    """R, the credit of one member at each token."""
     found = [0] * len(d)
     for t in reversed(range(len(d))):
         after = found[t + 1] if t + 1 < len(d) and tokens[t + 1] != 0 else 0
@@ -169,7 +169,7 @@ def credits(d: list[int], tokens: list[int], credit: int) -> list[int]:
 
 
 def fitness(q: int, mean: int, largest: int) -> int:
-    """f of one credit."""
+    """f, the fitness of one credit."""
     return int8(sign(q) * min(largest, int32(abs(q) * largest + 2 * mean) // int32(4 * mean)))
 
 
@@ -177,7 +177,7 @@ def fitness(q: int, mean: int, largest: int) -> int:
 
 
 def vote_shift(texts: int, tokens: int) -> int:
-    """v."""
+    """v, the shift of the votes."""
     v = 0
     while texts * ((tokens * 127**2 + (2**v >> 1)) >> v) >= 2**31:
         v += 1
@@ -185,7 +185,7 @@ def vote_shift(texts: int, tokens: int) -> int:
 
 
 def deviation(variance: int, v: int) -> int:
-    """D."""
+    """D, the deviation of a vote."""
     kappa = 0
     while variance >> 2 * kappa >= 2**30:
         kappa += 1
@@ -193,14 +193,14 @@ def deviation(variance: int, v: int) -> int:
 
 
 def standardised(vote: int, deviation: int) -> int:
-    """z."""
+    """z, a vote divided by its deviation."""
     beta = max(0, deviation.bit_length() - 16)
     size = int32(int32(min(abs(vote) >> beta, 2**22) * 256) + (deviation >> beta) // 2) // (deviation >> beta)
     return sign(vote) * min(2**14, size)
 
 
 def reads(shape: Shape) -> dict[int, tuple[int, bool]]:
-    """For every parameter the number of the units that its votes come from, and whether they are credited with R."""
+    """For every parameter: the number of the units that its votes come from, and whether these are credited with R."""
     found = {0: (0, True), 1 + OF_A_LAYER * shape.layers: (1 + OF_A_LAYER * shape.layers, False)}
     for layer in range(shape.layers):
         first, not_last = 1 + OF_A_LAYER * layer, layer < shape.layers - 1
@@ -233,7 +233,7 @@ def evaluate(
     losses, after, size_d, size_r = [], [], 0, 0
     for i in range(number):
         text = tokens[i].tolist()
-        # The clean member, and what it read.
+        # The clean member, and the inputs of its products.
         state, clean, inputs, head = int8(states[i]), [], [], []
         for t in range(length):
             read = Clean(parameters)
@@ -243,7 +243,7 @@ def evaluate(
             head.append(slope(settings, update, i, t, logits, targets[i, t].tolist()))
         losses.append(int32(sum(clean)))
         after.append(state)
-        # The noisy ones.
+        # The noisy members.
         drawn = [[signs(shape, settings, update, i, m, t) for t in range(length)] for m in range(n)]
         own, far = [], []
         for m in range(n):

@@ -32,18 +32,18 @@ def together(
 
 
 def worker_of(process: "subprocess.Popen[str]") -> int:
-    """The process that it started to do the work."""
+    """Returns the worker that a process started."""
     (child,) = children_of(process)
     return child
 
 
 def children_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that it started and that are there."""
+    """Returns the living child processes of a process."""
     return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def wait_for_lines(run: Path, count: int) -> None:
-    """Wait until a run's metrics have so many."""
+    """Waits until a run's metrics have so many lines."""
     path, until = run / "metrics.jsonl", time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert time.monotonic() < until, f"{path} has not {count} lines yet"
@@ -51,7 +51,7 @@ def wait_for_lines(run: Path, count: int) -> None:
 
 
 def finished(*processes: "subprocess.Popen[str]", code: int = 0) -> list[tuple[str, str]]:
-    """What they printed, once all ended with this exit code."""
+    """Waits until processes end with this exit code; returns what they printed."""
     found = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), found
     return found
@@ -64,7 +64,7 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """One that nothing listens on."""
+    """Returns a port that nothing listens on."""
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         return int(some.getsockname()[1])

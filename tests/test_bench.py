@@ -34,7 +34,7 @@ OF_THE_PEAK = {"peak_macs_per_second", "share_of_peak"}
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is repeated, and compiling is quick."""
+    """Makes benchmarks quick: nothing is repeated, and compiling is quick."""
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=tiny.quick_options()))
     monkeypatch.setattr(module, "COUNTED", 0.001)
     monkeypatch.setattr(module, "FEWEST_WRITTEN", 64)
@@ -63,7 +63,8 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
 
 
 def test_rates_and_ratios() -> None:
-    """Medians over the rounds, of ratios taken within a round: here the same however slow the round is."""
+    """Rates and ratios are medians over the rounds, of ratios taken within a round: here the same however slow the
+    round is."""
     found = made(1, 4, 2).summary()
     assert found["rounds"] == 3 and found["members"] == tiny.MEMBERS and found["macs_per_token"] == MACS
     assert found["seconds"]["update"] == 4.0 and found["seconds"]["noise"] == 0.5
@@ -88,7 +89,7 @@ def test_further_streams_are_accounted_for() -> None:
 
 
 def test_products_and_values() -> None:
-    """What a call multiplies and draws, counted from the parameters; rank 3."""
+    """The products and random values of a call, counted from the parameters; rank 3."""
     report = made(1, config=tiny.load_config(eggroll__rank=3))
     assert report.macs("update") == report.macs("evaluation") == report.macs("inference") == TOKENS * MACS
     assert report.macs("generation") == 50 * MACS
@@ -156,7 +157,7 @@ def test_three_digits(number: float, expected: str) -> None:
 
 @pytest.mark.parametrize("engine", ["auto", "xla"])
 def test_json(engine: str, hasty: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything there is, measured once; where the parts are numbers, each follows from the others."""
+    """The JSON report of everything, measured once; where the parts are numbers, each follows from the others."""
     assert main(["bench", str(tiny.CONFIG), "--json", "--rounds", "1", "--engine", engine]) == 0
     found = json.loads(capsys.readouterr().out)
     there = native.available()
@@ -257,7 +258,7 @@ def test_no_part_passes_the_machine_s_bounds(hasty: None, monkeypatch: pytest.Mo
 
 
 def test_peak_memory_is_this_process_s() -> None:
-    """Not that of the program which started it, and it grows with what is held."""
+    """Peak memory is this process's, not that of the program which started it, and grows with the memory held."""
     held = np.ones(1 << 29, np.int8)
     script = """
 import numpy as np
@@ -272,7 +273,7 @@ print(before, peak_memory())
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Found before anything is made or measured."""
+    """Mistakes are found before anything is made or measured."""
     new = ["--data.prepared", str(tmp_path / "prepared")]
     for given, said in (
         (["--rounds", "0"], "--rounds = 0: must be at least 1"),

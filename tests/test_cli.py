@@ -27,7 +27,8 @@ COMMANDS = (
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a command gives to a mistake. An exception, which would be a traceback, fails the test."""
+    """Returns the one line that a command prints for a mistake. An exception, which would be a traceback, fails the
+    test."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr()
@@ -37,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def usage(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What argparse gives to a mistake."""
+    """Returns the message that argparse prints for a mistake."""
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
     assert stopped.value.code == 2
@@ -95,7 +96,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_needs_no_jax_does_not_load_it() -> None:
-    """So that help, and importing the package, take no time; and mistakes in a configuration little."""
+    """Help and `import intlm` load no heavy package, so that they take no time."""
     script = """
 import sys
 import intlm, intlm.cli
@@ -141,7 +142,8 @@ def test_arguments_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_configurations_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The message names the file or the command line, the key, and what was expected; nothing is made."""
+    """Invalid configurations: the message names the file or the command line, the key, and what was expected; nothing
+    is made."""
     path = tmp_path / "a.toml"
     for command in ("prepare", "train", "bench"):
         words = [command, path]
@@ -187,7 +189,8 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer made once, its corpus, a run of it, and everything that is done with a run."""
+    """A tokenizer of pieces is trained once, then a corpus and a run are made with it, and every command uses the
+    run."""
     monkeypatch.chdir(tmp_path)
     keys = {"data.tokenizer": "unigram", "data.unigram.vocab_size": 262}
     path = tiny.write_config(tmp_path / "mine.toml", {**tiny.KEYS, **keys, "train.updates": 4, "data.prepared": "made"})
@@ -243,7 +246,7 @@ def test_directories_that_are_no_runs(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def step_of(run: Path) -> Path:
-    """The last checkpoint."""
+    """The directory of a run's last checkpoint."""
     return run / "checkpoints" / str(tiny.UPDATES)
 
 
@@ -258,7 +261,7 @@ def flip(path: Path) -> None:
 
 
 def test_damaged_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Any file of the last checkpoint, cut by a byte, with one bit changed, or gone. Not one is used."""
+    """A checkpoint is refused if any of its files is cut by a byte, has one bit changed, or is gone."""
     run = tiny.copied(tmp_path / "run")
     files = [path for path in step_of(run).rglob("*") if path.is_file() and path.name != CHECKSUMS]
     assert len(files) > 5
@@ -297,7 +300,8 @@ def test_a_damaged_checkpoint_serves_no_command(
 
 
 def test_a_checkpoint_without_checksums_is_not_whole(tmp_path: Path) -> None:
-    """As a run leaves it that was killed in that moment: the one before it is taken, and the run makes it anew."""
+    """A run killed before the checksums were written: the checkpoint before is used, and the resumed run saves it
+    anew."""
     run = tiny.copied(tmp_path / "run")
     (step_of(run) / CHECKSUMS).unlink()
     truncate(step_of(run) / "meta" / "metadata")
@@ -307,7 +311,7 @@ def test_a_checkpoint_without_checksums_is_not_whole(tmp_path: Path) -> None:
 
 
 def change_versions(run: Path, **versions: int) -> None:
-    """Write these versions of the arithmetic, and no others, into a run's last checkpoint."""
+    """Writes these versions of the arithmetic, and no others, into a run's last checkpoint."""
     path = step_of(run) / "meta" / "metadata"
     meta = {key: value for key, value in json.loads(path.read_text()).items() if not key.endswith("_version")}
     path.write_text(json.dumps(meta | versions))
@@ -328,7 +332,8 @@ def change_versions(run: Path, **versions: int) -> None:
 def test_versions_of_a_run(
     versions: dict[str, int], refused_by: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other training is not gone on with, but its model is used; of another inference nothing is."""
+    """A run of another version of training is not resumed, but its model is used; of another inference, it is not
+    used."""
     run = tiny.copied(tmp_path / "run")
     change_versions(run, **versions)
     exported = run / "exports" / "safetensors"
@@ -346,7 +351,8 @@ def test_versions_of_a_run(
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    """A configuration changed by hand. In a process of its own: orbax says a few things afterwards."""
+    """A model whose configuration was changed by hand is refused. In a process of its own: orbax says a few things
+    afterwards."""
     run = tiny.copied(tmp_path / "run")
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace("hidden_size = 16", "hidden_size = 24"))
@@ -356,7 +362,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Outside of training, where nothing is to be saved."""
+    """Ctrl-C outside of training, where nothing is to be saved."""
 
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -407,7 +413,7 @@ def test_losses_are_those_that_evaluate_sums(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_quickstart() -> None:
-    """Its text is there on a fresh machine, and its settings validate."""
+    """The quickstart configuration: its text is there on a fresh machine, and its settings validate."""
     found = config.load(REPOSITORY / "configs" / "quickstart.toml")
     config.check_limits(found, 258)
     assert Path(found.data.train).is_file()
@@ -421,7 +427,7 @@ def test_every_configuration_validates(path: Path) -> None:
 
 
 def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """runs/NAME below the working directory."""
+    """The default run directory is runs/NAME below the working directory."""
     seen: list[Path] = []
 
     def done(config: object, directory: Path, resume: bool, start: Path | None) -> bool:
@@ -436,7 +442,8 @@ def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_numbers_of_any_size_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Given to any flag that takes one, huge exponents and thousands of digits among them: at once and in one line."""
+    """Numbers out of range, even with huge exponents or thousands of digits, are refused by every flag, at once, in
+    one line."""
     run, digits = tiny.trained().directory, "9" * 9999
     for arguments in (
         ["generate", run, "--tokens"], ["generate", run, "--top-k"], ["generate", run, "--seed"],

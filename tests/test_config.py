@@ -179,7 +179,7 @@ def test_a_mistake_in_an_override_names_the_command_line() -> None:
 
 
 def test_a_layer_is_over_the_file_and_under_the_command_line(tmp_path: Path) -> None:
-    """Its values are TOML's, its paths relative to it, and its mistakes its own."""
+    """A layer of configuration: its values are TOML's, its paths relative to it, and its mistakes its own."""
     base, over = tmp_path / "base.toml", tmp_path / "studies" / "over.toml"
     base.write_text("seed = 1\n[eggroll.member]\nrank = 1\n[eggroll.threshold]\nalpha = 1\n[data]\ntrain = 'x.txt'\n")
     layer = {"eggroll.member.rank": 2, "eggroll.threshold.alpha": 2, "data.valid": "y.txt"}
@@ -215,7 +215,8 @@ def test_a_later_choice_leaves_the_settings_of_the_one_before_behind(tmp_path: P
     ],
 )
 def test_files_of_earlier_versions_are_read(eggroll: str, expected: object, capsys: pytest.CaptureFixture[str]) -> None:
-    """As version 0.1 read them: it passed over settings of optimizers that were not chosen. One line says so."""
+    """Configurations of version 0.1 are read as it read them: it passed over settings of optimizers that were not
+    chosen. One line says so."""
     config_module._say_once.cache_clear()
     config = parse(f"[eggroll]\nrank = 2\n{eggroll}\n[train]\ntargets = 4")
     assert config.eggroll.optimizer == expected
@@ -241,7 +242,7 @@ def test_flags_of_earlier_versions_are_read(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("name", ["bytes", "alphabet", "unigram", "bpe"])
 def test_settings_of_tokenizers_as_earlier_versions_had_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """They were keys of [data], for any tokenizer."""
+    """Settings of tokenizers are also read as keys of [data], where earlier versions had them."""
     data = f"[data]\ntrain = 'x'\ntokenizer = '{name}'\n"
     config, flag = parse(f"{data}vocab_size = 300\nsample_bytes = 9"), {"data.vocab_size": "400"}
     has = name in ("unigram", "bpe")
@@ -337,7 +338,7 @@ def test_a_path_with_nul_is_refused(key: str) -> None:
     ],
 )
 def test_what_no_message_could_show_is_refused(text: str) -> None:
-    """Too deep, or a number of too many digits."""
+    """Values nested too deeply, and numbers of too many digits, are refused."""
     said = message(text)
     assert said.startswith(f"{FILE}: not TOML: ") and ("nested too deeply" in said or "4300 digits" in said)
 

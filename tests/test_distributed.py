@@ -22,7 +22,7 @@ LONG = ("train", tiny.CONFIG, "--train.updates", 60)
 
 
 def test_place() -> None:
-    """From flags, and from what SLURM and Kubernetes tell a process."""
+    """A process's place, from flags and from the environment of SLURM and of Kubernetes."""
     flags = Place("node1:9000", 4, 3)
     assert place(flags, {}) == flags
     assert place(Place(), {}) is None
@@ -33,7 +33,7 @@ def test_place() -> None:
 
 
 def test_place_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first pod of its Job is where process 0 is."""
+    """In Kubernetes process 0 is in the first pod of the Job."""
     monkeypatch.setattr("socket.getfqdn", lambda: "egg-12.eggs.default.svc.cluster.local")
     found = place(Place(processes=20), {"JOB_COMPLETION_INDEX": "12"})
     assert found == Place("egg-0.eggs.default.svc.cluster.local:55127", 20, 12)
@@ -57,7 +57,7 @@ def test_no_place(given: Place, message: str) -> None:
 
 
 def test_a_step_of_slurm(tmp_path: Path) -> None:
-    """Of two tasks, which need no flags."""
+    """A SLURM step of two tasks needs no flags."""
     port = next(port for port in range(61440 + os.getpid() % 2048, 1 << 16) if is_free(port))  # as JAX takes it
     step = {"SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     tasks = []
@@ -108,7 +108,8 @@ def test_strangers(tmp_path: Path) -> None:
 
 
 def test_a_lost_process(tmp_path: Path) -> None:
-    """Killed in mid-update it stops the others, who say what to do; supervised, the run is started again by itself."""
+    """A process killed in mid-update stops the others, who say what to do; supervised, the run is started again by
+    itself."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     undisturbed = on_devices(1, *LONG, "--run-dir", whole)
     both = together(2, *LONG, "--run-dir", run)
@@ -126,7 +127,7 @@ def test_a_lost_process(tmp_path: Path) -> None:
 
 
 def test_supervised(tmp_path: Path) -> None:
-    """A process that is alone, killed before its first checkpoint and after; Ctrl-C stops it for good."""
+    """A supervised single process, killed before its first checkpoint and after; Ctrl-C stops it for good."""
     run = tmp_path / "run"
     alone = on_devices(1, *LONG, "--train.checkpoint_seconds", 3600, "--run-dir", run, "--supervise")
     wait_for_lines(run, 3)
@@ -175,6 +176,6 @@ def test_a_terminal_that_closes(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:
-    """What the user must mend ends a supervised run."""
+    """A mistake of the user ends a supervised run."""
     ((_, err),) = finished(on_devices(1, *LONG, "--supervise", "--run-dir", tmp_path, "--resume"), code=2)
     assert err.count("nothing to resume") == 1

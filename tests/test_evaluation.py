@@ -64,7 +64,7 @@ def found(model: LanguageModel, texts: list[np.ndarray]) -> Evaluation:
 
 
 class Unigram(LanguageModel):
-    """A model that expects the same after any token, and keeps what it was asked for."""
+    """A model that predicts the same after any token, and keeps its inputs."""
 
     def __init__(self, like: LanguageModel) -> None:
         self.architecture, self.tokenizer, self.parameters = like.architecture, like.tokenizer, like.parameters
@@ -76,7 +76,7 @@ class Unigram(LanguageModel):
 
 
 def direct(model: LanguageModel, text: np.ndarray) -> int:
-    """The protocol, one segment at a time, one after another."""
+    """The evaluation protocol, written directly: one segment after another."""
     total = 0
     for first in range(0, len(text), SEGMENT):
         segment = text[first : first + SEGMENT]
@@ -113,7 +113,7 @@ def test_the_protocol(model: LanguageModel, texts: list[np.ndarray], found: Eval
 
 
 def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) -> None:
-    """And bytes are those of the text, whatever its tokens."""
+    """A short document's losses are the model's; bytes are counted in the text, whatever its tokens."""
     for tokenizer in (ByteTokenizer(), AlphabetTokenizer(b" abc")):
         model = tiny.make_model(tokenizer)
         for text in (b"a", b"abc cab\x00\xff", bytes(range(256)) * 2):
@@ -125,7 +125,7 @@ def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) ->
 
 
 def test_documents(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
-    """A document knows nothing of another: each gets what it gets alone, and the sums are the whole's, exactly."""
+    """Documents are independent: each gets what it gets alone, and the sums are the whole's, exactly."""
     alone = [evaluate(model, [text], 3) for text in texts]
     assert total(alone) == found
     for batch in (1, 3, 64):
@@ -206,7 +206,7 @@ def test_exact_losses() -> None:
 
 
 def test_a_loss_of_two_halves() -> None:
-    """From the integer loss: a token of probability 1/2 costs one bit, which is 256."""
+    """Bits from the integer loss: a token of probability 1/2 costs one bit, which is 256."""
     logits, targets = np.array([[0, 0], [256, 0]], np.int16), np.array([0, 0])
     found = tiny.make_model(AlphabetTokenizer(b"a")).integer_losses(logits, targets)
     assert found.tolist() == [256, 150]  # log2(1 + 1/2) = 0.585 bits
@@ -257,7 +257,7 @@ def test_documents_of_a_file(tmp_path: Path) -> None:
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, float]:
-    """What `intlm evaluate --json` prints."""
+    """Returns what `intlm evaluate --json` prints."""
     capsys.readouterr()
     assert main(["evaluate", str(tiny.trained().directory), "--json", *map(str, arguments)]) == 0
     return json.loads(capsys.readouterr().out)
@@ -297,7 +297,8 @@ def test_any_bytes_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_each_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their sums are the whole; the table shows the best and the worst; a file is replaced whole."""
+    """Figures of each document: their sums are the whole; the table shows the best and the worst; a file is replaced
+    whole."""
     (tmp_path / "texts").mkdir()
     for number in range(9):
         (tmp_path / "texts" / f"{number}.txt").write_bytes(tiny.words(20 * number + 1, number) + b"\n" + b"z" * number)
@@ -384,7 +385,7 @@ def test_what_cannot_be_evaluated(
 
 
 def test_one_text_has_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As text, compressed, as rows of either kind, and as prepared: the documents are measured, not the containers."""
+    """A text has the same figure as text, compressed, as rows of either kind, and as a prepared corpus."""
     texts = ["abba baab bab", "bbb a ab"]
     (tmp_path / "folder").mkdir()
     for number, text in enumerate(texts):

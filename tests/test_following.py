@@ -105,7 +105,8 @@ def compared(tmp_path: Path, *sources: object, references: tuple[str, ...] = ())
 
 
 def test_runs_beside_each_other(directory: Path, tmp_path: Path) -> None:
-    """Of a run that is not measured yet the training text's curve; of a label its name; keys that differ."""
+    """A comparison of runs: of a run that is not measured yet, the training text's curve; of a label its name; keys
+    that differ."""
     found = compared(tmp_path, directory / "finished", f"{directory / 'torn'}=second", directory / "begun")
     assert [entry.label for entry in found.entries] == ["finished", "second", "begun"]
     assert found.differing == {"model.hidden_size": [16, 16, 32]}

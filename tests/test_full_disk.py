@@ -32,7 +32,7 @@ def on_small_disk(size: int, mounted: Path, kept: Path, *arguments: object) -> "
 
 
 def can_mount() -> bool:
-    """Whether this machine lets a user do that."""
+    """Whether this machine lets a user mount a file system."""
     command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
@@ -40,7 +40,8 @@ def can_mount() -> bool:
 @pytest.mark.skipif(not can_mount(), reason="needs a file system of its own: unshare --mount")
 @pytest.mark.parametrize("size", [330, 420])
 def test_a_full_disk(size: int, tmp_path: Path) -> None:
-    """It fills while checkpoints are written: at least one is whole, and the run ends as if nothing had been."""
+    """The disk fills while checkpoints are written: at least one is whole, and the run, resumed, ends with the same
+    bits."""
     mounted, kept = tmp_path / "small", tmp_path / "kept"
     mounted.mkdir()
     found = on_small_disk(size, mounted, kept, "train", tiny.CONFIG)
@@ -83,7 +84,8 @@ for update in range(2, 34):  # three more may be opened each time
 
 
 def test_few_open_files(tmp_path: Path) -> None:
-    """However few are left, a checkpoint is whole, or named with the reason, which is not the disk's."""
+    """However few files may be open, a checkpoint is whole, or the message names it and the reason, which is not the
+    disk."""
     *refused, done = tiny.intlm(tmp_path / "checkpoints", python=("-P", "-c", FEW)).stdout.splitlines()
     assert done == "True" and len(refused) > 3
     for number, line in enumerate(refused, start=2):

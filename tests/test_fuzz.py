@@ -49,7 +49,7 @@ def exported() -> Path:
 
 
 def own_errors_only(read: Callable[[], object]) -> None:
-    """Read what is damaged."""
+    """Reads damaged input, and lets only the project's own errors pass."""
     try:
         read()
     except IntlmError as error:
@@ -147,7 +147,7 @@ def test_shards(data: st.DataObject) -> None:
 
 
 def flipped(content: bytes, bit: int) -> bytes:
-    """With another bit."""
+    """Returns the bytes with one bit changed."""
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
@@ -186,7 +186,7 @@ TOKENIZERS = [
 
 @given(st.data())
 def test_tokenizers(data: st.DataObject) -> None:
-    """Damaged bytes and other values."""
+    """Tokenizer files with damaged bytes and with other values."""
     path = WORK / "tokenizer.json"
     good = data.draw(st.sampled_from([*TOKENIZERS, json.loads((prepared() / "index.json").read_text())["tokenizer"]]))
     bad = data.draw(damaged(json.dumps(good).encode()) | altered(good).map(lambda v: json.dumps(v).encode()))
@@ -196,7 +196,7 @@ def test_tokenizers(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_metrics(data: st.DataObject) -> None:
-    """Damaged bytes."""
+    """Metrics with damaged bytes."""
     path = WORK / "metrics.jsonl"
     path.write_bytes(data.draw(damaged((tiny.trained().directory / "metrics.jsonl").read_bytes())))
     own_errors_only(lambda: metrics.read(path))
@@ -255,7 +255,7 @@ def victim() -> Path:
 
 
 def commands_that_read(name: str) -> list[list[object]]:
-    """What to try with a damaged file of `victim`."""
+    """Returns the commands to try with a damaged file of `victim`."""
     work = victim()
     run, new = work / "runs" / "run", work / "new"
     prepare = ["prepare", tiny.CONFIG, "--data.prepared", work / "prepared"]

@@ -34,7 +34,7 @@ def written(model: LanguageModel, prompt: bytes = b"", tokens: int = 60, **setti
 
 
 def draws(logits: np.ndarray, inverse: int, top_k: int, count: int = DRAWS) -> np.ndarray:
-    """What is drawn at the first positions."""
+    """Returns the tokens drawn at the first positions."""
     key = jnp.array(seed_key(SEED, Domain.SAMPLING), jnp.uint32)
 
     def draw(position: jax.Array) -> jax.Array:
@@ -44,7 +44,7 @@ def draws(logits: np.ndarray, inverse: int, top_k: int, count: int = DRAWS) -> n
 
 
 def weights(logits: np.ndarray, inverse: int) -> np.ndarray:
-    """What each token weighs, in exact real arithmetic."""
+    """Returns each token's weight, in exact real arithmetic."""
     return np.exp2(-((logits.max() - logits.astype(np.float64)) * inverse / 256) / 256)
 
 
@@ -89,7 +89,7 @@ def test_the_edges_of_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_text_is_drawn_token_by_token(model: LanguageModel) -> None:
-    """At the positions 0, 1, ..., each after what was drawn before."""
+    """A text is drawn token by token, at positions 0, 1, ..., each after the tokens drawn before."""
     tokens = [SEPARATOR, *model.tokens(b"ab").tolist()]
     key = jnp.array(seed_key(7, Domain.SAMPLING), jnp.uint32)
     for position in range(12):
@@ -175,7 +175,7 @@ def test_the_document_ends_at_a_separator() -> None:
 
 @pytest.mark.parametrize("prompt", [b"", b"\x00", b"\xff\xfe\x80", bytes(range(256)), "žluťoučký".encode(), b"x" * 200])
 def test_any_prompt(model: LanguageModel, prompt: bytes) -> None:
-    """What is drawn first follows the whole prompt, read after a separator."""
+    """The first token drawn follows the whole prompt, read after a separator."""
     reading = np.concatenate([[SEPARATOR], model.tokens(prompt)])[None]
     logits, _ = model.read(reading, model.start(1))
     assert written(model, prompt, 1, temperature=0) == model.tokenizer.decode([int(logits[0, -1].argmax())])

@@ -80,7 +80,7 @@ def test_loglikelihood(lm: IntlmLM) -> None:
 
 
 def test_greedy(lm: IntlmLM) -> None:
-    """Of all that a letter may follow, what greedy generation gives."""
+    """A continuation reported as greedy is what greedy generation gives, for anything that may follow a letter."""
     pairs = [(context, chr(code)) for context in "abcdefgh \n.x" for code in range(128)]
     found = [is_greedy for _, is_greedy in lm.loglikelihood(requests("loglikelihood", pairs))]
     assert found == [alone(lm.model, *pair)[1] for pair in pairs]

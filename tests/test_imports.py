@@ -13,7 +13,7 @@ TRAP = "import os\nos.write(os.open({!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 def set_traps(directory: Path, told: Path) -> None:
-    """A file for each module of Python's library, and for some packages, that tells that it was imported."""
+    """Writes a file for each standard module, and for some packages, that reports that it was imported."""
     for name in {
         *sys.stdlib_module_names,
         "numpy",
@@ -33,7 +33,7 @@ def test_the_working_directory_is_not_imported_from(tmp_path: Path) -> None:
     checkout, told = tmp_path / "checkout", tmp_path / "told"
     checkout.mkdir()
     set_traps(checkout, told)
-    # They do tell.
+    # The files do report it.
     assert tiny.intlm(python=("-c", "import queue"), cwd=checkout).returncode == 0 and "queue" in told.read_text()
     told.unlink()
 

@@ -62,7 +62,7 @@ def test_a_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights by hand, in two checkpoints one weight of the head apart; see tiny.write_run."""
+    """A run with weights set by hand, in two checkpoints one weight of the head apart; see tiny.write_run."""
     run = tmp_path_factory.mktemp("inspected") / "run"
     model = tiny.make_model(AlphabetTokenizer(b" ab"), layers=2)
     model.parameters["embedding"] = jnp.full((5, 16), 127, jnp.int8).at[0].set(0).at[1].set(-127)
@@ -101,7 +101,7 @@ def test_activations_of_a_run(run: Path) -> None:
 
 
 def test_activations() -> None:
-    """Layer by layer what the model reads by: states before each token, and logits after it."""
+    """Activations, layer by layer, as the model computes them: states before each token, and logits after it."""
     model = tiny.make_model(ByteTokenizer(), layers=2)
     tokens = np.random.default_rng(5).integers(0, 4, (3, 7))
     assert (tokens == 0).any()

@@ -1,4 +1,4 @@
-"""What is around a command: a folder that was moved, other locales, closed streams, odd environments, exit codes."""
+"""A command's surroundings: a moved folder, other locales, closed streams, odd environments, exit codes."""
 
 import ast
 import os
@@ -137,7 +137,8 @@ def test_other_locales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_that_are_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused before anything is made: checkpoints and configurations cannot be kept under one."""
+    """Names that are not UTF-8 are refused before anything is made: checkpoints and configurations cannot be kept
+    under one."""
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"r\xe9")
     assert main(["train", str(tiny.CONFIG), "--run-dir", name]) == 2
@@ -281,7 +282,7 @@ def test_an_error_of_our_own(
 
 
 def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is asked for is too large: the user's mistake."""
+    """Too little memory for the requested size is reported as the user's mistake."""
     monkeypatch.setattr("intlm.inspection.inspect", lambda run: np.empty(1 << 60, np.int8))
     assert main(["inspect", str(tiny.trained().directory)]) == 2
     assert capsys.readouterr().err.startswith("intlm: not enough memory: Unable to allocate 1.00 EiB")

@@ -101,7 +101,7 @@ def test_seeds(text: str, seeds: list[int], tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_found_before_anything_runs(text: str, said: str, tmp_path: Path) -> None:
-    """In whatever variant it is: the message names the file and the key."""
+    """A mistake in any variant is found before anything runs: the message names the file and the key."""
     path = tmp_path / "s.toml"
     path.write_text(text if text.startswith("base") else f'base = "{tiny.CONFIG}"\n{text}')
     with pytest.raises(Exception) as caught:
@@ -148,7 +148,7 @@ def test_threads_are_divided(threads: int, jobs: int, expected: int, tmp_path: P
 
 
 def test_what_tells_results_apart(tmp_path: Path) -> None:
-    """The file's keys, and of flags those that change a result; the text by its name."""
+    """A result's identity: the file's keys, the flags that change a result, and the text's name."""
     path = study(tmp_path / "s.toml", "keys = { 'eggroll.threshold.alpha' = 9 }")
     flags = {
         "data.train": str(tmp_path / "b.txt"),
@@ -276,7 +276,8 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    """It is named with what it said, and where that stands; here its checkpoint is damaged."""
+    """A failed run (its checkpoint is damaged) is named, with its message and the file that holds it; the others go
+    on."""
     path = study(tmp_path / "s.toml", f"[grid]\n'train.updates' = [{tiny.UPDATES + 1}, 2]")
     run = tiny.copied(tmp_path / "runs" / f"updates-{tiny.UPDATES + 1}-text-3")
     (run / "checkpoints" / str(tiny.UPDATES) / "meta" / "metadata").write_text("{}")

@@ -1,4 +1,4 @@
-"""intlm.training: what a run leaves behind, and that stopping it anywhere, in any way, changes no bit of it."""
+"""intlm.training: the files that a run leaves, and that stopping it anywhere, in any way, changes no bit of it."""
 
 import fcntl
 import json
@@ -126,19 +126,20 @@ def test_metrics() -> None:
     ("other", "expected"), [([3, 4, 0], 1), ([-6, -8, 0], -1), ([4, -3, 7], 0), ([4, 3, 0], 0.96), ([0, 0, 0], None)]
 )
 def test_cosine(other: list[int], expected: float | None) -> None:
-    """Of all parameters together; of nothing it is none."""
+    """The cosine is of all parameters together; without any votes it is NaN."""
     halves = [{"a": jnp.array([[x], [y]]), "b": jnp.array([z])} for x, y, z in ([3, 4, 0], other)]
     found = cosine(halves)
     assert math.isnan(found) if expected is None else math.isclose(found, expected, abs_tol=1e-12)
 
 
 def test_saturated() -> None:
-    """Both ends count, and nothing beside them; arrays of different sizes."""
+    """The saturated share counts both ends and nothing beside them, over arrays of different sizes."""
     assert saturated([jnp.array([127, -127, 126, -126, 0], jnp.int8), jnp.array([[-127, 1, 2]], jnp.int8)]) == 3 / 8
 
 
 def test_halves_are_those_of_the_whole_populations_votes() -> None:
-    """Of an odd number of pairs the second half has one more; fitness is shaped by all of them."""
+    """The votes of each half of the pairs: of an odd number the second half has one more; all pairs shape the
+    fitness."""
     member = {"eggroll__member__group_size": 1, "eggroll__member__fitness": "normalised"}
     config = tiny.load_config(eggroll__population=10, **member)
     population = population_of(config, 5)
@@ -196,7 +197,7 @@ def test_files_of_a_run() -> None:
 
 
 def test_members_keep_their_states() -> None:
-    """Each has one of its own, in every pair."""
+    """Each member of every pair keeps a state of its own."""
     (members,) = (value for name, value in tiny.state_of(tiny.trained().directory) if name == "[2]")
     assert members.shape == (tiny.MEMBERS // 2, 2, 1, 16) and members.dtype == np.int8
     assert len(np.unique(members.reshape(tiny.MEMBERS, -1), axis=0)) > tiny.MEMBERS // 2
@@ -324,7 +325,7 @@ def test_what_an_optimizer_remembers_is_kept(optimizer: str, targets: int, tmp_p
 
 
 def make_older(run: Path) -> None:
-    """Turn a run by `sgd` into what version 0.1 left: flat keys; `momentum` with momentum = 0, which kept a mean."""
+    """Turns a run by `sgd` into what version 0.1 left: flat keys; `momentum` with momentum = 0, which kept a mean."""
     tables = tomllib.loads((run / "config.toml").read_text())
     eggroll = tables["eggroll"]
     del tables["objective"], eggroll["estimator"]
@@ -342,7 +343,8 @@ def make_older(run: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_is_used_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As if it were of this one; one line says what its keys are called now."""
+    """A run of an earlier version is used and resumed like one of this version; one line gives the new names of its
+    keys."""
     keys = {"eggroll__optimizer": "sgd", "next_token__targets": 2, "train__checkpoint_seconds": 1000}
     run, older = tmp_path / "run", tmp_path / "older"
     assert train(tiny.load_config(train__updates=3, **keys), run)
@@ -478,7 +480,8 @@ REFUSED = [
 
 
 def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every key that changes a bit: one line with the key and both values, and nothing is touched."""
+    """A run is not resumed if any key differs that changes a bit: one line with the key and both values, and nothing
+    is touched."""
     texts = {"data.train", "data.valid", "data.valid_split", "data.tokenizer_file", "data.mixture"}
     texts |= {"objective", "eggroll.estimator"}  # there is one of each so far
     kept = set(configuration.flatten(tiny.load_config())) - FREE_ON_RESUME
@@ -574,7 +577,8 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_the_trainer_refuses_leaves_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Or the mistake, once mended, would be a run that can be neither started nor resumed."""
+    """A refused configuration leaves no run directory: else, once corrected, it could be neither started nor
+    resumed."""
     monkeypatch.setattr(native, "missing", lambda: "not in this installation")
     assert main(["train", str(tiny.CONFIG), "--run-dir", str(tmp_path / "run"), "--engine", "native"]) == 2
     assert "not in this installation" in capsys.readouterr().err
@@ -582,7 +586,7 @@ def test_what_the_trainer_refuses_leaves_no_run(
 
 
 def tamper(name: str, change: Callable[[bytes], bytes], run: Path) -> Path:
-    """Change a file of a run's last checkpoint."""
+    """Changes a file of a run's last checkpoint."""
     (path,) = (run / "checkpoints" / str(tiny.UPDATES)).glob(name)
     path.write_bytes(change(path.read_bytes()))
     return path

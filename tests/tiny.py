@@ -85,7 +85,7 @@ def words(count: int, seed: int = 1) -> bytes:
 
 
 def write_config(path: Path, keys: Mapping[str, Any] = KEYS) -> Path:
-    """Write a configuration of dotted keys as TOML."""
+    """Writes a configuration of dotted keys as TOML."""
     tables: dict[str, Any] = {}
     for name, value in keys.items():
         *sections, key = name.split(".")
@@ -140,7 +140,7 @@ def events_of(run: Path) -> list[Any]:
 
 
 def state_of(run: Path, update: int | None = None) -> list[tuple[str, np.ndarray]]:
-    """The weights, the optimizer's state and the members' states in a run's checkpoint (default: the last)."""
+    """Returns the weights, the optimizer's state and the members' states in a run's checkpoint (default: the last)."""
     config, tokenizer = open_run(run)
     population = population_of(config, tokenizer.vocab_size)
     like = jax.eval_shape(lambda: initial_state(population, config.eggroll.optimizer))
@@ -171,7 +171,7 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
 def intlm(
     *arguments: object, python: Sequence[str] = ("-P", "-m", "intlm.cli"), cwd: Path = HOME
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own."""
+    """Runs a command in a process of its own."""
     command = [sys.executable, *python, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, cwd=cwd)
 
@@ -190,7 +190,7 @@ def make_model(tokenizer: Tokenizer | None = None, hidden: int = 16, layers: int
 
 
 def write_run(directory: Path, model: LanguageModel, updates: Sequence[int] = (1,), **keys: object) -> Config:
-    """Write a model as a run, with a checkpoint at each of `updates`, a weight of the head differing."""
+    """Writes a model as a run, with a checkpoint at each of `updates`, a weight of the head differing."""
     config = load_config(
         model__hidden_size=model.architecture.hidden_size,
         model__num_layers=model.architecture.num_layers,

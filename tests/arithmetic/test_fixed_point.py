@@ -31,7 +31,7 @@ FAR = np.array([-(2**31), -(2**31) + 1, -32768, -32767, -128, -127, -1, 0, 1, 12
 
 
 def nearest(x: Fraction) -> int:
-    """To nearest, ties toward +∞."""
+    """Rounds to nearest, ties toward +∞."""
     return floor(x + Fraction(1, 2))
 
 

@@ -11,14 +11,15 @@ from processes import finished, on_devices, together
     ("devices", "settings"), [(2, ("--engine", "xla", "--eggroll.chunk_size", 2)), (3, ()), (8, ())]
 )
 def test_devices(devices: int, settings: tuple[object, ...], tmp_path: Path) -> None:
-    """Of one process, by both engines, in chunks; of three, eight texts do not divide evenly. It tells the same."""
+    """Several devices of one process, by both engines, in chunks, give the same bits and the same output. Three do not
+    divide eight texts evenly."""
     finished(on_devices(devices, "train", tiny.CONFIG, "--run-dir", tmp_path / "run", *settings))
     tiny.assert_same_run(tmp_path / "run", tiny.trained().directory)
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes(count: int, tmp_path: Path) -> None:
-    """Over loopback; one of them writes and speaks."""
+    """Several processes, over loopback, give the same bits; one of them writes files and prints."""
     (first, _), *others = finished(*together(count, "train", tiny.CONFIG, "--run-dir", tmp_path / "run"))
     tiny.assert_same_run(tmp_path / "run", tiny.trained().directory)
     assert "this model" in first and not any("this model" in out or "bpb" in err for out, err in others)

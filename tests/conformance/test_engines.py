@@ -122,7 +122,7 @@ def texts(case: Case, seed: int) -> tuple[oracle.Array, oracle.Array]:
 
 
 def uint16(*arrays: oracle.Array) -> tuple[jax.Array, ...]:
-    """As engines take them."""
+    """Tokens or targets as engines take them, in uint16."""
     return tuple(jnp.asarray(array, jnp.uint16) for array in arrays)
 
 
@@ -174,7 +174,7 @@ def test_two_updates(engine: str, name: str, bridge: Any) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
-    """Of one pair, of two and a remainder, and of all: losses, states, votes and weights."""
+    """Chunks of one pair, of two with a remainder, and of all pairs give the same losses, states, votes and weights."""
     case = CASES["remainder"]
     rng = np.random.default_rng(8)
     parameters = bridge.parameters(case.shape, bridge.random_parameters(case.shape, rng))
@@ -232,7 +232,7 @@ def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> No
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_some_of_the_pairs(engine: str, bridge: Any) -> None:
-    """The last two of six, as a device of several has them: losses, states and votes."""
+    """The last two of six pairs, as one of several devices has them: losses, states and votes."""
     shape, noise, update, first = oracle.Shape(11, 8, 16, 1, "clip"), oracle.Noise(5, 1, 2, 1), 3, 4
     rng = np.random.default_rng(6)
     values = bridge.random_parameters(shape, rng)
@@ -266,7 +266,8 @@ INFERRED = oracle.Shape(7, 24, 40, 2, "table")
 
 
 def test_infer(infer: Any, bridge: Any) -> None:
-    """Against the oracle; and read in two pieces, the states of one handed to the other, against read whole."""
+    """Inference equals the oracle's; a text read in two pieces, with the states passed on, equals the text read at
+    once."""
     rng = np.random.default_rng(2)
     values = bridge.random_parameters(INFERRED, rng)
     parameters = bridge.parameters(INFERRED, values)

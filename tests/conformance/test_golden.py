@@ -61,7 +61,7 @@ def path_of(stage: str) -> Path:
 
 
 def cases(stage: str) -> list[Case]:
-    """Those of a file."""
+    """The cases of a file."""
     content = json.loads(path_of(stage).read_text(encoding="utf-8"))
     assert content["numerics_version"] == VERSIONS[content["part"]] and content["stage"] == stage and content["cases"]
     return content["cases"]
@@ -73,7 +73,7 @@ def numbered(stage: str) -> list[Any]:
 
 
 def architecture(case: Case) -> Architecture:
-    """A case's model."""
+    """The architecture of a case's model."""
     m = case["model"]
     return Architecture(m["vocabulary"], m["hidden"], m["layers"], m["feed_forward"], m["nonlinearity"])
 
@@ -89,7 +89,7 @@ def parameters(named: dict[str, Any], dtype: Any = jnp.int8) -> Parameters:
 
 
 def assert_parameters(found: Parameters, named: dict[str, Any]) -> None:
-    """Exactly those of a case."""
+    """Asserts that parameters are exactly those of a case."""
     expected = parameters(named, jnp.int32)
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -108,7 +108,7 @@ def test_there_are_no_other_files() -> None:
 
 
 def test_the_schema_describes_every_file() -> None:
-    """And notices a key that is missing, one too many, and a value of another type."""
+    """The schema accepts every file, and refuses a missing key, an extra key, and a value of another type."""
     schema = json.loads((GOLDEN / "schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     valid = jsonschema.Draft202012Validator(schema).is_valid

@@ -28,7 +28,7 @@ INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8
 
 
 def values(program: Any) -> Iterator[tuple[str, Any]]:
-    """What produced it and the dtype, of every value in a program, those of its inner programs included."""
+    """Every value of a program and of its inner programs: the operation that produced it, and its dtype."""
     if isinstance(program, ClosedJaxpr):
         yield from (("constant", jnp.result_type(constant)) for constant in program.consts)
         program = program.jaxpr
@@ -57,7 +57,7 @@ def values(program: Any) -> Iterator[tuple[str, Any]]:
 
 
 def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str, Any]]:
-    """The values of a function's program that are no integers of at most 32 bits."""
+    """The values of a function's program that are not integers of at most 32 bits."""
     program = jax.make_jaxpr(function)(*arguments)
     found = list(values(program))
     assert len(found) > 1

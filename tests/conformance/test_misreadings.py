@@ -611,7 +611,7 @@ def test_a_vector_catches_each_misreading(stage: str, monkeypatch: pytest.Monkey
 
 
 def test_as_it_is_the_oracle_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What catches a misreading is not the way in which it is planted."""
+    """The oracle without a replacement makes the published cases: planting alone changes nothing."""
     monkeypatch.setattr(make, "oracle", misread("import numpy as np", "import numpy as np"))
     for stage in MISREADINGS:
         assert json.dumps(getattr(make, stage)(), default=int) == json.dumps(cases(stage)), stage

@@ -36,7 +36,7 @@ INSTRUCTION_SETS = {name for machine in targets.TARGETS.values() for name in mac
 
 @cache
 def here() -> list[str]:
-    """The instruction sets that this processor has."""
+    """Returns the instruction sets that this processor has."""
     library = ctypes.CDLL(str(native._LIBRARY))
     found = []
     with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +126,7 @@ def test_every_shape(population: Population, kind: str, count: int, seed: int) -
 
 
 def test_hostile_shapes_are_refused() -> None:
-    """At the boundary, before a kernel reads anything."""
+    """Wrong shapes are refused at the boundary, before a kernel reads anything."""
     population = Population(Architecture(16, 8, 1, 8, "clip"), members=4)
     engine = native.NativeEngine(population)
     parameters = parameters_of(population.architecture, np.random.default_rng(0), "any")
@@ -201,12 +201,12 @@ def test_no_floating_point_in_the_machine_code() -> None:
 
 @pytest.mark.parametrize("name", make_headers.HEADERS)
 def test_the_c_headers_are_made_of_what_python_says(name: str) -> None:
-    """Those that are committed."""
+    """The committed C headers are those generated from Python."""
     assert (ROOT / "kernels" / name).read_text("utf-8") == make_headers.HEADERS[name]()
 
 
 def test_the_c_code_is_formatted() -> None:
-    """By .clang-format."""
+    """The C code is formatted as .clang-format says."""
     paths = [p for p in (ROOT / "kernels").rglob("*.*") if p.suffix in (".h", ".c", ".cc")]
     assert len(paths) > 20
     made = [ROOT / "kernels" / name for name in make_headers.HEADERS]

@@ -35,5 +35,5 @@ def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
 
 @pytest.fixture
 def wide_tokenizer() -> Tokenizer:
-    """One whose tokens need uint16."""
+    """A tokenizer whose tokens need uint16."""
     return AlphabetTokenizer(bytes(range(256)))

@@ -65,7 +65,7 @@ HELD_OUT = "the held-out text is the training text"
 def test_training_text_is_not_held_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], train: str, flags: dict[str, str], said: str
 ) -> None:
-    """Nor is a split taken of what has none."""
+    """Training text is never held out, and no split is taken of a source without splits."""
     write_lines(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / "link.jsonl").hardlink_to(tmp_path / "rows.jsonl")
     pq.write_table(pa.table({"text": [row["text"] for row in ROWS]}), tmp_path / "rows.parquet")
@@ -144,7 +144,7 @@ def test_types_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_types_of_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Decimals are numbers; days are no strings."""
+    """Types of Parquet: decimals are numbers; dates are not strings."""
     table = {"text": ["a", "b"], "price": [Decimal("0.10"), Decimal("0.20")], "day": [date(2019, 4, 10)] * 2}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     assert prepared(tmp_path / "rows.parquet", "--data.filter", "price == 0.1") == [b"a"]
@@ -159,7 +159,7 @@ def test_a_column_of_dates_is_text(tmp_path: Path) -> None:
 
 
 def test_a_key_that_some_rows_lack_is_null_there(tmp_path: Path) -> None:
-    """Also where many megabytes are without it: the result is the rows' alone."""
+    """A key that some rows lack is null there, even where megabytes of rows lack it: the result is the rows' alone."""
     some = [
         {"text": f"{number} " + "x" * 1_500_000} | ({"lang": "en"} if number in (8, 9) else {}) for number in range(11)
     ]
@@ -173,7 +173,7 @@ def test_a_key_that_some_rows_lack_is_null_there(tmp_path: Path) -> None:
 def test_a_column_of_no_row_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of the rows, where max_bytes ends them, or soon."""
+    """A column that no row has is refused: at the end of the rows, where max_bytes ends them, or earlier."""
     path = write_lines(tmp_path / "rows.jsonl", [{"text": "abc"}] * 9 + [{"body": "d", "lang": "en"}])
     assert prepared(path, "--data.columns", "body", "--data.filter", 'lang == "en"') == [b"d"]
     misspelt = ["--data.filter", 'lnag != "en"']

@@ -1,4 +1,4 @@
-"""What `intlm prepare` reads of a place: a path is a name, compressed text is text, and nothing is dropped silently."""
+"""Files that `intlm prepare` reads: a path is a name, compressed text is text, and nothing is dropped silently."""
 
 import bz2
 import gzip
@@ -35,7 +35,7 @@ def rows(*texts: str) -> bytes:
 
 
 class Prepared:
-    """The command, and what it made of a place."""
+    """The command `intlm prepare`, and the corpus that it made of a path."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], place: Path, to: Path, *flags: object) -> None:
         capsys.readouterr()
@@ -53,7 +53,7 @@ class Prepared:
 
     @property
     def refusal(self) -> str:
-        """The one line that it was refused with."""
+        """Returns the one line of a refusal."""
         assert self.code == 2 and self.out == "" and self.err.count("\n") == 1, self.err
         return self.err
 
@@ -67,7 +67,7 @@ def prepared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...
 @pytest.mark.parametrize("name", ["data[1]", "data*", "da?a1", "a::data1", "data1#x", "{data1}", "%64ata1"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet", ".txt"])
 def test_a_path_is_a_name(tmp_path: Path, prepared: Callable[..., Prepared], name: str, suffix: str) -> None:
-    """As a file, and as a folder that holds one; beside what it would match as a pattern."""
+    """A path is a name, not a pattern: of a file or its folder, beside files that it would match as a pattern."""
 
     def write(path: Path, text: str) -> None:
         if suffix == ".parquet":
@@ -85,7 +85,7 @@ def test_a_path_is_a_name(tmp_path: Path, prepared: Callable[..., Prepared], nam
 
 
 def test_all_rows_of_a_folder_are_read(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
-    """Of every kind, whatever their names; what is left out is listed with the reason."""
+    """All rows of a folder are read, of every kind, whatever their names; files left out are listed with the reason."""
     place = tmp_path / "set"
     (place / "more").mkdir(parents=True)
     (place / "a.jsonl").write_bytes(rows("a"))
@@ -118,7 +118,8 @@ def test_all_rows_of_a_folder_are_read(tmp_path: Path, prepared: Callable[..., P
 
 
 def test_links_are_followed_once(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
-    """To files and folders; a folder that holds itself is read once, and no corpus is written into a linked one."""
+    """Links to files and folders are followed once; a folder that holds itself is read once, and no corpus is written
+    into a linked one."""
     place, other = tmp_path / "place", tmp_path / "other"
     (place / "z").mkdir(parents=True)
     other.mkdir()
@@ -162,7 +163,7 @@ def test_the_configs_of_a_readme(tmp_path: Path, prepared: Callable[..., Prepare
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_compressed_text_is_text(tmp_path: Path, prepared: Callable[..., Prepared], suffix: str) -> None:
-    """Whatever it is called, in any number of streams; cut off or damaged, it is refused."""
+    """Compressed text is read as text: under any name, in any number of streams; cut off or damaged, it is refused."""
     whole = COMPRESS[suffix](b"some text") + COMPRESS[suffix](b", and more")
     for name in (f"a.txt{suffix}", f"A.TXT{suffix.upper()}", "a.txt"):
         (tmp_path / name).write_bytes(whole)
@@ -235,7 +236,8 @@ def test_rows_that_cannot_be_read(
 
 
 def test_damaged_parquet(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
-    """Cut anywhere it is refused; with any byte changed it is refused, or read to its end, in a line in any case."""
+    """Damaged Parquet: cut anywhere it is refused, in one line; with any byte changed it is refused or read to its
+    end."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"text {number}" for number in range(50)]}), path, row_group_size=20)
     whole = path.read_bytes()

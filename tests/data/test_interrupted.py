@@ -1,4 +1,5 @@
-"""What an interrupted `intlm prepare` leaves is gone on with, or dropped: the corpus is that of the text either way."""
+"""Preparation goes on from what an interrupted `intlm prepare` left, or drops it: the corpus is that of the text
+either way."""
 
 import io
 import json
@@ -117,7 +118,7 @@ print(1)
 
 
 def killed(folder: Path, what: str, **keys: Any) -> int:
-    """Let a script kill the command on a config in `folder`; how often it did."""
+    """Lets a script kill the command on a config in `folder`; returns how often it did."""
     folder.mkdir(exist_ok=True)
     data = {
         "train": "text",
@@ -150,13 +151,13 @@ def test_a_kill_before_any_change(tmp_path: Path) -> None:
 
 
 def test_a_kill_at_any_time(tmp_path: Path) -> None:
-    """Also while a tokenizer is trained."""
+    """A kill at any time, also while a tokenizer is trained, changes nothing in the corpus."""
     (tmp_path / "text").write_bytes(TEXT)
     assert killed(tmp_path, IN_TIME, tokenizer="bpe", **{"bpe.vocab_size": 265}) > 1
 
 
 def test_a_tokenizer_whose_training_was_killed(tmp_path: Path) -> None:
-    """Nothing stays of it, and the next is the same."""
+    """A tokenizer whose training was killed leaves nothing, and the next one is the same."""
     (tmp_path / "text").write_bytes(TEXT)
     config = tmp_path / "config.toml"
     out = tmp_path / "tokenizer.json"
@@ -183,7 +184,7 @@ main({arguments!r})
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what a kill left: several shards, more text to be read."""
+    """A folder as a kill leaves it: several shards, more text to be read."""
     folder = tmp_path_factory.mktemp("interrupted")
     (folder / "text").write_bytes(TEXT)
     assert killed(folder, ONCE) == 1
@@ -207,7 +208,7 @@ def flipped(path: Path) -> None:
 
 
 def noted(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Change the notes, and make their checksum right."""
+    """Changes the notes, and corrects their checksum."""
 
     def damage(path: Path) -> None:
         progress = json.loads(path.read_bytes())
@@ -258,7 +259,7 @@ def test_what_was_left_is_not_trusted(
     name: str,
     damage: Callable[[Path], None] | None,
 ) -> None:
-    """Where it was changed, or the text was, all is made anew, and one line says so."""
+    """If the remains or the text were changed, everything is made anew, and one line says so."""
     monkeypatch.setattr(prepare, "CorpusWriter", partial(CorpusWriter, shard_tokens=3000))
     there = scratch(interrupted / "corpus")
     kept = shutil.copytree(interrupted, tmp_path / "kept")

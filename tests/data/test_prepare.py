@@ -46,7 +46,7 @@ def documents(corpus: Corpus, name: str) -> list[bytes]:
 def test_the_tail_of_a_single_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str, valid_bytes: int, held: int
 ) -> None:
-    """Never more than half of the ten bytes."""
+    """The held-out tail of a single document is never more than half of its ten bytes."""
     monkeypatch.setattr(files, "CHUNK", 4)
     text = b"aab\r\n\x00aaz!"
     (tmp_path / "text").write_bytes(text)
@@ -342,7 +342,7 @@ def test_neither_processes_nor_blocks_change_a_bit(
 
 
 def test_a_document_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is encoded in parts, and they are those of the tokenizer."""
+    """A document longer than a block is encoded in parts, to the tokenizer's own tokens."""
     for name in ("intlm.data.prepare.PART", "intlm.data.tokenizers.pieces.PART"):
         monkeypatch.setattr(name, 16)
     monkeypatch.setattr(module, "BLOCK", 50)
@@ -469,7 +469,7 @@ def test_only_one_process_prepares(tmp_path: Path) -> None:
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    """Even if it is killed; and a worker that dies is an error, not a wait."""
+    """Workers end with their parent, even if it is killed; and a worker that dies is an error, not a wait."""
     script = """
 import os, signal, sys, time
 from intlm.config import DataConfig

@@ -1,4 +1,4 @@
-"""What is written is what is read, and no damage goes unnoticed."""
+"""Shards: tokens are read as they were written, and no damage goes unnoticed."""
 
 import dataclasses
 import hashlib
@@ -96,7 +96,7 @@ def test_a_corpus_is_replaced_whole(make_corpus: MakeCorpus, tmp_path: Path) -> 
 
 
 def rewrite(directory: Path, changes: dict[str, object]) -> None:
-    """Change keys of the index, and its checksum with them."""
+    """Changes keys of the index, and its checksum with them."""
     index = json.loads((directory / "index.json").read_text()) | changes
     index.pop("checksum")
     (directory / "index.json").write_text(json.dumps(index | {"checksum": shards._digest(index)}))
@@ -174,7 +174,7 @@ def test_a_shard_cut_while_it_is_read(make_corpus: MakeCorpus, left: int) -> Non
 
 @pytest.mark.parametrize(("wide", "token"), [(False, 4), (False, 255), (True, 258), (True, 65535)])
 def test_tokens_that_the_vocabulary_has_not(make_corpus: MakeCorpus, wide: bool, token: int) -> None:
-    """Under a checksum that is right."""
+    """Tokens outside the vocabulary are refused even where the checksum is right."""
     tokenizer = AlphabetTokenizer(bytes(range(256)) if wide else b"ab")
     directory = make_corpus([b"abba", b"bab"], tokenizer, shard_tokens=100).directory
     plant(directory, "train-00000.bin", token)

@@ -62,7 +62,7 @@ def test_no_token_is_skipped_and_all_are_read(make_corpus: MakeCorpus) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(st.data())
 def test_a_mixture_is_the_streams_of_each(make_corpus: MakeCorpus, data: st.DataObject) -> None:
-    """By integer shares, each corpus at positions of its own."""
+    """A mixture divides streams by integer shares, each corpus at positions of its own."""
     texts = data.draw(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4))
     splits = [make_corpus([text], name=f"corpus{i}").split("train") for i, text in enumerate(texts)]
     shares = data.draw(st.lists(st.integers(1, 9), min_size=len(splits), max_size=len(splits)))
@@ -85,7 +85,7 @@ def test_a_mixture_is_the_streams_of_each(make_corpus: MakeCorpus, data: st.Data
 @pytest.mark.parametrize("targets", [1, 2])
 @pytest.mark.parametrize("cuts", [(0, 7), (0, 3, 7), (0, 2, 5, 6, 7), (0, 0, 7, 7)])
 def test_parts_of_the_streams_are_the_whole(make_corpus: MakeCorpus, cuts: tuple[int, ...], targets: int) -> None:
-    """What processes read of a mixture, a part each, is together what one reads; some may have none."""
+    """The parts of a mixture that several processes read are together what one process reads; a part may be empty."""
     first, second = make_corpus([b"abcdefgh"], name="a"), make_corpus([b"xyz"], name="b")
     mixture = [(4, first.split("train")), (3, second.split("train"))]
     whole = MixedStreams(mixture, 7, 5, targets)

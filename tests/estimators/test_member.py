@@ -28,12 +28,12 @@ def perturbed(w: Array, noise: Noise, perturbation: Perturbation) -> PerturbedWe
 
 
 def matrix(fan_out: int, fan_in: int) -> Specification:
-    """A parameter that is multiplied."""
+    """A matrix: a parameter that is multiplied."""
     return Specification("w", (fan_out, fan_in), Kind.MATRIX)
 
 
 def vector(size: int) -> Specification:
-    """A parameter that is added."""
+    """A vector: a parameter that is added."""
     return Specification("w", (size,), Kind.BIAS)
 
 
@@ -77,7 +77,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def case(request: pytest.FixtureRequest, bridge: Any) -> Case:
-    """Every test of a case shares its compilation."""
+    """A case; all its tests share its compiled programs."""
     return Case(*request.param, bridge)
 
 
@@ -178,7 +178,7 @@ def test_the_clamp_is_never_seen(rank: int, bridge: Any) -> None:
 
 @pytest.mark.parametrize("largest", [2, 3])
 def test_votes(case: Case, largest: int) -> None:
-    """Of the noise above, summed here; f A fits a byte for the first two."""
+    """Votes of the noise above, summed here; f A fits a byte for the first two."""
     scores = np.array([largest, -largest, 1, 0])
     for specification, drawn in zip(case.described, case.drawn, strict=True):
         found = votes(specification, drawn, jnp.asarray(scores, jnp.int8), largest)

@@ -31,7 +31,7 @@ study = load_rank()
 
 @cache
 def estimate(rank: int) -> np.ndarray:
-    """Of the mean update, by rank; 0 is full rank."""
+    """Estimates the mean update, by rank; 0 is full rank."""
     return study.estimate(study.Setting(8, rank), PAIRS)
 
 

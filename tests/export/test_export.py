@@ -28,7 +28,7 @@ TEXT = tiny.words(400, seed=9) + b" \x00 \xff it"
 
 @pytest.fixture(scope="module")
 def safetensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export that lies far from the run it was made of, which is gone."""
+    """An export in another directory than its run, which is deleted."""
     run = tiny.copied(tmp_path_factory.mktemp("runs") / "run")
     out = export(run, FORMATS["safetensors"](), tmp_path_factory.mktemp("far") / "model")
     shutil.rmtree(run)
@@ -145,7 +145,7 @@ def test_nothing_but_an_export_is_replaced(beside: str, tmp_path: Path, capsys: 
 def test_what_has_the_name_of_a_file_of_an_export_is_kept(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The user's own: of another kind, or changed since it was written."""
+    """The user's own files are kept: entries of another kind, and files changed since the export."""
     out = export(tiny.trained().directory, FORMATS["c"](), tmp_path / "model")
     name = "model" if what in ("a folder", "an empty folder", "a pipe") else "main.c"
     (out / name).unlink(missing_ok=True)
@@ -166,7 +166,7 @@ def test_what_has_the_name_of_a_file_of_an_export_is_kept(
 
 
 def test_a_checkpoint_is_no_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It has a list of what was written too."""
+    """A checkpoint is not taken for an export, though it has checksums too."""
     run = tiny.copied(tmp_path / "run")
     for out in (run / "checkpoints" / str(tiny.UPDATES), tiny.CONFIG):
         said = refused(capsys, "export", run, "--to", "c", "--out", out)
@@ -233,7 +233,7 @@ def test_what_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_older_export_is_read(safetensors: Path, tmp_path: Path) -> None:
-    """From before there were two versions of the arithmetic: one number under another name."""
+    """An export with a single version of the arithmetic, under another name, as before there were two."""
     copy = Path(shutil.copytree(safetensors, tmp_path / "copy"))
     save_file(load_file(copy / WEIGHTS), copy / WEIGHTS, {"numerics_version": "3"})
     described = json.loads((copy / "config.json").read_text())

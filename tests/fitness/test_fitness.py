@@ -73,7 +73,7 @@ def test_all_pairs_alike_reach_a_quarter() -> None:
 
 @pytest.mark.parametrize("pairs", [2**16 + 2, 2**19])
 def test_the_largest_populations(pairs: int) -> None:
-    """Every difference at the limit: the two limbs of their sum are at their fullest."""
+    """The largest populations, with every difference at the limit: the two limbs of their sum are at their fullest."""
     losses = np.zeros((pairs, 2), np.int32)
     losses[:, 1] = LARGEST_LOSS
     assert set(compiled("sign", losses, 1).tolist()) == {1}

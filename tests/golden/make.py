@@ -18,8 +18,8 @@ import oracle
 VERSIONS = {"inference": 3, "training": 3}
 DIRECTORY = Path(__file__).resolve().parent
 Fields = dict[str, Any]
-LARGEST = 2**14 - 1  # of a logit
-# Found by search: what a slip of one unit in the mean, in a share or in a draw changes.
+LARGEST = 2**14 - 1  # the largest logit
+# Found by search: inputs whose result changes if the mean, a share or a draw is off by one unit.
 MEANS_NEAR_A_HALF = [np.array([2] * 3 + [1] * 93)]
 DRAWS_NEAR_AN_END = (
     (256, [0, 112_370, 602_357, 1_070_867, 8_861_397]),
@@ -30,7 +30,7 @@ SUMS_NEAR_AN_ENTRY.append([LARGEST - d for d in (0, 100, 221)])
 
 
 def numbers(seed: int, size: Any, bound: int = 127) -> oracle.Array:
-    """Integers in [-bound, bound] for inputs, from the oracle's own bits: no release of numpy changes them."""
+    """Random integers in [-bound, bound] for inputs, from the oracle's generator: no release of numpy changes them."""
     count = int(np.prod(size))
     drawn = oracle.stream_bytes((seed, 0, 0, 0xFFFFFFFF), (0, 0, 0), 4 * count)
     words = np.frombuffer(drawn, dtype="<u4").astype(np.int64)
@@ -38,12 +38,12 @@ def numbers(seed: int, size: Any, bound: int = 127) -> oracle.Array:
 
 
 def named(shape: oracle.Shape, values: list[oracle.Array]) -> Fields:
-    """Parameters, or what is like them, by name."""
+    """Parameters, or arrays of the same shapes, by name."""
     return {name: value.tolist() for name, value in zip(oracle.parameter_names(shape), values, strict=True)}
 
 
 def described(shape: oracle.Shape) -> Fields:
-    """A model's shape."""
+    """A model's shape, as it is written into a case."""
     return {
         "vocabulary": shape.vocabulary,
         "hidden": shape.hidden,
@@ -147,12 +147,12 @@ def layer() -> list[Fields]:
 
 
 def saturated_layer(seed: int, shape: oracle.Shape) -> Fields:
-    """One layer whose accumulators pass int16 and meet others of the other sign."""
+    """One layer whose accumulators exceed int16 and are added to others of the opposite sign."""
     hidden = shape.hidden
     signs = 2 * (numbers(seed, hidden, 10**6) % 2) - 1
     values = [numbers(100 * seed + n, size, 127) for n, size in enumerate(oracle.parameter_shapes(shape))]
     first = 1
-    for n in (oracle.GATE_INPUT, oracle.CANDIDATE_INPUT, oracle.UP):  # along x, the first rows against the state
+    for n in (oracle.GATE_INPUT, oracle.CANDIDATE_INPUT, oracle.UP):  # signs of x; then the opposite
         values[first + n][:4] = 127 * signs
     for n in (oracle.GATE_STATE, oracle.CANDIDATE_STATE):
         values[first + n][:4] = -127 * signs
@@ -210,9 +210,9 @@ def fitness() -> list[Fields]:
         [0, largest, largest, 0, 5, 6, 7, 7],
         [7] * 8,
         [40_000, 40_001] * 4,
-        (10_000 + numbers(6, 128, 900)).tolist(),  # pairs enough that rank 256 lowers D
+        (10_000 + numbers(6, 128, 900)).tolist(),  # so many pairs that rank 256 lowers D
         [0, 2**24, 2**22, 0, 5, 6, 9, 8],  # a difference that is cut
-        [2**24, 0, 1_661_894, 0],  # and one where a unit of the cut shows
+        [2**24, 0, 1_661_894, 0],  # one where the cut shows in its last unit
         [6, 0, 0, 248, 0, 127, 127, 0],  # a mean of 127, and a tie below 0
         [*range(22), 0, 900],  # more than four means
     ):
@@ -246,7 +246,7 @@ def perturbation() -> list[Fields]:
         (4, 2, 3, (40,), 0),
         (3, 2, 8, (24, 8), 0),
         (256, 12, 2, (8, 8), 0),
-        (1, 4, 2, (2, 384), 1),  # x as like the noise as can be, and as unlike: its product saturates
+        (1, 4, 2, (2, 384), 1),  # x has the signs of the noise, then the opposite ones: its product saturates
         (1, 1, 2, (2, 384), -1),
     ):
         setting, update, pair = oracle.Noise(2**50 + parameter, rank, sigma_shift, 2), 7, 2**18 + rank
@@ -382,7 +382,7 @@ def optimizers() -> list[Fields]:
     ):
         optimizer = oracle.Averaging(kind, k, *steps)
         cases.append(averaged(optimizer, size))
-    # From a state as many updates of small votes leave it: mean squares below and beside the least that is divided by.
+    # From a state such as many updates of small votes leave: mean squares below and near the smallest divisor.
     states = [
         oracle.Averages(w << 14, mean, square)
         for w, mean, square in zip(
@@ -402,7 +402,7 @@ def averaged(
     before: list[oracle.Averages] | None = None,
     deviations: tuple[int, ...] = (1, 3, 100, 0, 1, 20),
 ) -> Fields:
-    """Six updates of one parameter, from a state or from its first; `deviations`: how many the votes reach."""
+    """Six updates of one parameter, from `before` or from its first state; the votes reach `deviations` deviations."""
     rank, k = 3, optimizer.k
     values = numbers(k, size)
     values.ravel()[:3] = [127, -127, 0]
@@ -442,7 +442,7 @@ def averaged(
 
 
 def thresholds() -> list[Fields]:
-    """Weights under threshold: votes at the quantile, beside it, of either sign and 0; weights that cannot move on."""
+    """Weights under threshold: votes at the quantile and beside it, of either sign and 0; weights at their bounds."""
     cases = []
     for size, optimizer, updates in (
         ((2, 4), oracle.Threshold(4, 10), (0, 1, 25)),
@@ -489,12 +489,12 @@ STAGES = INFERENCE + TRAINING
 
 
 def part_of(stage: str) -> str:
-    """Which of the two versions a stage's vectors belong to."""
+    """The version that a stage's vectors belong to: of inference or of training."""
     return "inference" if stage in {own.__name__ for own in INFERENCE} else "training"
 
 
 def render(stage: Stage) -> str:
-    """A stage's file: JSON, one case a line."""
+    """Returns the text of a stage's file: JSON, one case a line."""
     part = part_of(stage.__name__)
     about = {"numerics_version": VERSIONS[part], "part": part, "stage": stage.__name__, "about": stage.__doc__}
     head = json.dumps(about, ensure_ascii=False)

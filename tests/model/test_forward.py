@@ -27,7 +27,7 @@ WEIGHTS = ["first", "random", "extreme", "high", "low"]
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
 def shape(request: pytest.FixtureRequest) -> oracle.Shape:
-    """Every test of a shape shares its compilation."""
+    """A model's shape; all tests of one shape share a compiled program."""
     return request.param
 
 
@@ -71,12 +71,12 @@ def test_a_separator_forgets(shape: oracle.Shape, compiled: Any, bridge: Any) ->
     logits, after = map(np.asarray, compiled(parameters, tokens, states))
     fresh_logits, fresh = map(np.asarray, compiled(parameters, tokens, zero))
     assert (logits[0] == fresh_logits[0]).all() and (after[0] == fresh[0]).all()
-    assert (logits[1] != fresh_logits[1]).any()  # any other token does not
+    assert (logits[1] != fresh_logits[1]).any()  # any other token keeps the state
 
 
 @pytest.mark.parametrize("size", [8, 24, 1000, 65536])
 def test_norm(size: int) -> None:
-    """Inputs of every magnitude, up to the sum that is nearest to overflow."""
+    """Norm equals the oracle's for inputs of every magnitude, up to the sum that is nearest to overflow."""
     rng = np.random.default_rng(3)
     rows = [np.zeros(size), np.full(size, 127), np.full(size, -127), np.eye(1, size)[0], np.full(size, 1)]
     rows += [rng.integers(-m, m, size, endpoint=True) for m in (1, 2, 16, 127)]

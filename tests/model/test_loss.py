@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from intlm.model.loss import exp2_terms, log_sum_exp2, loss
 
-LARGEST = 2**14 - 1  # of a logit
+LARGEST = 2**14 - 1  # the largest logit
 VOCABULARIES = [2, 257, 4096, 65536]
 compiled_loss = jax.jit(loss)
 compiled_log_sum_exp2 = jax.jit(log_sum_exp2)
@@ -21,7 +21,7 @@ def rows(vocabulary: int) -> np.ndarray:
     rng = np.random.default_rng(vocabulary)
     found = [np.full(vocabulary, value) for value in (0, LARGEST, -LARGEST)]
     found += [rng.integers(-m, m, vocabulary, endpoint=True) for m in (1, 100, 2000, LARGEST)]
-    # One big logit and a tail at a distance: none of it counts past 25 bits, where a half still rounds up to one;
+    # One big logit and a tail far below it. Past 25 bits the tail adds nothing (at 25, a half still rounds up to one);
     # at 31 bits and beyond the shift is at its limit.
     for below in (1, 256, 12 * 256, 24 * 256, 25 * 256 - 1, 25 * 256, 25 * 256 + 1, 31 * 256, 32 * 256, 2 * LARGEST):
         row = np.full(vocabulary, LARGEST - below)
@@ -32,7 +32,7 @@ def rows(vocabulary: int) -> np.ndarray:
 
 
 def exact(logits: np.ndarray) -> np.ndarray:
-    """256·log2 Σ 2^(l/256) in float64."""
+    """The logarithm of the sum, 256·log2 Σ 2^(l/256), in float64."""
     largest = logits.max(axis=-1, keepdims=True)
     return largest[:, 0] + 256 * np.log2(np.exp2((logits - largest) / 256).sum(axis=-1))
 
@@ -68,7 +68,7 @@ def test_the_order_of_tokens_is_nothing(vocabulary: int) -> None:
 
 
 def assert_losses(logits: np.ndarray, targets: np.ndarray) -> None:
-    """Those of the oracle. logits: [rows, vocabulary]; targets: [rows, K]."""
+    """Asserts that the losses are the oracle's. logits: [rows, vocabulary]; targets: [rows, K]."""
     found = np.asarray(compiled_loss(jnp.asarray(logits, jnp.int32), jnp.asarray(targets, jnp.int32)))
     assert found.dtype == np.int32
     assert found.tolist() == [oracle.token_loss(row, some) for row, some in zip(logits, targets.tolist(), strict=True)]
@@ -83,7 +83,7 @@ def test_loss(vocabulary: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 4, 8, 1024])
 def test_several_targets(count: int) -> None:
-    """Any tokens, and all of them the likeliest or the least likely: the sum nearest to its bounds."""
+    """Several targets: any tokens, only the likeliest, only the least likely, whose sums are nearest to the bounds."""
     logits = rows(257)
     assert_losses(logits, np.random.default_rng(count).integers(0, 257, (len(logits), count)))
     for target in (logits.argmax(axis=-1), logits.argmin(axis=-1)):
@@ -92,14 +92,14 @@ def test_several_targets(count: int) -> None:
 
 @pytest.mark.parametrize("values", [(0, 1), (0, -1), (-3, -2), (7, 8)])
 def test_a_mean_between_two_integers_is_rounded_up(values: tuple[int, int]) -> None:
-    """By hand: two logits far below the largest, which are alone in the difference."""
+    """The mean over targets is rounded up, by hand: two targets whose logits are far below the largest."""
     logits = np.array([LARGEST, *values], np.int32)
     assert int(compiled_loss(logits, np.array([1, 2], np.int32))) == LARGEST - max(values)
     assert int(compiled_loss(logits, np.array([1, 1], np.int32))) == LARGEST - values[0]
 
 
 def test_the_largest_losses() -> None:
-    """A certain mistake, and no knowledge at all of the largest vocabulary."""
+    """The largest losses: a wrong token predicted with certainty, and a uniform guess in the largest vocabulary."""
     wrong = np.array([[LARGEST, -LARGEST]] * 2, np.int32)
     assert compiled_loss(wrong, np.array([[1], [0]], np.int32)).tolist() == [2 * LARGEST, 0]
     rest = np.full((2, 65536), LARGEST, np.int32)
@@ -109,7 +109,7 @@ def test_the_largest_losses() -> None:
 
 
 def test_exp2_terms() -> None:
-    """Every distance that the loss can see, and those that sampling at the lowest temperature can."""
+    """The terms 2^-d for every distance d that occurs in the loss, and in sampling at the lowest temperature."""
     below = np.concatenate([np.arange(2**15 + 1), np.arange(2**15, 2**22 + 1, 1009)])
     found = np.asarray(exp2_terms(jnp.asarray(below, jnp.int32)))
     np.testing.assert_array_equal(found, oracle.exp2_share(below))

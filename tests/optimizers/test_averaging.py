@@ -94,7 +94,7 @@ def repeated(optimizer: Any, kind: Kind, state: Any, votes: list[int], step: int
 
 @pytest.mark.parametrize(("kind", "k"), [("momentum", 3), ("momentum", 10), ("adam", 0), ("adam", 3), ("adam", 10)])
 def test_averages_come_to_rest_at_what_they_average(kind: str, k: int) -> None:
-    """Exactly, from either side: no difference is too small to move them."""
+    """Averages reach the averaged value exactly, from either side: no difference is too small to move them."""
     votes = [-(2**14), -3000, -1, 0, 1, 2, 700, 2**14]
     starts = [-(2 ** (14 + k)), 0, 2 ** (14 + k)]
     optimizer = both(oracle.Averaging(kind, k, 256, 1000))
@@ -140,7 +140,7 @@ def test_one_update_by_hand() -> None:
 
 @given(st.integers(2**9, 2**31 - 1))
 def test_reciprocal_root(x: int) -> None:
-    """Within 0.2 % of 1 / sqrt(x)."""
+    """The reciprocal root is within 0.2 % of 1 / sqrt(x)."""
     root, shift = adam.reciprocal_root(jnp.int32(x))
     assert 2**14 < root <= 2**15
     found = Fraction(int(root), 2 ** int(shift)) ** 2 * x  # 1 if exact

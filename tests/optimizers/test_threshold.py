@@ -29,7 +29,7 @@ def test_quantile(alpha: int, decay: int) -> None:
 
 @cache
 def compiled(rank: int, bridge: Any) -> Any:
-    """The optimizer's update."""
+    """The optimizer's compiled update."""
     described = specifications(bridge.architecture(SHAPE))
 
     def run(parameters: Any, votes: Any, fitness: Any, quantile: Any) -> Any:

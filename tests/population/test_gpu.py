@@ -29,7 +29,7 @@ LARGE = Architecture(256, 256, 6, 1024, "clip")
 
 
 def arguments(population: Population, tokens: int, targets: int = 1) -> tuple[Any, ...]:
-    """What `evaluate` takes, but for the values."""
+    """The shapes and dtypes of the arguments of `evaluate`."""
     texts, architecture = population.units // population.group_size, population.architecture
     return (
         {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(architecture)},
@@ -106,7 +106,8 @@ def sizes(program: Any) -> Iterator[int]:
 
 @pytest.mark.parametrize("members", [1 << 17, 1 << 20])
 def test_memory(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is as large as all members' activations, logits or noise: only their states, and a chunk's streams."""
+    """No value is as large as all members' activations, logits or noise; only their states and a chunk's streams are
+    kept."""
     monkeypatch.setattr(gpu, "spare_bytes", lambda architecture: 1 << 29)
     population = Population(LARGE, members=members, seed=1)
     engine = gpu.GpuEngine(population)
@@ -166,7 +167,7 @@ def test_even_chunks(pairs: int, most: int, multiple: int) -> None:
 
 @pytest.mark.parametrize("fan_in", [8, 24, 256, 264, 1024, 65536])
 def test_one_clamp_does_what_two_do(fan_in: int) -> None:
-    """Around each value at which the result changes near the ends, and far beyond them."""
+    """One clamp gives the result of two: around each value near the ends where the result changes, and far beyond."""
     rescale = activation_rescale(fan_in)
     ends = np.arange(-140, 141) * (1 << 15 + rescale.shift) // rescale.multiplier
     x = np.concatenate([ends + i for i in range(-3, 4)] + [[-(2**30), 2**30, 0]]).astype(np.int32)

@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 
 def held(engine: XlaEngine, tokens: int) -> int:
-    """Bytes that the compiled evaluation needs beside its arguments and results."""
+    """Returns the bytes that the compiled evaluation needs beside its arguments and results."""
     population = engine.population
     architecture = population.architecture
     parameters = {s.name: jax.ShapeDtypeStruct(s.shape, jnp.int8) for s in specifications(architecture)}

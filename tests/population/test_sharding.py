@@ -1,4 +1,4 @@
-"""Sums that pass 32 bits, and parts that make the whole again."""
+"""Sums beyond 32 bits, and arrays that are divided among devices and joined again."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +13,19 @@ from intlm.run import population_of
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
 def test_limbs(values: list[int]) -> None:
-    """The exact sum, and the sum of such sums."""
+    """Limbs hold the exact sum, and can be summed themselves."""
     assert number(limbs(jnp.array(values, jnp.int32))) == sum(values)
     both = limbs(jnp.array(values, jnp.int32)) + limbs(jnp.array(values[:1], jnp.int32))
     assert number(both) == sum(values) + values[0]
 
 
 def test_limbs_of_the_most_members() -> None:
-    """2^20 members whose losses are the largest."""
+    """Limbs hold the sum for 2^20 members with the largest losses."""
     assert number(limbs(jnp.full(1 << 20, 2**31 - 1, jnp.int32))) == (2**31 - 1) << 20
 
 
 def test_of_one_device_nothing_is_changed() -> None:
-    """Arrays are handed on as they are."""
+    """With one device, arrays are returned unchanged."""
     population = population_of(tiny.load_config(), 7)
     sharding = Sharding(population)
     x = jnp.arange(12).reshape(4, 3)
@@ -36,7 +36,7 @@ def test_of_one_device_nothing_is_changed() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
 def test_slices(count: int) -> None:
-    """As many elements for each device, in order, zeros behind the last; and back."""
+    """Slices: equally many elements per device, in order, padded with zeros at the end; and joined again."""
     sharding = Sharding(population_of(tiny.load_config(), 7))
     sharding.count = count
     sharding.slices = {name: -(-size // count) for name, size in sharding.sizes.items()}

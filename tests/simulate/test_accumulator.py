@@ -24,7 +24,7 @@ WIDTHS = [8, 11, 13, 14, 15, 16, 17, 20]
 
 
 def accumulate(terms: list[int], bits: int, overflow: str) -> int:
-    """One addition after another."""
+    """The sum of the terms, added one after another in an accumulator of so many bits."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     total = 0
     for term in terms:
@@ -34,7 +34,7 @@ def accumulate(terms: list[int], bits: int, overflow: str) -> int:
 
 
 class Narrow(oracle.Plain):
-    """The oracle's model with such sums."""
+    """The oracle's model with sums in narrow accumulators."""
 
     def __init__(self, parameters: oracle.Parameters, bits: int, overflow: str) -> None:
         super().__init__(parameters)
@@ -53,7 +53,8 @@ class Narrow(oracle.Plain):
     st.integers(1, 128),
 )
 def test_sums_one_after_another(bits: int, pairs: list[tuple[int, int]], scale: int) -> None:
-    """Of any products; `scale` copies of the pairs, so that wide ones overflow too. Zeros change nothing."""
+    """Narrow sums of any products. `scale` copies the pairs, so that wide accumulators overflow too; zeros change
+    nothing."""
     x, w = np.zeros((2, 1024), np.int8)
     x[: 8 * scale], w[: 8 * scale] = (np.resize(np.array(side), 8 * scale) for side in zip(*pairs, strict=True))
     terms = [int(a) * int(b) for a, b in zip(x, w, strict=True)]
@@ -67,7 +68,8 @@ def test_sums_one_after_another(bits: int, pairs: list[tuple[int, int]], scale: 
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 @pytest.mark.parametrize("kind", SHAPES)
 def test_the_model_with_such_sums(bridge: Any, kind: str, overflow: str) -> None:
-    """Logits and states after every token, for several widths at once; some lose bits and some none."""
+    """The model with narrow sums: logits and states after every token, for several widths at once; some lose bits and
+    some none."""
     shape = SHAPES[kind]
     values = bridge.random_parameters(shape, np.random.default_rng(1))
     states = jnp.zeros((shape.layers, len(WIDTHS), 1, shape.hidden), jnp.int8)
@@ -95,7 +97,7 @@ def run_oracle(shape: oracle.Shape, weights: oracle.Plain) -> tuple[np.ndarray, 
 
 
 def test_what_is_proved_is_reached() -> None:
-    """A text's input can bring the worst row to the bound: one bit fewer overflows, in any order."""
+    """The proved width is the narrowest: an input brings the worst row to the bound, and one bit fewer overflows."""
     model = tiny.make_model()
     matrices = {n: np.asarray(v, np.int64) for n, v in model.parameters.items() if v.ndim == 2 and n != "embedding"}
     bits = proved_bits(model.parameters, model.architecture)
@@ -111,7 +113,7 @@ def test_what_is_proved_is_reached() -> None:
 
 @cache
 def measured() -> tuple[LanguageModel, list[np.ndarray], float, Any]:
-    """A model and texts, one of more than a segment, measured."""
+    """A model and texts, one longer than a segment, with the measurement of every width."""
     model = tiny.make_model()
     rng = np.random.default_rng(3)
     texts = [rng.integers(1, 256, size) for size in (1, 70, 1100)]
@@ -131,7 +133,8 @@ def test_a_wide_accumulator_is_the_model() -> None:
 
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 def test_each_width_as_if_it_were_the_model(overflow: str) -> None:
-    """Bits per byte of `evaluate` on a model of that width; the narrowest changed no logit, the next one some."""
+    """Each width's bits per byte are those of `evaluate` on a model of that width. The narrowest width reported
+    changes no logit; one bit fewer changes some."""
     model, texts, _, curves = measured()
     curve, a = curves[overflow], model.architecture
 

@@ -107,7 +107,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_every_weight_is_read_once() -> None:
-    """From the on-chip memory where they stay, else from behind it and written in between; energy by what is moved."""
+    """Weights are read once: from on-chip memory if kept there, else from off-chip memory and written on chip; energy
+    follows the bytes moved."""
     near, far = costs(), costs(on_chip__keeps_weights=False)
     assert (near.weights_kept, near.activations_kept) == (True, True)
     assert (far.weights_kept, far.activations_kept) == (False, True)
@@ -127,7 +128,7 @@ def test_every_weight_is_read_once() -> None:
 
 
 def test_no_memory_is_faster_than_its_port() -> None:
-    """Nor any array than its multipliers; the slower memory is felt."""
+    """No memory is faster than its port, no array than its multipliers; a slower memory costs cycles."""
     near, far = costs(), costs(on_chip__keeps_weights=False)
     assert near.cycles > WEIGHTS / 8 > WEIGHTS / 64
     assert far.cycles > WEIGHTS / 4 > near.cycles
@@ -156,7 +157,7 @@ def test_products() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_descriptions(path: Path) -> None:
-    """Each loads, and a token costs at least what its memories and multipliers allow."""
+    """Each shipped description loads, and a token costs at least what its memories and multipliers allow."""
     hardware = load(path)
     found = cost(hardware, SMALL, 1)
     assert found.cycles > WEIGHTS / (hardware.array.rows * hardware.array.columns)
@@ -172,7 +173,7 @@ def simulate(*arguments: object) -> int:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In another process, whose hashes differ, the same digits; the picture; 1 where bits differ."""
+    """The command: the same digits in another process, whose hashes differ; the picture; exit code 1 if bits differ."""
     words = ["--on", "model", "--hardware", write(tmp_path), "--tokens", "70", "--json"]
     assert simulate(*words) == 0
     found = json.loads(capsys.readouterr().out)

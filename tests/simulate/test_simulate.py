@@ -83,7 +83,7 @@ def test_a_separator_is_read_but_not_counted(tmp_path: Path) -> None:
 
 
 def test_pieces_of_several_bytes(tmp_path: Path) -> None:
-    """The exported program has no encoder for them; the model has no need of one."""
+    """A tokenizer of pieces: the exported program has no encoder for them, and simulation needs none."""
     text = Path(__file__).read_bytes()
     model = tiny.make_model(PieceTokenizer.train("bpe", [text], 300))
     tokens = np.concatenate([[SEPARATOR], model.tokens(text[:200])]).astype(np.int32)
@@ -245,7 +245,7 @@ def test_a_compiler_that_refuses_is_quoted(tmp_path: Path) -> None:
 
 
 def test_the_same_instructions_are_counted_again(tmp_path: Path) -> None:
-    """A second run of a token from the same state takes exactly as many."""
+    """A token that is run again from the same state takes exactly as many instructions."""
     model = tiny.make_model()
     machine = RiscVMachine(model, tmp_path)
     found = []

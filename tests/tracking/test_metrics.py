@@ -13,7 +13,7 @@ from intlm.tracking import metrics
 
 
 def made(update: int, **fields: Any) -> dict[str, Any]:
-    """A line with all that every line has."""
+    """A line with all the fields that every line has."""
     line = {"update": update, "tokens_evaluated": 9 * update, "tokens_read": 9, "seconds": 0.5 * update}
     return {**line, "train_bits_per_byte": 8 / update, **fields}
 

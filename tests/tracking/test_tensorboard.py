@@ -30,7 +30,7 @@ def steps(directory: Path) -> list[int]:
 
 
 def shown(directory: Path) -> dict[str, list[tuple[int, Any]]]:
-    """What TensorBoard shows of each metric: its updates and values."""
+    """Returns, for each metric, what TensorBoard shows: its updates and values."""
     read = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0})
     read.Reload()
     found = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
@@ -40,7 +40,7 @@ def shown(directory: Path) -> dict[str, list[tuple[int, Any]]]:
 
 
 def expected(run: Path) -> dict[str, list[tuple[int, Any]]]:
-    """What there is to show, by metrics.jsonl. TensorBoard's scalars are of 32 bits."""
+    """Returns what TensorBoard should show, by metrics.jsonl. TensorBoard's scalars are of 32 bits."""
     found: dict[str, list[tuple[int, Any]]] = {}
     for line in metrics.read(run / "metrics.jsonl"):
         for name, value in line.items():

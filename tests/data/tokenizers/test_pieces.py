@@ -124,7 +124,7 @@ def test_the_cache_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_same_in_another_process(kind: str) -> None:
-    """What the sample and the numbers of the configuration decide, nothing else does."""
+    """A vocabulary depends only on the sample and the settings: another process makes the same."""
     script = """
 import json, sys
 from intlm.data.tokenizers.pieces import PieceTokenizer
@@ -184,7 +184,7 @@ def hostile(**options: Any) -> str:
 def test_a_model_that_loses_text_passes_no_door(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str], message: str
 ) -> None:
-    """As data.tokenizer_file, of a run, of an export, of a corpus whose checksums are right."""
+    """A tokenizer that loses text is refused everywhere: as data.tokenizer_file, in a run, an export, and a corpus."""
     tokenizer = {"name": "bpe", "model": hostile(**options)}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     (tmp_path / "text.txt").write_text("some text")

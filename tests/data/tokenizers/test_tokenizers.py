@@ -33,7 +33,7 @@ def test_text_may_be_cut_anywhere(tokenizer: Tokenizer, a: bytes, b: bytes) -> N
 
 
 def naive_decode(tokenizer: Tokenizer, tokens: list[int]) -> bytes:
-    """The definition, one token at a time."""
+    """Decodes by the definition, one token at a time."""
     result, pending = b"", None
     digits = max(map(len, tokenizer.codes)) - 1
     for token in tokens:
