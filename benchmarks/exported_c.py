@@ -1,8 +1,8 @@
-"""One stream writing: the exported C beside the native engine, in turn, and that both write the same.
+"""Times generation of one stream by the exported C and the native engine in turn, and checks that their texts agree.
 
     python benchmarks/exported_c.py RUN [--rounds 9]
 
-Both read a separator and then draw and read tokens, whatever they are, at temperature 1. The C is compiled as the
+Both read a separator and then draw tokens at temperature 1 and read each. The C is compiled as the
 export's Makefile compiles it (cc -O3 -march=native).
 """
 

@@ -1,9 +1,9 @@
-"""What the gpu engine compiles to for an H100, found without one: registers, spills, instructions, memory.
+"""Compiles the gpu engine for an H100, without one, and shows registers, spills, instructions and memory.
 
     python benchmarks/gpu_compile.py [--hidden 256 --pairs 65536 --tokens 100 …]
 
 Needs `jax[cuda12]` (its compiler runs on any machine) beside the package. Prints a row for each kernel that uses the
-matrix units, and the memory that evaluation and accumulation ask for.
+matrix units, and the memory that evaluation and accumulation need.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
 
     architecture = Architecture(args.vocabulary, args.hidden, args.layers, args.inner, args.nonlinearity)
     population = Population(architecture, Member(rank=args.rank, fitness=FITNESS[args.fitness]()), 2 * args.pairs, 7)
-    # What the engines would find free on such a device.
+    # The free memory that the engines would find on such a device.
     gpu.spare_bytes = xla.spare_bytes = lambda a: (1 << 29) * -(-a.hidden_size // 256)  # type: ignore[assignment]
     engine = gpu.GpuEngine(population) if args.engine == "gpu" else xla.XlaEngine(population)
     described = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")

@@ -1,9 +1,9 @@
-"""The steps of benchmarks/gpu.sh that are not commands already: python benchmarks/gpu_steps.py STEP OUT.
+"""The steps of benchmarks/gpu.sh that are not already commands: python benchmarks/gpu_steps.py STEP OUT.
 
 text      OUT/text.txt, the quickstart's corpus
 products  whether the xla engine's byte products and the kernels reach the matrix units, from what XLA compiled
-resume    a checkpoint made on the CPU, ten updates further on the CPU and by the gpu engine: the same bits?
-table     what all steps found, as OUT/table.md and OUT/table.json
+resume    ten more updates from a checkpoint made on the CPU, by the CPU and by the gpu engine: the same bits?
+table     the results of all steps, as OUT/table.md and OUT/table.json
 """
 
 import json
@@ -37,7 +37,7 @@ MATRIX_UNIT = re.compile(r"(?:wgmma\.mma_async|mma)\.sync\.\S+")
 
 
 def text(out: Path) -> None:
-    """The quickstart's corpus as one file; a configuration to run dry."""
+    """Write the quickstart's corpus as one file, and a configuration for a dry run."""
     documents = runpy.run_path(str(ROOT / "data" / "python_stdlib.py"))["documents"]()
     (out / "text.txt").write_bytes(b"\n".join(documents))
     small = (ROOT / "benchmarks" / "gpu.toml").read_text()
@@ -47,9 +47,9 @@ def text(out: Path) -> None:
 
 
 def of_matrix_units(compiled: str) -> tuple[list[str], list[str]]:
-    """Of a compiled program: the products that the matrix units make of bytes, and the other ones.
+    """The byte products of a compiled program that the matrix units compute, and its other products.
 
-    XLA gives a product to them in a fusion for its Triton compiler, or as a call of cuBLAS.
+    XLA gives a product to the matrix units in a fusion for its Triton compiler, or as a call of cuBLAS.
     """
     good: list[str] = []
     bad: list[str] = []
@@ -68,7 +68,7 @@ def of_matrix_units(compiled: str) -> tuple[list[str], list[str]]:
 
 
 def products(out: Path) -> None:
-    """Compile both engines' calls and look."""
+    """Compile both engines' calls and report which products reach the matrix units."""
     size = ["--model.num_layers", "2", "--eggroll.population", "8192", "--train.tokens_per_update", "8"]
     if DRY:
         size += ["--eggroll.population", "64", "--model.hidden_size", "16", "--model.feed_forward_size", "32"]
@@ -111,7 +111,7 @@ def products(out: Path) -> None:
 
 
 def resume(out: Path) -> None:
-    """Five updates on the CPU, then ten more on either; compare every array of the last checkpoints."""
+    """Five updates on the CPU, then ten more on the CPU and on the GPU; compare every array of the last checkpoints."""
     runs = out / "runs"
     shutil.rmtree(runs, ignore_errors=True)
     keys = {"model.hidden_size": 64, "model.num_layers": 2, "model.feed_forward_size": 256, "eggroll.population": 512}
@@ -158,7 +158,7 @@ def resume(out: Path) -> None:
 
 
 def table(out: Path) -> None:
-    """One row for each of the issue's, and what was not measured."""
+    """Write one row for each figure that the issue asks for, and list what was not measured."""
 
     def read(name: str) -> dict[str, Any]:
         path = out / f"{name}.json"

@@ -1,19 +1,19 @@
-"""How fast text is prepared, and in how much memory.
+"""Measures the speed and the memory of text preparation.
 
     python benchmarks/preparing.py [--rounds N] [--processes N]
     python benchmarks/preparing.py --text FILE [--vocab-size N]
     python benchmarks/preparing.py --gigabytes 10 --tokenizer bytes
 
-First, for each tokenizer (vocabulary 1,024, made before): megabytes of text a second of the whole preparation,
-processes started and shards synced to the disk, from a text file and from Parquet. Then the encoder alone, in one
-process: on text that it meets for the first time, on the same again, and SentencePiece with Unicode characters and byte
-fallback, by lines; and the bytes per token of both. The text is the source of the standard library of the Python that
-runs this, a file a document: about 32 MB, in which words repeat less than in prose. Where other programs share the
-processors, the seconds of processor time say more than those of the clock: both are shown, the encoders by processor
-time.
+First, for each tokenizer (vocabulary 1,024, trained before): megabytes of text a second of the whole preparation,
+from the start of the processes to shards synced to the disk, from a text file and from Parquet. Then the encoder
+alone, in one process: on text that it meets for the first time, on the same again, and SentencePiece with Unicode
+characters and byte fallback, by lines; and the bytes per token of both. The text is the source of the standard
+library of the Python that runs this, one document per file: about 32 MB, in which words repeat less than in prose.
+Where other programs share the processors, the seconds of processor time say more than those of the clock: both are
+shown, the encoders by processor time.
 
-With --text, the encoders alone on a file, 16 MB of it at most. With --gigabytes, a corpus so large is made up as it is
-read, and the peak memory of this process and its children together shown.
+With --text, only the encoders are timed, on at most 16 MB of a file. With --gigabytes, a corpus of that size is made up
+as it is read, and the peak memory of this process and its children together is shown.
 """
 
 import argparse
@@ -67,13 +67,13 @@ def library() -> Iterator[bytes]:
 
 
 def processor_seconds() -> float:
-    """Of this process and of the children that have ended."""
+    """Processor time of this process and of the children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def speed(directory: Path, rounds: int, processes: int) -> str:
-    """Prepare the library by every tokenizer, from a text file and from Parquet."""
+    """Time the library's preparation with every tokenizer, from a text file and from Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -147,12 +147,12 @@ def spread(values: list[float]) -> str:
 
 
 def trainer(name: str) -> TokenizerTrainer:
-    """What makes the tokenizer `name`, with 1,024 tokens where one can say how many."""
+    """The trainer of the tokenizer `name`, with 1,024 tokens where the vocabulary size can be set."""
     return build(DataConfig, {"tokenizer": name, f"{name}.vocab_size": 1024, "train": ""}).tokenizer
 
 
 def memory(directory: Path, gigabytes: int, tokenizer: str, processes: int) -> str:
-    """Prepare a corpus that is made up as it is read."""
+    """Measure the peak memory of preparing a corpus that is made up as it is read."""
     sample = directory / "sample.py"
     sample.write_text(GENERATOR.format(size=1 << 24))
     data = DataConfig(train=str(sample), tokenizer=trainer(tokenizer), prepared="")

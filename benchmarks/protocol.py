@@ -1,4 +1,4 @@
-"""What cutting long documents into segments costs: bits per byte of a run's held-out text, cut and read whole.
+"""Measures the cost of cutting documents into segments: bits per byte of a run's held-out text, cut and whole.
 
 python benchmarks/protocol.py RUN
 """
@@ -12,7 +12,7 @@ from intlm.tracking.table import format_table
 
 
 def main(run: Path) -> None:
-    """Print a row for each length of segment."""
+    """Print a row for each segment length."""
     model, split = load(run), open_corpus(*open_run(run)).split("valid")
     rows = []
     for segment, warm_up in ((256, 64), (evaluation.SEGMENT, evaluation.WARM_UP), (1 << 40, 0)):

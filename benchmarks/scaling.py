@@ -1,13 +1,13 @@
-"""What it costs to share a population: measured on this machine, and from that on paper for more devices.
+"""Measures the cost of dividing a population on this machine, and computes it from that for more devices.
 
     python benchmarks/scaling.py ratio [--rounds 5]     two processes of one thread over one process of two
-    python benchmarks/scaling.py bytes                  bytes that each of two processes sends for an update
+    python benchmarks/scaling.py bytes                  bytes that each of two processes sends per update
     python benchmarks/scaling.py paper --out docs/pictures/scaling.png [--faster 1000 --gigabits 400]
 
 `ratio` also compares the fastest tenth of the updates: where other work takes now one core, now the other, two
-processes wait for the slower one, which says nothing of what crosses. `bytes` counts what a loopback of its own carries
-(Linux: unshare, ip). `paper` measures the parts of an update for hidden 256 to 2048 and adds what a network takes;
-docs/scaling.md has the model.
+processes wait for the slower one, which says nothing about communication. `bytes` counts the traffic of its own
+loopback (Linux: unshare, ip). `paper` measures the parts of an update for hidden 256 to 2048 and adds the time that a
+network takes; docs/scaling.md has the model.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def count_bytes() -> None:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """The least of three calls' seconds, after one to warm up."""
+    """The shortest time of three calls in seconds, after one call to warm up."""
     import jax
 
     jax.block_until_ready(call())
@@ -119,8 +119,8 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def parts(hidden: int) -> dict[str, float]:
-    """Seconds, for 6 layers of this size: of evaluation for a pair and token; of noise and products of the votes for a
-    pair; of the optimizer for all parameters."""
+    """Seconds for 6 layers of this size: evaluation per pair and token, the votes' noise and their products per pair,
+    and the optimizer for all parameters."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -166,11 +166,11 @@ def parts(hidden: int) -> dict[str, float]:
 
 
 PAIRS, TOKENS = 1 << 17, 100  # of the update on paper
-LATENCY = 50e-6  # seconds of a message
+LATENCY = 50e-6  # seconds per message
 
 
 def update_seconds(found: dict[str, float], devices: int, bandwidth: float, fitness_crosses: bool = False) -> float:
-    """An update on paper, of PAIRS pairs. found: `parts`; bandwidth: bytes a second that a device sends."""
+    """Computed seconds of an update of PAIRS pairs. found: `parts`; bandwidth: bytes a second that a device sends."""
     own = -(-PAIRS // devices)
     share = (devices - 1) / devices
     waiting = 3 * math.ceil(math.log2(devices)) * LATENCY

@@ -1,11 +1,11 @@
-"""Kill a run with SIGKILL at random moments, again and again, and compare what it ends with to a run left alone.
+"""Kill a run with SIGKILL at random moments, again and again, and compare its end with an undisturbed run's.
 
     python benchmarks/soak.py [--kills 100] [--processes 2] [--seed S]
 
-Where the run reaches its end before all kills are spent, another begins. Of several processes one is killed, once they
-have met (until then the others would wait for it, five minutes); the others must end by themselves within a minute, say
-that one was lost, and show no traceback. What is compared: the last checkpoint's bits (weights, optimizer, members'
-states) and every line of the metrics but its timings.
+If the run reaches its end before all kills are done, another begins. With several processes one is killed, after all
+have connected (before that the others would wait for it for five minutes); the others must end by themselves within a
+minute, say that one was lost, and show no traceback. Compared are the last checkpoint's bits (weights, optimizer,
+members' states) and every line of the metrics but its timings.
 """
 
 import argparse
@@ -54,7 +54,7 @@ TIMINGS = ("seconds", "tokens_per_second", "waiting")
 
 
 def start(directory: Path, run: str, processes: int) -> list[subprocess.Popen[bytes]]:
-    """The run, begun or gone on with."""
+    """Start or resume the run."""
     resume = ["--resume"] if (directory / run / "config.toml").exists() else []
     command = [sys.executable, "-P", "-m", "intlm.cli", "train", "soak.toml", "--run-dir", run, *resume]
     with socket.socket() as some:
@@ -67,7 +67,7 @@ def start(directory: Path, run: str, processes: int) -> list[subprocess.Popen[by
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process that does the work; of several processes it is another's child."""
+    """Kill the process that does the work; with several processes it is the child of another."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
         workers = children.read_text().split()
@@ -77,19 +77,19 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def count(run: Path) -> int:
-    """Lines of a run's metrics."""
+    """The number of lines of a run's metrics."""
     log = run / "metrics.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def last_checkpoint(run: Path) -> int:
-    """The update of a run's last checkpoint, 0 where it has none."""
+    """The update of a run's last checkpoint, 0 if it has none."""
     names = os.listdir(run / "checkpoints") if (run / "checkpoints").is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def end(run: Path) -> tuple[str, list[dict[str, object]]]:
-    """What a run ended with: the digest of its state, and its metrics."""
+    """The result of a run: the digest of its state, and its metrics."""
     config, tokenizer = open_run(run)
     population = population_of(config, tokenizer.vocab_size)
     like = jax.eval_shape(lambda: initial_state(population, config.eggroll.optimizer))

@@ -1,4 +1,4 @@
-"""Tokens per second of a whole update, from the command line as a user runs it, beside the field's reference.
+"""Measures tokens per second of a whole update, from the command line as a user runs it, beside the field's reference.
 
     python benchmarks/throughput.py --text TEXT [--config CONFIG] [--peer PATH/TO/nano-egg/run.py]
 
@@ -33,7 +33,7 @@ WARM_UP = 5  # updates not counted
 
 
 class Measurement(NamedTuple):
-    """What one run of a trainer showed."""
+    """The measurements of one run of a trainer."""
 
     tokens_per_second: float
     first_update: float  # seconds from the command
@@ -41,7 +41,7 @@ class Measurement(NamedTuple):
 
 
 def watch(command: list[str], directory: Path, environment: dict[str, str], pattern: str) -> tuple[str, float, float]:
-    """Run a command; its output, the seconds until `pattern` first showed in it, its peak memory in GB."""
+    """Run a command; returns its output, the seconds until `pattern` first showed in it, its peak memory in GB."""
     began = time.monotonic()
     process = subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -66,7 +66,7 @@ def watch(command: list[str], directory: Path, environment: dict[str, str], patt
 
 
 def ours(config: Path, text: Path, updates: int, scratch: Path, engine: str) -> Measurement:
-    """`intlm train`, every update logged."""
+    """Measure `intlm train`, with every update logged."""
     run = scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [
@@ -82,7 +82,7 @@ def ours(config: Path, text: Path, updates: int, scratch: Path, engine: str) -> 
 def peer(
     script: Path, python: str, config: configuration.Config, text: Path, updates: int, scratch: Path
 ) -> Measurement:
-    """The reference's single file; its feed-forward is always four times its hidden size, its tokens bytes."""
+    """Measure the reference's single file; its feed-forward is always four times its hidden size, its tokens bytes."""
     import numpy as np
 
     model, eggroll = config.model, config.eggroll

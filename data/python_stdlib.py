@@ -1,9 +1,9 @@
 """The quickstart corpus: English about Python, from the standard library of the Python that runs this.
 
-Nothing is fetched: documentation strings, comments and the topics of `help()` are in every installation. What
-reads as prose is kept, one paragraph a line, one document a module or topic, about 1.6 MB; examples, tables
+Nothing is fetched: documentation strings, comments and the topics of `help()` are in every installation. Paragraphs
+that read as prose are kept, one per line, with one document per module or topic, about 1.6 MB; examples, tables
 and code are left out, and so are paragraphs with unusual characters, so that the alphabet stays small, and
-those that come again (the library repeats itself), so that no held-out paragraph has been trained on.
+repeated paragraphs (the library repeats itself), so that no held-out paragraph has been trained on.
 
 The text is that of the installed version of Python: the same each time, but not for another version.
 

@@ -1,4 +1,4 @@
-"""WikiText-103: articles of Wikipedia (28 thousand, 0.5 GB), made text again. Needs the network, once. UNMEASURED.
+"""WikiText-103: articles of Wikipedia (28 thousand, 0.5 GB), as plain text again. Needs the network, once. UNMEASURED.
 
 In a configuration: `data.train = "data/wikitext.py"`. The file to evaluate on (docs/evaluating.md), which has the test
 articles as they are distributed:
@@ -13,7 +13,7 @@ import datasets
 
 from intlm.data.wikitext import detokenised
 
-PLACE = "EleutherAI/wikitext_document_level"  # whose rows are whole articles
+PLACE = "EleutherAI/wikitext_document_level"  # a data set whose rows are whole articles
 
 
 def documents() -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""`intlm` of this very package, installed or not, when Python runs this file by its path.
+"""Runs the command line of this very package, installed or not, when Python runs this file by its path.
 
-With `python -P` nothing is then imported from the working directory, and nothing but the package from the directory in
-which it lies. A process that prepares text runs this file first, too (multiprocessing does it).
+With `python -P` nothing is then imported from the working directory, and only the package from the directory in which
+it lies. Worker processes that prepare text run this file first too (multiprocessing does it).
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""How fast a configuration is on this machine: each part of an update, beside the most that the machine could do.
+"""Measures a configuration's speed on this machine: each part of an update, beside the most the machine could do.
 
-- What is timed is training's own calls on the configuration's own text, one part after another in every round, each
-  again and again if it is short. Ratios are taken within a round: a machine whose speed changes changes them less.
+- It times training's own calls on the configuration's own text, one part after another in every round, and repeats
+  short ones. Ratios are taken within a round, so that changes of the machine's speed affect them less.
 - A multiply-accumulate is one of a matrix product: a token costs as many as the matrices have weights. Embeddings are
-  looked up, which is none; the products with the perturbations, of rank a few, are not counted.
-- Pure inference is the shared weights on as many streams as there are members, each with its member's text, so many
-  of them at once as leave the logits in memory that the process has already.
+  looked up, which costs none; the low-rank products with the perturbations are not counted.
+- Pure inference runs the shared weights on as many streams as there are members, each with its member's text; as many
+  of them at once as keep the logits in memory that the process has already.
 """
 
 import math
@@ -44,12 +44,12 @@ from intlm.trainer import Trainer
 from intlm.training import prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
-PATIENCE = 60  # seconds after which no round begins but the fewest
-MOST_LOGITS = 1 << 23  # that inference writes at once: more would be fresh pages of memory every time
-MOST_LOGITS_GPU = 1 << 30  # which wants more streams at once
+PATIENCE = 60  # seconds after which no round begins beyond the fewest
+MOST_LOGITS = 1 << 23  # that inference writes at once: more would take new pages of memory every time
+MOST_LOGITS_GPU = 1 << 30  # a GPU needs more streams at once
 FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of WRITTEN
-COUNTED = 0.2  # seconds that a part is repeated for in a round
-COLDEST = "0.0078125"  # the temperature that draws the likeliest token by the way that all others are drawn
+COUNTED = 0.2  # seconds for which a part is repeated in a round
+COLDEST = "0.0078125"  # a temperature that takes the likeliest token by the same code as drawing
 
 PARTS = ("inference", "evaluation", "noise", "accumulation", "rest", "update", "generation")
 PHASES = {
@@ -66,12 +66,12 @@ PHASES = {
 
 
 class Round(NamedTuple):
-    """What one round measured."""
+    """The measurements of one round."""
 
-    seconds: dict[str, float]  # of a part's call
-    phases: dict[str, dict[str, float]]  # what those of evaluation and accumulation are made of
+    seconds: dict[str, float]  # of a call of each part
+    phases: dict[str, dict[str, float]]  # the seconds of evaluation and accumulation by phase
     peak: float | None  # the most multiply-accumulates a second of all threads, or of a GPU; None where neither is
-    reading: float | None  # the most bytes a second of all threads that read as many as the matrices have, each a share
+    reading: float | None  # the most bytes a second of all threads, each reading its share of the matrices' size
 
 
 class Spread(NamedTuple):
@@ -84,7 +84,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What the rounds say of the parts."""
+    """The results of all rounds, by part."""
 
     name: str
     config: Config
@@ -92,8 +92,8 @@ class Report:
     engine: str
     instruction_set: str | None  # of the native library, None without it
     threads: int
-    streams: int  # of inference: the members, and what makes the last of them as many at once as the others
-    written: int  # tokens, by generation
+    streams: int  # of inference: the members, and what fills up the last batch
+    written: int  # tokens that generation writes
     peak_memory: int  # bytes
     rounds: list[Round]
 
@@ -102,51 +102,51 @@ class Report:
         return macs_per_token(self.population)
 
     def noise_values(self) -> int:
-        """Values of noise in an update: for each pair both factors of a matrix, and a vector's own."""
+        """Values of noise in an update: for each pair both factors of a matrix, and a value for each vector element."""
         rank = self.population.perturbation.rank
         values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.population))
         return self.population.units * sum(values)
 
     def tokens(self, part: str) -> int:
-        """Tokens of text for which one call of a part works."""
+        """Tokens of text that one call of a part processes."""
         if part == "generation":
             return self.written
         streams = self.streams if part == "inference" else self.population.members
         return streams * self.config.train.tokens_per_update
 
     def macs(self, part: str) -> int | None:
-        """Multiply-accumulates of one call: those of its tokens, but those of the votes for accumulation."""
+        """Multiply-accumulates of one call: those of its tokens; for accumulation those of the votes."""
         if part == "accumulation":
             weights = sum(_size(s) for s in _parameters(self.population) if is_matrix(s.kind))
             return self.population.units * self.population.perturbation.rank * weights
         return None if part in ("noise", "rest") else self.tokens(part) * self.macs_per_token()
 
     def seconds(self, part: str) -> Spread | None:
-        """Of one call."""
+        """Seconds of one call."""
         return self._spread(lambda r: r.seconds[part])
 
     def tokens_per_second(self, part: str) -> Spread | None:
-        """What the machine would do if the part were all there is."""
+        """Tokens per second if an update consisted of this part alone."""
         return self._spread(lambda r: self._speed(r, part))
 
     def macs_per_second(self, part: str) -> Spread | None:
-        """None for a part that has no products."""
+        """Multiply-accumulates per second; None for a part that has no products."""
         return self._spread(lambda r: _ratio(self.macs(part), r.seconds[part]))
 
     def peak(self) -> Spread | None:
-        """The most multiply-accumulates a second that the machine's threads make."""
+        """The most multiply-accumulates per second of the machine's threads."""
         return self._spread(lambda r: r.peak)
 
     def share_of_peak(self, part: str) -> Spread | None:
-        """Its multiply-accumulates over what the machine could have made."""
+        """A part's multiply-accumulates over the most that the machine could have made."""
         return self._spread(lambda r: _ratio(_ratio(self.macs(part), r.seconds[part]), r.peak))
 
     def over_inference(self, part: str) -> Spread | None:
-        """Its tokens per second over those of pure inference."""
+        """A part's tokens per second over those of pure inference."""
         return self._spread(lambda r: _ratio(self._speed(r, part), self._speed(r, "inference")))
 
     def share_of_bound(self) -> Spread | None:
-        """Generation's speed over that of threads which read the matrices, a byte a weight, once a token."""
+        """Generation's speed over that of threads that only read the matrices once a token, one byte a weight."""
         return self._spread(lambda r: _ratio(self._speed(r, "generation"), _ratio(r.reading, self.macs_per_token())))
 
     def _speed(self, round_: Round, part: str) -> float | None:
@@ -158,7 +158,7 @@ class Report:
         return Spread(min(known), statistics.median(known), max(known)) if len(known) == len(found) else None
 
     def summary(self) -> dict[str, Any]:
-        """The medians, for JSON; None for what this machine has not."""
+        """The medians, for JSON; None for values that this machine does not have."""
 
         def median(spread: Spread | None) -> float | None:
             return spread.median if spread else None
@@ -196,7 +196,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """The same for a terminal."""
+        """The report as text for a terminal."""
 
         def middle(spread: Spread | None, unit: float = 1) -> str:
             return shown(spread.median / unit) if spread else "-"
@@ -246,7 +246,7 @@ class Report:
         )
 
     def breakdown(self) -> list[tuple[str, str, float]]:
-        """Where a whole update's time goes: what is done, for which part of the update, its seconds."""
+        """The time of a whole update by phase: what is done, for which part of the update, its seconds."""
         found = []
         for part in ("evaluation", "accumulation"):
             took = statistics.median(r.seconds[part] for r in self.rounds)
@@ -268,14 +268,14 @@ class Report:
 
 
 class Workload:
-    """What is timed: a trainer's calls, and its engine's on the same text. Each returns its seconds."""
+    """The calls that are timed: a trainer's, and its engine's on the same text. Each returns its seconds."""
 
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.config = config
         self.trainer = trainer = Trainer(config, Path(os.devnull), corpus)  # nothing is written before it runs
         self.population, self.engine = trainer.population, trainer.engine
         self.threads = config.threads or native.cores()
-        shares = 256 * self.threads  # a thread reads so many bytes at once
+        shares = 256 * self.threads  # a thread reads 256 bytes at once
         self.readable = max(1, macs_per_token(self.population) // shares) * shares
         tokens = config.train.tokens_per_update
         logits = MOST_LOGITS_GPU if jax.default_backend() == "gpu" else MOST_LOGITS
@@ -293,7 +293,7 @@ class Workload:
             "inference": self.inference,
             "generation": self.generation,
         }
-        self.multiply: Callable[[float], float] | None = None  # for so many seconds; the rate
+        self.multiply: Callable[[float], float] | None = None  # seconds to measure for -> the rate
         if native.available():
             self.multiply = partial(native.multiply_rate, self.threads)
         elif jax.default_backend() == "gpu":
@@ -303,7 +303,7 @@ class Workload:
         self.written = FEWEST_WRITTEN
 
     def warm_up(self) -> int:
-        """Compile everything and decide how often to repeat what is short. Returns training's peak memory, bytes."""
+        """Compile everything and decide how often to repeat short parts. Returns training's peak memory, bytes."""
         self.update()
         self.update()
         memory = peak_memory()
@@ -312,16 +312,16 @@ class Workload:
         self.inference()
         self.generation()
         self.written = max(1, _repetitions(self._write, FEWEST_WRITTEN) // WRITTEN) * WRITTEN
-        self.generation()  # another length may be another program
+        self.generation()  # another length may need another program
         for part in ("evaluation", "accumulation"):
             self.phases(part, 1.0)
         return memory
 
     def round(self, done: Callable[[], Any]) -> Round:
-        """Every part once, `done` called after each.
+        """Measure every part once; `done` is called after each.
 
-        The bounds are measured in turn with the parts' calls, at the clock that these run at. The fastest of a round
-        counts: what else the machine does slows a bound, but does not raise it.
+        The bounds are measured between the parts' calls, at the same clock speed. The fastest of a round counts: other
+        work of the machine can lower a measured bound, but not raise it.
         """
         peaks, readings = [], []
 
@@ -342,7 +342,7 @@ class Workload:
         return Round(seconds, phases, max(peaks, default=None), max(readings, default=None))
 
     def update(self) -> float:
-        """A whole update. The text that it reads is what all else reads until the next."""
+        """Time a whole update. All other parts read the text of the last update."""
         trainer = self.trainer
         self.batch = trainer.streams.batch(trainer.update)
         self.read, self.number = tuple(map(jnp.asarray, self.batch)), jnp.uint32(trainer.update)
@@ -357,19 +357,19 @@ class Workload:
         return _timed(step)
 
     def evaluation(self) -> float:
-        """The population on its text."""
+        """Time the population's evaluation on its text."""
         state = self.trainer.state
         return _timed(lambda: self.evaluate(state.parameters, *self.read, state.members, self.number))
 
     def accumulation(self) -> float:
-        """The votes that the last update's losses give."""
+        """Time gathering the votes from the last update's losses."""
         fitness, rank = self.population.estimator.fitness, self.population.estimator.rank
         shaped = fitness.shape(self.losses, rank, self.population.units, fitness.totals(self.losses))
         jax.block_until_ready(shaped)
         return _timed(lambda: self.accumulate(shaped, self.number))
 
     def inference(self) -> float:
-        """The shared weights on the population's text."""
+        """Time the shared weights on the population's text."""
         count = self.streams_at_once
         texts = np.repeat(self.batch.tokens, 2 * self.population.group_size, axis=0)
         texts = np.resize(texts, (self.reads, count, texts.shape[1]))
@@ -380,16 +380,16 @@ class Workload:
         return sum(_timed(partial(self.infer, prepared, some, states)) for some in tokens)
 
     def generation(self) -> float:
-        """One stream writes."""
+        """Time generation by one stream."""
         model, parameters = self.trainer.model, self.trainer.state.parameters
         head = np.array(parameters["head"])
-        # The separator's logit is the mean of the others': it is never the largest, so that the document goes on.
+        # The separator's logit is the mean of the others': it is never the largest, so the document goes on.
         head[SEPARATOR] = np.delete(head, SEPARATOR, axis=0).mean(axis=0)
         model.parameters = {**parameters, "head": jnp.asarray(head)}
         return _timed(lambda: self._write(self.written))
 
     def phases(self, part: str, took: float) -> dict[str, float]:
-        """What evaluation or accumulation is made of; `took`: its seconds in this round."""
+        """The seconds of evaluation or accumulation by phase; `took`: its seconds in this round."""
         if self.engine.name == "native":
             with native.phases() as spent:
                 took, calls = _mean(self.calls[part])
@@ -418,10 +418,10 @@ class Workload:
 
 
 def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | None = None) -> Report:
-    """Measure a configuration, which is called `name` in what is shown; `drawing`: where to draw a PNG of it.
+    """Measure a configuration, which the report calls `name`; `drawing`: where to draw a PNG of the result.
 
-    rounds: how many; None for five, or fewer where they would take more than a minute. Nothing is written but the
-    prepared text and the drawing. Raises ConfigError or DataError for what the user can mend.
+    rounds: how many; None for five, or fewer where they would take more than a minute. Only the prepared text and the
+    drawing are written. Raises ConfigError or DataError for mistakes that the user can correct.
     """
     if rounds is not None and rounds < 1:
         raise ConfigError(f"--rounds = {rounds}: must be at least 1")
@@ -460,10 +460,10 @@ def macs_per_token(population: Population) -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held, in the memory of its device if that has one of its own."""
+    """The most bytes that this process has held, in the memory of its device where that has its own."""
     if held := jax.local_devices()[0].memory_stats():
         return held["peak_bytes_in_use"]
-    try:  # where it is, for getrusage counts what the process held that started this one
+    try:  # preferred where it exists: getrusage includes the process that started this one
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -471,7 +471,7 @@ def peak_memory() -> int:
 
 
 def shown(number: float) -> str:
-    """Three significant digits, and all that are before the point."""
+    """A number with three significant digits, and all digits before the point."""
     digits = 2 - math.floor(math.log10(abs(number))) if number else 0
     return f"{number:,.{max(0, digits)}f}"
 
@@ -489,16 +489,16 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 
 def _timed(call: Callable[[], Any]) -> float:
-    """Seconds until what a call returns is there."""
+    """Seconds until the result of a call is ready."""
     began = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - began
 
 
 def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None) -> tuple[float, int]:
-    """The mean of what a call returns, seconds, over as many calls as are counted; and how many these are.
+    """The mean of the seconds that calls return, and the number of calls.
 
-    `between` is called before the first, and again after every eighth of that time.
+    Calls are repeated for COUNTED seconds. `between` is called before the first, and after every eighth of that time.
     """
     found: list[float] = []
     turns = 0
@@ -511,7 +511,7 @@ def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None)
 
 
 def _repetitions(call: Callable[[int], Any], fewest: int) -> int:
-    """How often to repeat something for it to take the time that is counted."""
+    """The number of repetitions with which a call takes long enough to be timed."""
     count = fewest
     while (took := _timed(lambda: call(count))) < COUNTED / 8:  # noqa: B023 (called at once)
         count *= 4

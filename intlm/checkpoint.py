@@ -1,10 +1,10 @@
-"""Checkpoints with orbax: everything needed to go on with the same bits, written atomically, the last few kept.
+"""Checkpoints with orbax: all that resuming with the same bits needs, written atomically; the last few are kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
-has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and whatever the caller
-adds). The position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS
+has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and the caller's
+entries). The position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS
 (intlm.checksums): orbax itself does not notice every changed byte. It is written last, when all else is on the disk, so
-a checkpoint without it is not a whole one.
+a checkpoint without it is incomplete.
 """
 
 import logging
@@ -35,7 +35,7 @@ _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not
 
 
 def check_path(directory: Path) -> None:
-    """Raise RunError where the path of a run is not UTF-8, or Python does not take it for that: orbax does."""
+    """Raise RunError where a run's path is not UTF-8, or Python does not read it as UTF-8, because orbax does."""
     path = os.path.abspath(directory)
     shown = path.encode("utf-8", "replace").decode()
     if shown != path:
@@ -45,7 +45,7 @@ def check_path(directory: Path) -> None:
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """The meta item, as far as it is read."""
+    """The fields of the meta item that are read."""
 
     update: schema.Count
     inference_version: int | None = None
@@ -61,7 +61,7 @@ class Checkpoints:
         check_path(directory)
         import orbax.checkpoint as ocp  # slow to import
 
-        for name in ("absl", "asyncio"):  # orbax reports every step of every save, and what it raises once more
+        for name in ("absl", "asyncio"):  # orbax logs every step of every save, and its exceptions as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._ocp = ocp
         self._directory = directory.absolute()
@@ -73,8 +73,8 @@ class Checkpoints:
             read_only=read_only,
             enable_async_checkpointing=False,
             create=False,
-            lightweight_initialize=True,  # the names alone: what is in them may be dropped meanwhile
-            # Of several processes one writes; they do not meet here.
+            lightweight_initialize=True,  # reads the names alone: another process may delete the contents meanwhile
+            # Only one of several processes writes; orbax is not to wait for the others.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},
@@ -106,11 +106,11 @@ class Checkpoints:
         if update in self._manager.all_steps():
             if self._is_whole(update):
                 return
-            self._manager.delete(update)  # left by a run that was killed while it was written
+            self._manager.delete(update)  # incomplete: the run was killed while writing it
         ocp = self._ocp
 
         def standard(tree: Any) -> Any:
-            return ocp.args.StandardSave(jax.tree.map(np.asarray, tree))  # orbax would look for a device's other parts
+            return ocp.args.StandardSave(jax.tree.map(np.asarray, tree))  # of device arrays orbax looks for other parts
 
         items = {
             "parameters": standard(parameters),
@@ -121,7 +121,7 @@ class Checkpoints:
             items["optimizer"] = standard(optimizer)
         free = shutil.disk_usage(self._directory).free
         needed = _SPARE + sum(x.nbytes for x in jax.tree.leaves((parameters, optimizer, members)))
-        if free < needed:  # orbax's own words for it are long
+        if free < needed:  # orbax's own message is long
             raise RunError(
                 f"{self._directory}: the checkpoint of update {update} was not written: No space left on device: "
                 f"{free} bytes are free, {needed} needed"
@@ -130,7 +130,7 @@ class Checkpoints:
             self._manager.save(update, args=ocp.args.Composite(**items))
             checksums.write(self._directory / str(update))
             self._clear()
-        except (OSError, ValueError) as error:  # orbax's storage has errors of its own, for a full disk for one
+        except (OSError, ValueError) as error:  # orbax's storage has its own errors, such as for a full disk
             reason, of_system = str(error), re.search(r"os_error_code='(\d+)'", str(error))
             if isinstance(error, ValueError):
                 if "RESOURCE_EXHAUSTED" not in reason and not of_system:
@@ -139,7 +139,7 @@ class Checkpoints:
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
     def meta(self, update: int, resume: bool = False) -> Meta:
-        """The meta item, after the checksums of the whole checkpoint.
+        """Reads the meta item, after checking the checksums of the whole checkpoint.
 
         Raises RunError where the inference version is not this package's, or, to `resume` training, the training
         version.
@@ -162,14 +162,14 @@ class Checkpoints:
         return meta
 
     def parameters(self, update: int, architecture: Architecture) -> Parameters:
-        """The parameters, int8, their names and shapes checked against the architecture."""
+        """Reads the parameters, int8, and checks their names and shapes against the architecture."""
         expected = {s.name: jax.ShapeDtypeStruct(s.shape, "int8") for s in specifications(architecture)}
         return self._arrays(update, {"parameters": self._standard(expected)})["parameters"]
 
     def restore(
         self, update: int, like: tuple[Parameters, Any, jax.Array], former: Sequence[str] = ()
     ) -> tuple[Parameters, Any, jax.Array]:
-        """Parameters, optimizer state and member states, of the shapes and dtypes of `like`, no int8 being -128.
+        """Reads parameters, optimizer state and member states; checks shapes and dtypes (`like`), and for int8 -128.
 
         former: fields, like those of the optimizer's state, that a checkpoint of an earlier version may have beside
         them; they are dropped.
@@ -208,7 +208,7 @@ class Checkpoints:
             raise RunError(f"{place}: the checkpoint cannot be read: {reason}") from None
 
     def _arrays(self, update: int, items: dict[str, Any]) -> Any:
-        """Items of arrays, bound to no device, as new ones are: programs compiled for those serve these too."""
+        """Reads items of arrays, bound to no device like new ones, so that programs compiled for new ones take them."""
         found = jax.tree.map(np.asarray, dict(self._restore(update, items).items()))
         for path, array in jax.tree_util.tree_leaves_with_path(found):
             if array.dtype == np.int8:

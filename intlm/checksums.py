@@ -1,4 +1,4 @@
-"""SHA256SUMS: what a directory holds, as `sha256sum` writes it, so that every change of it is noticed."""
+"""SHA256SUMS: the checksums of a directory's files in the format of `sha256sum`, so that every change is noticed."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write(directory: Path) -> None:
-    """List every file below `directory`. The list appears at once, and when all that it lists is on the disk."""
+    """List every file below `directory`. The list appears atomically, once all files that it lists are on the disk."""
     paths = sorted(directory.rglob("*"))
     for path in paths:
         _sync(path)
@@ -23,7 +23,7 @@ def write(directory: Path) -> None:
 
 
 def difference(directory: Path, unlisted: Container[str] = ()) -> tuple[Path, str] | None:
-    """The first file below `directory` that is not as it was listed, and how it differs; None where there is none.
+    """Returns the first file below `directory` that differs from the list, and how it differs; None where none does.
 
     unlisted: names of files that may be there without being listed.
     """
@@ -48,7 +48,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """See that a file, or the names in a directory, are on the disk."""
+    """Sync a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The command line: arguments in, one call of a recipe, its result printed. Holds no logic of its own."""
+"""The command line: parses arguments, calls one function and prints its result. Holds no logic of its own."""
 
 import argparse
 import difflib
@@ -44,7 +44,7 @@ def _train(args: argparse.Namespace) -> int:
     if done:
         print(f"run: {directory}\ncurve: {directory / 'learning_curve.png'}\nnext: intlm generate {directory}")
         return 0
-    # The saved configuration, which holds what was given as flags too.
+    # The saved configuration, which includes the values of flags.
     command = ["intlm", "train", str(directory / "config.toml"), "--run-dir", str(directory), "--resume"]
     _say_last(f"stopped and saved; resume with: {shlex.join(command)}")
     return INTERRUPTED
@@ -101,7 +101,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     prompt = _bytes_of(args.prompt_file) if args.prompt_file else os.fsencode(args.prompt)
     written = generate(load(args.run), prompt, args.tokens, args.temperature, args.top_k, args.sample_seed)
-    # UTF-8 whatever the terminal's locale, a character when its last byte is there.
+    # UTF-8 whatever the terminal's locale; a character is printed once its last byte is there.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     print(decoder.decode(prompt), end="", flush=True)
@@ -112,7 +112,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """A file's text, or what comes through a pipe."""
+    """The bytes of a file or a pipe."""
     from intlm.data import files
 
     return path.read_bytes() if path.is_fifo() else files.read(path)
@@ -343,7 +343,7 @@ def _configure_libraries() -> None:
 
     Raises ConfigError where JAX refuses what the environment sets.
     """
-    os.environ.pop("MPLBACKEND", None)  # Matplotlib refuses to start with one that it does not know
+    os.environ.pop("MPLBACKEND", None)  # Matplotlib refuses to start with a backend that it does not know
     try:
         import jax
     except ValueError as error:
@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except IntlmError as error:
         code = _failed(error.exit_code, str(error))
-    except BrokenPipeError:  # what read the output has gone; a command that ends by SIGPIPE says nothing either
+    except BrokenPipeError:  # the reader of the output has gone: print nothing, as after SIGPIPE
         code = INTERRUPTED
     except OSError as error:
         code = _failed(IntlmError.exit_code, f"{error.filename or 'input/output'}: {error.strerror or error}")
@@ -377,13 +377,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _mistake_or_fault(error)
     finally:
         _flush()
-    if code != INTERRUPTED:  # else it has stopped with the others, and ends with them
+    if code != INTERRUPTED:  # an interrupted process has stopped with the others, and ends with them
         _leave(code)
     return code
 
 
 def _run(arguments: list[str]) -> int:
-    """Parse a command's arguments and call what does it. Returns its exit code."""
+    """Parse a command's arguments and run it. Returns its exit code."""
     for plugin in plugins.asked_for(arguments):
         plugins.load(plugin)
     top = parser()
@@ -420,7 +420,7 @@ def _open_standard_streams() -> None:
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
-        except OSError:  # the next file that is opened would get this number, and what is printed
+        except OSError:  # the next file that is opened would get this number, and the output
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -428,7 +428,7 @@ def _open_standard_streams() -> None:
 
 
 def _say_last(message: str) -> None:
-    """Print to stdout, or to stderr where nothing reads stdout any more."""
+    """Print to stdout, or to stderr where stdout has no reader any more."""
     try:
         print(message, flush=True)
     except OSError:
@@ -443,7 +443,7 @@ def _failed(code: int, message: str) -> int:
 
 
 def _mistake_or_fault(error: Exception) -> int:
-    """Say what an exception means that no part of intlm expected. Returns the exit code."""
+    """Report an exception that no part of intlm expected. Returns the exit code."""
     message = str(error).strip().split("\n")[0][:300]
     if isinstance(error, MemoryError) or any(sign in message for sign in ("RESOURCE_EXHAUSTED", "start new thread")):
         return _failed(IntlmError.exit_code, f"not enough memory: {message or 'ask for less at once'}")
@@ -465,7 +465,7 @@ def _mistake_or_fault(error: Exception) -> int:
 
 
 def _flush() -> None:
-    """Write out what is printed; what cannot be goes nowhere, or Python would complain of it as it ends."""
+    """Flush the output; discard what cannot be written, or Python would complain about it at its exit."""
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()
@@ -474,7 +474,7 @@ def _flush() -> None:
 
 
 def _leave(code: int) -> None:
-    """End a process of several at once where it failed: JAX would wait for the others, which may be gone."""
+    """End a process of a run of several at once where it failed: JAX would wait for the others, which may be gone."""
     distributed = sys.modules.get("intlm.distributed")
     if code and distributed and distributed.is_worker():
         distributed.leave(code)

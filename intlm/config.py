@@ -366,8 +366,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             groups[found.section] = parser.add_argument_group(title, _about(found))
         default = "required" if found.default is dataclasses.MISSING else f"default {shown(found.default)}"
         text = f"{found.help} ({found.expected}; {default})"
-        number = found.field.type in (int, "int")
-        metavar = "|".join(found.choices) if found.choices else "PATH" if found.is_path else "N" if number else "TEXT"
+        metavar = (
+            "|".join(found.choices)
+            if found.choices
+            else "PATH"
+            if found.is_path
+            else "N"
+            if found.is_number
+            else "TEXT"
+        )
         groups[found.section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
     for name in RENAMED:
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""The processes of one run: how they find each other, wait for each other, and end when one of them is lost.
+"""The processes of one run: they find each other, wait for each other, and end when one of them is lost.
 
-Each process computes a part of every update (intlm.population.sharding). Process 0 alone writes: checkpoints, metrics,
-what is printed; all read the run's directory and the prepared text, on a file system that they share.
+Each process computes a part of every update (intlm.population.sharding). Process 0 alone writes checkpoints, metrics
+and output; all read the run's directory and the prepared text, on a file system that they share.
 
-On CPUs a collective operation fails when a process waits for the others longer than half a minute, so that processes
-that may be late `wait` first: it has no limit, and ends when a process is lost.
+On CPUs a collective operation fails when a process waits for the others longer than half a minute. So processes that
+may be late call `wait` first, which has no time limit, and ends when a process is lost.
 """
 
 import os
@@ -23,22 +23,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import clusters  # for where SLURM and others say that process 0 is
+from jax._src import clusters  # finds the address of process 0 under SLURM and others
 
 from intlm import door
 from intlm.config import shown
 from intlm.errors import INTERNAL, ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
-_PORT = 55127  # of process 0, where nothing names one
-_PARENT = "INTLM_PARENT"  # in a process that another started to do the work: the id of that other
+_PORT = 55127  # of process 0, where none is given
+_PARENT = "INTLM_PARENT"  # set in a worker process: the id of the process that started it
 _INTERRUPTED = 130
 _ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, _INTERRUPTED)  # exit codes of a run that was not lost
 _PATIENCE = 5  # failures in a row without a new checkpoint after which nothing is started again
 
 
 class Place(NamedTuple):
-    """A process's place among those of its run; None: JAX finds it out from the environment (SLURM, Open MPI)."""
+    """A process's place among those of its run; None: JAX reads it from the environment (SLURM, Open MPI)."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     processes: int | None = None
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
 
 def place(given: Place, environment: Mapping[str, str]) -> Place | None:
-    """This process's place from its flags and its environment; None where it is alone.
+    """Returns this process's place from its flags and its environment; None where it is alone.
 
     SLURM: a step of several tasks. Kubernetes: a pod of an indexed Job (or of a JobSet's) that is told the number of
     processes. Raises ConfigError where something is missing or impossible.
@@ -85,11 +85,11 @@ def _first_pod(name: str, index: str) -> str:
 
 
 def join(place: Place, directory: Path) -> None:
-    """Become one of the processes of the run in a directory, before anything else is asked of JAX.
+    """Join the processes of the run in a directory. Must come before any other use of JAX.
 
     Raises RunError where the others are not there within five minutes.
     """
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: it saves
+    jax.config.update("jax_enable_preemption_service", False)  # intlm handles SIGTERM itself: it saves
     try:
         given = place._replace(coordinator=place.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"))
         coordinator, processes, process, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -117,14 +117,14 @@ def join(place: Place, directory: Path) -> None:
 
 
 class Processes:
-    """The processes of this run: who writes, and who waits for whom. One that is alone writes and waits for nobody."""
+    """The processes of this run: which one writes, and how they wait. A process that is alone waits for nobody."""
 
     def __init__(self) -> None:
         self.alone = jax.process_count() == 1
         self.writes = jax.process_index() == 0
 
     def wait(self, what: str) -> None:
-        """Wait until every process is here. what: a name that no other meeting has."""
+        """Wait until every process has called this. what: a name that no other call has."""
         if self.alone:
             return
         from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
@@ -146,14 +146,14 @@ class Processes:
             raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
 
     def any(self, wishes: Sequence[bool]) -> list[bool]:
-        """Which of some wishes any process has."""
+        """For each wish, whether any process has it."""
         if self.alone:
             return list(wishes)
         return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).max(axis=0)]
 
     @staticmethod
     def _all(own: np.ndarray) -> np.ndarray:
-        """An array of every process: [processes] + its shape."""
+        """Gathers an array of every process: [processes] + its shape."""
         from jax.experimental.multihost_utils import process_allgather
 
         return np.asarray(process_allgather(own))
@@ -161,11 +161,11 @@ class Processes:
 
 @contextmanager
 def losses_named() -> Iterator[None]:
-    """What JAX raises when a process is lost becomes a LostProcess."""
+    """Turns the exceptions of JAX when a process is lost into a LostProcess."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        # Not all of what a collective operation on CPUs (by Gloo) raises is of JAX's own class.
+        # Not all exceptions of a collective operation on CPUs (by Gloo) are of JAX's own class.
         of_a_loss = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower()
         if jax.process_count() == 1 or not of_a_loss:
             raise
@@ -184,7 +184,7 @@ def is_worker() -> bool:
 
 
 def end_with_parent() -> None:
-    """Stop, as by SIGTERM, where the process that started this worker is gone, or was gone before this one looked."""
+    """Make this worker stop, as by SIGTERM, once the process that started it is gone, even if it is gone already."""
     parent = int(os.environ[_PARENT])
 
     def watch() -> None:
@@ -218,7 +218,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
             return _INTERRUPTED
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if not restart:
-            if code != LostProcess.exit_code:  # which has said so itself
+            if code != LostProcess.exit_code:  # it has printed a message itself
                 what = f"this process of the run was lost ({how}), or could not meet the others; resume with --resume"
                 print(f"intlm: {what}", file=sys.stderr)
             return LostProcess.exit_code
@@ -243,7 +243,7 @@ def _last_checkpoint(directory: Path) -> int | None:
 
 
 def _resuming(arguments: Sequence[str]) -> list[str]:
-    """The arguments that go on with the run which these began."""
+    """The arguments that resume the run that these arguments started."""
     kept: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument not in ("--from", "--resume") and before != "--from" and not argument.startswith("--from="):
@@ -253,7 +253,7 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Take what asks a command to stop: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored."""
+    """Handle the signals that ask a command to stop: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored."""
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         numbers.remove(signal.SIGHUP)
@@ -267,7 +267,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Ctrl-C reaches the child by itself; other signals are handed on. Gives the signals that came."""
+    """Passes signals on to the child, but for Ctrl-C, which reaches it by itself. Gives the signals that came."""
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:

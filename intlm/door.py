@@ -1,4 +1,4 @@
-"""How the processes of a run reach the coordinator of JAX, and nobody else does.
+"""The access to JAX's coordinator: the processes of a run can reach it, and nobody else.
 
 JAX's coordinator does not ask who connects: whoever reaches it can join a run, or end it. So it listens on a socket
 file in a private directory of process 0. On the network there is only this door: it listens at the address that the
@@ -21,7 +21,7 @@ _SIZE = 32  # bytes of a token, of a challenge and of its answer
 
 
 def token(directory: Path) -> bytes:
-    """The run's token, kept in its directory, which is made, for its owner's eyes. Made by whoever comes first."""
+    """Returns the run's token, kept in its directory, readable by its owner only. The first process makes both."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / ".token"
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".token.") as made:  # of mode 0600
@@ -34,7 +34,7 @@ def token(directory: Path) -> bytes:
 
 @contextmanager
 def opened(address: tuple[str, int], key: bytes) -> Iterator[str]:
-    """Process 0: listen at an address for those who have the key. Gives where the coordinator is to listen."""
+    """Process 0: listen at an address for those who have the key. Gives the coordinator's address to listen at."""
     with tempfile.TemporaryDirectory(prefix="intlm-") as private, ExitStack() as stack:
         inside = f"{private}/door"
         kind, *_, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -52,7 +52,7 @@ def opened(address: tuple[str, int], key: bytes) -> Iterator[str]:
 
 @contextmanager
 def entered(address: tuple[str, int], key: bytes) -> Iterator[str]:
-    """Another process: go through the door at an address. Gives where the coordinator seems to listen."""
+    """Another process: go through the door at an address. Gives the address that stands for the coordinator's."""
     with tempfile.TemporaryDirectory(prefix="intlm-") as private, ExitStack() as stack:
         inside = f"{private}/door"
         own = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
@@ -76,10 +76,10 @@ def entered(address: tuple[str, int], key: bytes) -> Iterator[str]:
 
 
 def _serve(listener: socket.socket, answer: Callable[[socket.socket], None], stack: ExitStack) -> None:
-    """Answer each that connects, in threads, until the stack ends."""
+    """Answer each connection in a thread, until the stack ends."""
 
     def one(caller: socket.socket) -> None:
-        with suppress(OSError):  # he calls again
+        with suppress(OSError):  # the other side tries again
             answer(caller)
 
     def all_of_them() -> None:
@@ -92,7 +92,7 @@ def _serve(listener: socket.socket, answer: Callable[[socket.socket], None], sta
 
 
 def _proves(other: socket.socket, key: bytes, own_side: bytes, other_side: bytes) -> bool:
-    """Whether the other end has the same key. Neither shows it, and what one end says serves nobody as the other."""
+    """Whether the other end has the same key. Neither reveals it, and one end's answer is useless as the other's."""
     other.settimeout(_PROOF_SECONDS)
     challenge = secrets.token_bytes(_SIZE)
     other.sendall(challenge)
@@ -112,7 +112,7 @@ def _take(some: socket.socket) -> bytes:
 
 
 def _join(one: socket.socket, other: socket.socket) -> None:
-    """Hand on what either sends, until one ends."""
+    """Pass data between two sockets in both directions, until one ends."""
 
     def hand_on(source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The project's own error types: what the command line turns into one line and an exit code."""
+"""The project's own error types, which the command line turns into one line and an exit code."""
 
 import os
 from collections.abc import Iterator
@@ -40,14 +40,14 @@ class LostProcess(IntlmError):
 
 
 def reason(error: BaseException) -> str:
-    """What an error says of itself, in a line that is never empty."""
+    """The message of an error, in a line that is never empty."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError inside becomes a RunError that names the file: a full disk's own names none."""
+    """Turns an OSError inside into a RunError that names the file: the OSError of a full disk names none."""
     try:
         yield
     except OSError as error:
@@ -56,16 +56,17 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of the file `path`, at once, as the context ends.
+    """Gives the path of a temporary file that replaces the file `path` atomically as the context ends.
 
-    A device or a pipe is written itself, of a link what it leads to. An OSError becomes a RunError that names the file.
+    A device or a pipe is written directly; of a link, its target is replaced. An OSError becomes a RunError that
+    names the file.
     """
     with writing(path):
         if path.exists() and not path.is_file():
             yield path
             return
         there = Path(os.path.realpath(path))
-        temporary = there.with_name(f".{there.name}.tmp")  # what a kill leaves is used by the next time
+        temporary = there.with_name(f".{there.name}.tmp")  # after a kill, the next time overwrites it
         try:
             yield temporary
             os.replace(temporary, there)

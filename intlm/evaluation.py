@@ -36,11 +36,11 @@ from intlm.tracking.table import format_table
 SEGMENT = 1024
 WARM_UP = 256
 BATCH_LOGITS = 1 << 24  # logits held at once
-MOST_ROWS = 256  # of a batch, where nothing is asked
-FRACTION_BITS = 40  # of the exact losses as they are summed: in integers, so that no order changes a digit
+MOST_ROWS = 256  # of a batch whose size is not given
+FRACTION_BITS = 40  # of the exact losses, which are summed as integers, so that no order changes a digit
 SHOWN = 3  # documents, of the best and of the worst
 BEGINNING = 48  # characters of a document that are shown
-# Where the bins of positions in a document begin: each for itself to 8, then four from one power of two to the next.
+# The first positions of the bins: one position a bin up to 8, then four bins from one power of two to the next.
 BIN_STARTS = np.array([*range(1, 4), *((4 + part) << power for power in range(50) for part in range(4))])
 
 
@@ -52,7 +52,7 @@ class Document(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a model makes of a text. The sums of several documents' are those of the whole, exactly."""
+    """A model's losses on a text. Adding those of several documents gives those of the whole, exactly."""
 
     tokens: int
     bytes: int
@@ -62,7 +62,7 @@ class Evaluation(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """The exact loss: of the float64 log-softmax of the logits."""
+        """The exact loss in bits: by the float64 log-softmax of the logits."""
         return self.loss / 2**FRACTION_BITS
 
     def summary(self) -> dict[str, Any]:
@@ -83,18 +83,18 @@ class Evaluation(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What is read at a stretch."""
+    """A part of a document that is read without a break."""
 
-    inputs: np.ndarray  # what is read, a separator first, then any warm-up
-    targets: np.ndarray  # what the last len(targets) inputs predict
+    inputs: np.ndarray  # the tokens read: a separator, then any warm-up, then text
+    targets: np.ndarray  # the tokens that the last len(targets) inputs predict
     document: int = 0  # the number of the document
     start: int = 0  # the position of targets[0] in it
 
 
 class Block(NamedTuple):
-    """What a model makes of BLOCK tokens of some segments side by side."""
+    """A model's logits for BLOCK tokens of some segments, read side by side."""
 
-    segments: list[Segment]  # of the first rows; the rows after them count nothing
+    segments: list[Segment]  # of the first rows; the other rows are not counted
     logits: np.ndarray  # int16 [batch, BLOCK, vocabulary]
     targets: np.ndarray  # int32 [batch, BLOCK], -1 where nothing is counted
     positions: np.ndarray  # [len(segments), BLOCK], where in its document each target is
@@ -117,7 +117,7 @@ class Positions:
 
 
 def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarray]:
-    """The tokens of each document of a split, without separators; at most `limit` tokens in all."""
+    """Yields the tokens of each document of a split, without separators; at most `limit` tokens in all."""
     left = math.inf if limit is None else limit
     for start, end in split.document_spans():
         if left <= 0:
@@ -129,7 +129,7 @@ def split_documents(split: Split, limit: int | None = None) -> Iterator[np.ndarr
 
 def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[Iterator[np.ndarray], str, int | None]:
     """The documents of a text, or of a split of a run's corpus, by the run's tokenizer; their name, and their bytes
-    where known. A text is read as the run's `data.train` would be in its place, but Python code is not run."""
+    where known. A text is read with the run's settings for `data.train`, but Python code is not run."""
     config, tokenizer = open_run(run)
     if text:
         data = replace(config.data, valid="", valid_split="", max_bytes=0)
@@ -142,18 +142,18 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
 
 
 def text_documents(source: Source, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each document of a source, Python code included: it is not run."""
+    """Yields the tokens of each document of a source. Python code is read as text, not run."""
     texts = [files.chunks(source.path)] if source.is_recipe else None
     return (tokenizer.encode(b"".join(document)) for document in Reader(source, texts=texts))
 
 
 def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
-    """The pages of a file of WikiText: their text is measured, their words and bytes are counted as they stand there.
+    """Yields the pages of a WikiText file. The loss is of their plain text; words and bytes are counted in the file.
 
-    Raises DataError where it has no heading of a page.
+    Raises DataError where the file has no heading of a page.
     """
     for file in files.find(path).files:
-        # Whatever bytes a file has come back from its pages: no line end is changed, no wrong byte replaced.
+        # The pages keep all bytes of the file: no line end is changed, no invalid byte replaced.
         pages = list(wikitext.pages(files.read(file).decode("utf-8", "surrogateescape")))
         if not any(map(wikitext.is_title, (page.partition("\n")[0] for page in pages))):
             raise DataError(f"{file}: not WikiText: expected lines such as ' = Title = ', a page after each")
@@ -164,11 +164,11 @@ def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
 
 @dataclass
 class Report:
-    """What `intlm evaluate` tells."""
+    """The report of `intlm evaluate`."""
 
     what: str
     whole: Evaluation
-    documents: list[dict[str, Any]] | None  # where each document was asked for
+    documents: list[dict[str, Any]] | None  # where figures of each document were asked for
 
     def text(self) -> str:
         """Tables for people."""
@@ -194,7 +194,7 @@ def evaluate_run(
 ) -> Report:
     """Measure the model of a run (or of an export) on a text file, or on a split of its corpus.
 
-    is_wikitext: the file is WikiText, measured by its convention. documents: where to write what each document got, as
+    is_wikitext: the file is WikiText, measured by its convention. documents: where to write each document's figures, as
     JSON Lines. drawing: where to draw the loss by the position in the document, as a PNG. Shows a progress bar where it
     takes more than two seconds. Raises ConfigError where there is nothing to measure.
     """
@@ -237,7 +237,7 @@ def evaluate_run(
 
 
 def _line(number: int, document: Document, found: Evaluation) -> dict[str, Any]:
-    """What is written of a document."""
+    """The JSON line of a document."""
     beginning = document.counted[: 8 * BEGINNING].decode(errors="replace")
     return {
         "document": number,
@@ -260,7 +260,7 @@ def _shown(value: float | int | None) -> str:
 
 
 def count_words(text: bytes) -> int:
-    """One more than there are runs of white space: how lm-evaluation-harness counts."""
+    """The number of words: one more than there are runs of white space, as lm-evaluation-harness counts."""
     return len(re.split(r"\s+", text.decode(errors="replace")))
 
 
@@ -270,7 +270,7 @@ def evaluate(model: LanguageModel, texts: Iterable[np.ndarray | Document], batch
 
 
 def total(found: Iterable[Evaluation]) -> Evaluation:
-    """The sum of several texts."""
+    """The sum of the evaluations of several texts."""
     whole = [0] * len(Evaluation._fields)
     for one in found:
         whole = [a + b for a, b in zip(whole, one, strict=True)]
@@ -284,10 +284,10 @@ def measure(
     positions: Positions | None = None,
     advance: Callable[[float], object] = lambda size: None,
 ) -> Iterator[tuple[Document, Evaluation]]:
-    """What a model makes of each document, in their order.
+    """Yields a model's evaluation of each document, in their order.
 
-    texts: documents, or the tokens alone. batch: segments read side by side; changes no digit. positions: is added to.
-    advance: is called with how many more bytes were read.
+    texts: documents, or the tokens alone. batch: segments read side by side; changes no digit. positions: losses are
+    added to it. advance: is called with the number of bytes read since the last call.
     """
     waiting: deque[tuple[Document, list[int]]] = deque()  # with the tokens counted, the loss, the integer loss
     finished = 0
@@ -319,11 +319,11 @@ def measure(
             rows = counted[: len(block.segments)]
             positions.add(block.positions[rows], exact[: len(rows)][rows])
         yield from whole()
-    yield from whole()  # what has no tokens
+    yield from whole()  # documents without tokens
 
 
 def segments_of(tokens: np.ndarray, document: int = 0) -> Iterator[Segment]:
-    """The segments of a document by the protocol."""
+    """Yields the segments of a document by the protocol."""
     for first in range(0, len(tokens), SEGMENT):
         last = min(first + SEGMENT, len(tokens))
         before = tokens[max(0, first - WARM_UP) : last - 1]
@@ -331,7 +331,7 @@ def segments_of(tokens: np.ndarray, document: int = 0) -> Iterator[Segment]:
 
 
 def default_batch(model: LanguageModel) -> int:
-    """How many segments are read side by side where nothing is asked."""
+    """The number of segments read side by side where none is given."""
     return max(1, min(MOST_ROWS, BATCH_LOGITS // (BLOCK * model.architecture.vocab_size)))
 
 
@@ -339,7 +339,7 @@ def read(model: LanguageModel, segments: Iterable[Segment], batch: int | None = 
     """Read segments from a zero state, `batch` of them side by side. Blocks that count nothing are left out."""
     queue, batch = iter(segments), batch or default_batch(model)
     first_batch = list(islice(queue, batch))
-    batch = min(batch, max(len(first_batch), MOST_ROWS))  # no memory for rows that count nothing
+    batch = min(batch, max(len(first_batch), MOST_ROWS))  # no memory for rows that are not counted
     for chosen, inputs, targets in batches(chain(first_batch, queue), batch):
         states = model.start(batch)
         width = inputs.shape[1]
@@ -352,15 +352,15 @@ def read(model: LanguageModel, segments: Iterable[Segment], batch: int | None = 
 
 
 def batches(segments: Iterable[Segment], batch: int) -> Iterator[tuple[list[Segment], np.ndarray, np.ndarray]]:
-    """Segments, `batch` of them side by side: they, what is read, and what that predicts.
+    """Yields `batch` segments at a time, with the arrays of their inputs and targets.
 
     The arrays are int32 [batch, a multiple of BLOCK]; targets are -1 where nothing is counted.
     """
     queue = iter(segments)
     while chosen := list(islice(queue, batch)):
         width = -(-max(len(s.inputs) for s in chosen) // BLOCK) * BLOCK
-        # Aligned at the end, a segment's targets are the row's last. What pads the front is separators: the
-        # segment's own separator sets the state to zero after them.
+        # Segments are aligned at the end, so that targets are the row's last. The front is padded with separators:
+        # the segment's own separator sets the state to zero after them.
         inputs = np.full((batch, width), SEPARATOR, np.int32)
         targets = np.full((batch, width), -1, np.int32)
         for row, segment in enumerate(chosen):

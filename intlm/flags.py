@@ -1,4 +1,4 @@
-"""Flags of a command by which a part of a family and its settings are chosen."""
+"""Command line flags that choose a part of a family and its settings."""
 
 import argparse
 import dataclasses
@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser, flag: str, family: Family[Any], metavar
 
 
 def chosen(args: argparse.Namespace, flag: str, family: Family[AnyPart]) -> AnyPart:
-    """The part that parsed arguments choose, with its settings.
+    """Returns the part that parsed arguments choose, with its settings.
 
     Raises ConfigError for a setting that the part does not have, that is not valid, or that is required and missing.
     """
@@ -60,4 +60,4 @@ def _settings(family: Family[Any]) -> dict[str, dict[str, Key]]:
 def _metavar(found: Key) -> str:
     if found.choices:
         return "|".join(found.choices)
-    return "FILE" if found.is_path else "N" if found.field.type in (int, "int") else "TEXT"
+    return "FILE" if found.is_path else "N" if found.is_number else "TEXT"

@@ -1,4 +1,4 @@
-"""What runs have done so far: many at a glance, or some beside each other. No run is changed, or waited for."""
+"""The progress of runs: a list of many, or a comparison of some. No run is changed, or waited for."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from intlm.run import WEIGHTS, architecture_of, open_run
 from intlm.tracking import metrics, results
 from intlm.tracking.table import duration, format_table, human
 
-COLUMNS = 4  # of runs, beside each other on a screen
+COLUMNS = 4  # of runs that fit on a screen side by side
 _ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("state", "state", str),
     ("seeds", "seeds", str),
@@ -40,18 +40,18 @@ _ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
 
 @dataclass(frozen=True)
 class Status:
-    """What a run has done so far."""
+    """The progress of a run."""
 
     directory: Path
     config: Config
     lines: list[dict[str, Any]]  # of metrics.jsonl
-    parameters: int | None  # None: it has not got so far as to know its vocabulary
-    alive: bool  # a process is training it
-    age: float  # seconds since it wrote a line, or began
+    parameters: int | None  # None: its vocabulary is not known yet
+    alive: bool  # whether a process is training it
+    age: float  # seconds since it last wrote a line, or started
 
     @property
     def update(self) -> int:
-        """Updates done."""
+        """The number of updates done."""
         return self.lines[-1]["update"] if self.lines else 0
 
     @property
@@ -61,19 +61,19 @@ class Status:
 
     @property
     def measured(self) -> list[float]:
-        """Held-out bits per byte, in their order."""
+        """The held-out bits per byte of all measurements, in order."""
         return [line["valid_bits_per_byte"] for line in self.lines if "valid_bits_per_byte" in line]
 
     @property
     def model(self) -> str:
-        """Its shape in words."""
+        """The model's shape in words."""
         model = self.config.model
         layers = f"{model.num_layers} layer{'s' if model.num_layers > 1 else ''}"
         kind = f"{model.cell.name}, {model.nonlinearity}"
         return f"hidden {model.hidden_size}, {layers}, ff {model.feed_forward_size}, {kind}"
 
     def summary(self) -> dict[str, Any]:
-        """As one JSON object; what there is nothing of yet is null."""
+        """The status as one JSON object; values that are not there yet are null."""
         last = self.lines[-1] if self.lines else {}
         tokens, seconds = last.get("tokens_evaluated", 0), last.get("seconds", 0.0)
         return {
@@ -92,7 +92,7 @@ class Status:
         }
 
     def curve(self, label: str) -> Curve:
-        """Held-out bits per byte; of the training text where nothing is measured yet."""
+        """The curve of held-out bits per byte, or of training bits per byte where nothing is measured yet."""
         name = "valid_bits_per_byte" if self.measured else "train_bits_per_byte"
         points = [
             Point(line["tokens_evaluated"], line["seconds"], line["tokens_read"], line[name])
@@ -102,7 +102,7 @@ class Status:
 
 
 def status(directory: Path) -> Status:
-    """Read a run. Raises RunError or ConfigError where it is not one, or is damaged."""
+    """Reads the status of a run. Raises RunError or ConfigError where the directory is no run, or is damaged."""
     saved, log = directory / "config.toml", directory / "metrics.jsonl"
     if not saved.is_file() or (directory / WEIGHTS).exists():
         raise RunError(f"{directory}: not a run: expected a directory with config.toml in it, as `intlm train` leaves")
@@ -117,13 +117,13 @@ def status(directory: Path) -> Status:
 
 @dataclass(frozen=True)
 class Listing:
-    """The runs of a directory by name, the one that wrote last first; and what is wrong with the damaged ones."""
+    """The runs of a directory by name, the last to write first; and the errors of the damaged ones."""
 
     runs: dict[str, Status]
     damaged: dict[str, str]
 
     def text(self) -> str:
-        """As a table."""
+        """The runs as a table."""
         rows = []
         for name, run in self.runs.items():
             of, measured = run.config.train.updates, run.measured
@@ -139,19 +139,19 @@ class Listing:
         return "\n".join([table, *(f"damaged: {error}" for error in self.damaged.values())])
 
     def summary(self) -> list[dict[str, Any]]:
-        """As JSON."""
+        """The runs as JSON."""
         whole: list[dict[str, Any]] = [{"run": name, **run.summary()} for name, run in self.runs.items()]
         return whole + [{"run": name, "state": "damaged", "error": error} for name, error in self.damaged.items()]
 
 
 def runs(directory: Path) -> Listing:
-    """The runs in a directory, at any depth. What is not a run is passed over."""
+    """Lists the runs in a directory, at any depth. Directories that are not runs are ignored."""
     if not directory.is_dir():
         raise RunError(f"{directory}: no such directory")
     found = []
     for place, inner, files in os.walk(directory):
         if "config.toml" in files:
-            inner.clear()  # what a run holds are not runs
+            inner.clear()  # there are no runs inside a run
             if WEIGHTS not in files:
                 found.append(Path(place))
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -170,24 +170,24 @@ def runs(directory: Path) -> Listing:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one column of a comparison says."""
+    """One column of a comparison."""
 
     label: str
     summary: dict[str, Any]
-    settings: dict[str, Any]  # dotted key -> value; of results only what their sweep set
+    settings: dict[str, Any]  # dotted key -> value; of results only the keys that their sweep set
     curve: Curve
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, and results of sweeps, beside each other."""
+    """A comparison of runs and results of sweeps."""
 
     entries: list[Entry]
     picture: Path
 
     @property
     def differing(self) -> dict[str, list[Any]]:
-        """The keys in which they differ, with the value of each; None: what its sweep did not set."""
+        """The keys in which the entries differ, with each one's value; None where its sweep did not set the key."""
         whole = [entry for entry in self.entries if "data.train" in entry.settings]
         found = {}
         for key in dict.fromkeys(key for entry in self.entries for key in entry.settings):
@@ -198,7 +198,7 @@ class Comparison:
         return found
 
     def text(self) -> str:
-        """As a table, a column each; a row each where they are more than a screen is wide."""
+        """The comparison as a table, a column for each entry; a row for each where the columns do not fit a screen."""
         columns = [entry.summary for entry in self.entries]
         found = {name: [_cell(show, column.get(key)) for column in columns] for name, key, show in _ROWS}
         found = {name: cells for name, cells in found.items() if any(cells)}
@@ -214,7 +214,7 @@ class Comparison:
         return format_table(["", *found, "what differs"], rows, "l" + "r" * len(found) + "l")
 
     def summary(self) -> dict[str, Any]:
-        """As one JSON object."""
+        """The comparison as one JSON object."""
         entries = [{"run": entry.label, **entry.summary} for entry in self.entries]
         return {"runs": entries, "differing": self.differing, "picture": str(self.picture)}
 
@@ -223,8 +223,8 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
     """Read runs, draw their curves to the PNG `out`, and say how they differ.
 
     sources: each a run's directory, or results of a sweep, FILE.jsonl or FILE.jsonl:STUDY[/VARIANT[/TEXT]]; =LABEL
-    after it names it. references: LABEL=BITS, levels to draw; where there are none, the ladder of the runs, if all have
-    the same. Raises ConfigError, DataError or RunError.
+    after it names it. references: LABEL=BITS, levels to draw; without any, the ladder of the runs, if all have the
+    same. Raises ConfigError, DataError or RunError.
     """
     levels = {}
     for reference in references:
@@ -264,7 +264,7 @@ def _cell(show: Callable[[Any], str], found: Any) -> str | None:
 
 
 def _shown(key: str, values: Sequence[Any]) -> list[str | None]:
-    """A key's values for a table: of paths only the names, where those tell them apart."""
+    """A key's values for a table: paths are cut to their names, where the names differ."""
     given = {value for value in values if value}
     if key in (known := keys()) and known[key].is_path and len({Path(path).name for path in given}) == len(given):
         values = [Path(value).name if value else value for value in values]

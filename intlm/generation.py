@@ -16,14 +16,14 @@ MAX_INVERSE_TEMPERATURE = 1 << 15
 
 
 def inverse_temperature(temperature: str | float) -> int:
-    """256 / temperature, rounded; temperature: 1/128 to 256, or 0 (greedy), whose inverse is given as 0."""
+    """Returns 256 / temperature, rounded; temperature: 1/128 to 256, or 0 (greedy), for which it returns 0."""
     text = str(temperature)
     refusal = ConfigError(f"--temperature = {text[:60]}: expected a number from 1/128 to 256, or 0")
     try:
         value: Fraction | Decimal = Fraction(text) if "/" in text else Decimal(text)
         if not value:
             return 0
-        # As a fraction, a number with a large exponent takes for ever: it is compared as a decimal first.
+        # As a fraction, a number with a large exponent would take for ever: it is compared as a decimal first.
         if not Decimal("0.001") < value < 1000:
             raise refusal
         inverse = round(256 / Fraction(value))
@@ -42,7 +42,7 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
 ) -> Iterator[bytes]:
-    """The bytes that follow a prompt, a block of tokens at a time, until `tokens` are drawn or the document ends.
+    """Yields the bytes after a prompt, a block of tokens at a time, until `tokens` are drawn or the document ends.
 
     temperature: 0 takes the likeliest token. top_k: 0 for all.
     """

@@ -1,12 +1,13 @@
 """The model `intlm` of lm-evaluation-harness (`intlm harness`, docs/evaluating.md).
 
-- A context is the beginning of a document: it is read from a zero state after a separator, and so is an empty one.
+- A context, even an empty one, is the beginning of a document: it is read from a zero state after a separator.
 - Log-likelihoods are exact as in `intlm.evaluation`, in natural units; rolling ones follow its protocol.
-- Tokens are those of context and continuation as one text. One that reaches over the border between them belongs to
-  the continuation.
-- Requests are read side by side, which changes no digit; of similar lengths, so that little is read in vain.
+- Context and continuation are tokenized as one text. A token that crosses the border between them belongs to the
+  continuation.
+- Requests are read side by side, which changes no digit; those of similar lengths together, so that there is little
+  padding.
 
-lm_eval looks for no plugins; importing this module registers the model there.
+lm_eval does not look for plugins; importing this module registers the model there.
 """
 
 import json
@@ -45,26 +46,26 @@ except ModuleNotFoundError:
 
 
 def main(run: Path, arguments: Sequence[str]) -> None:
-    """lm_eval's command line with the model of a run; `arguments` are flags of `lm_eval run`.
+    """Runs lm_eval's command line with the model of a run; `arguments` are flags of `lm_eval run`.
 
     Raises ConfigError where lm_eval refuses them, such as a task that it does not know.
     """
     sys.argv = ["lm_eval", "run", "--model", "intlm", "--model_args", json.dumps({"run": str(run)}), *arguments]
     try:
         cli_evaluate()
-    except ValueError as error:  # how it tells of mistakes
+    except ValueError as error:  # lm_eval's error for wrong arguments
         raise ConfigError(f"lm_eval: {error}") from error
 
 
 class Writing(NamedTuple):
-    """A text that is generated."""
+    """A text that is being generated."""
 
-    number: int  # of the request, and the seed that it is drawn with
+    number: int  # of the request; also the seed
     context: np.ndarray  # its tokens
     stops: list[bytes]
     limit: int  # tokens at most
     decoder: Decoder
-    text: bytearray  # so far
+    text: bytearray  # the text so far
 
 
 @register_model("intlm")
@@ -74,7 +75,7 @@ class IntlmLM(LM):
     Args:
         run: its directory.
         batch_size: requests read side by side. 1, which is lm_eval's default, and "auto": as many as fit.
-        max_batch_size, device: given by lm_eval to any model, and without a meaning here.
+        max_batch_size, device: lm_eval gives them to every model; ignored here.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class IntlmLM(LM):
         self._batch = size if size > 1 else default_batch(self.model)
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each (context, continuation) the log-likelihood, and whether greedy generation gives it."""
+        """The log-likelihood of each (context, continuation), and whether greedy generation gives the continuation."""
         segments = []
         for number, (context, continuation) in enumerate(request.args for request in requests):
             tokens, border = divide(self.model.tokenizer, context.encode(), continuation.encode())
@@ -103,7 +104,7 @@ class IntlmLM(LM):
         return list(zip(map(natural, losses), is_greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of each text the log-likelihood by the protocol of `intlm evaluate`."""
+        """The log-likelihood of each text by the protocol of `intlm evaluate`."""
         texts = (request.args[0].encode() for request in requests)
         documents = (Document(self.model.tokenizer.encode(text), text) for text in texts)
         found = measure(self.model, documents, self._batch)
@@ -111,10 +112,10 @@ class IntlmLM(LM):
         return [natural(evaluation.loss) for _, evaluation in watched]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, to before a stop string, the document's end or `max_gen_toks` tokens.
+        """Generates the text after each context, up to a stop string, the document's end or `max_gen_toks` tokens.
 
-        Greedy unless do_sample or temperature says otherwise; then drawn as `intlm.generate` does, with the request's
-        number as the seed.
+        Greedy unless do_sample or temperature says otherwise; then it draws as `intlm.generate` does, with the
+        request's number as the seed. The stop string is left out.
         """
         groups: dict[tuple[int, int], list[Writing]] = defaultdict(list)
         for number, (context, given) in enumerate(request.args for request in requests):
@@ -160,7 +161,7 @@ class IntlmLM(LM):
 
 
 def divide(tokenizer: Tokenizer, context: bytes, continuation: bytes) -> tuple[np.ndarray, int]:
-    """The tokens of a text in two parts, and which is the first that stands for anything of the second."""
+    """Returns the tokens of context and continuation, and the index of the first token with bytes of the second."""
     tokens, alone = tokenizer.encode(context + continuation), tokenizer.encode(context)
     both = min(len(tokens), len(alone))
     differ = np.flatnonzero(tokens[:both] != alone[:both])
@@ -181,7 +182,7 @@ def ends(writing: Writing, token: int, position: int) -> bool:
         return True
     text, known = writing.text, len(writing.text)
     text += writing.decoder.feed([token])
-    # A stop string ends in what is new.
+    # A stop string ends within the new bytes.
     found = [text.find(stop, max(0, known - len(stop) + 1)) for stop in writing.stops]
     if stops := [at for at in found if at >= 0]:
         del text[min(stops) :]

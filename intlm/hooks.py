@@ -1,7 +1,7 @@
-"""What a run does beside its updates, each with a cadence of its own: measure, sample, tell, save.
+"""Hooks: the actions of a run between updates, each with its own cadence: measure, sample, tell, save.
 
 A hook sees the trainer after an update and the line of metrics, to which it may add. `due` is a function of the update
-alone, so that all processes of a run agree; what is due by the clock is agreed upon first (`Save`).
+alone, so that all processes of a run agree; for actions by the clock they agree first (`Save`).
 """
 
 import time
@@ -15,21 +15,21 @@ from intlm.tracking.progress import Progress
 from intlm.trainer import Trainer
 
 PROGRESS_TOKENS = 1 << 18  # held-out tokens measured during training; the last measurement takes them all
-SAVING_SHARE = 50  # times what a checkpoint takes are at least between two
+SAVING_SHARE = 50  # the least time between checkpoints, in times that writing one takes
 
 
 class Hook(Protocol):
-    """Called after updates."""
+    """An action that is called after updates."""
 
     def due(self, update: int) -> bool:
-        """Whether to call it after this update, counted from 1."""
+        """Whether to call the hook after this update, counted from 1."""
 
     def __call__(self, trainer: Trainer, line: dict[str, Any]) -> None:
-        """Do it. line: the metrics of the update just made."""
+        """Run the hook. line: the metrics of the update just made."""
 
 
 class Measure:
-    """The shared weights on held-out text, and the run's health: every `evaluate_every` updates and after the last."""
+    """Measures held-out loss and the run's health: every `evaluate_every` updates and after the last."""
 
     def __init__(self, settings: TrainConfig) -> None:
         self.every, self.last = settings.evaluate_every, settings.updates
@@ -48,7 +48,7 @@ class Measure:
 
 
 class Sample:
-    """What the shared weights write: every `sample_every` updates and after the last."""
+    """Generates a sample with the shared weights: every `sample_every` updates and after the last."""
 
     def __init__(self, settings: TrainConfig, progress: Progress | None) -> None:
         self.every, self.last, self.progress = settings.sample_every, settings.updates, progress
@@ -81,7 +81,7 @@ class Tell:
 
 
 class Save:
-    """Checkpoints: every `checkpoint_seconds`, less often where one takes long. Not a hook: by the clock.
+    """Saves checkpoints: every `checkpoint_seconds`, less often where one takes long. Not a hook: it goes by the clock.
 
     checkpoints, log: of the process that writes; the log's lines are on the disk before a checkpoint is.
     """
@@ -91,11 +91,11 @@ class Save:
         self.saved, self.between = time.monotonic(), float(settings.checkpoint_seconds)
 
     def wished(self) -> bool:
-        """Whether this process thinks that it is time."""
+        """Whether it is time for a checkpoint by this process's clock."""
         return self.checkpoints is not None and time.monotonic() - self.saved >= self.between
 
     def __call__(self, trainer: Trainer) -> None:
-        """Write a checkpoint of now. All processes call it."""
+        """Write a checkpoint of the present state. All processes call it."""
         began = time.monotonic()
         if self.log:
             self.log.sync()

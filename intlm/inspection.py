@@ -1,4 +1,4 @@
-"""What the weights and activations of a run look like: the thing to read when a run does not learn."""
+"""Statistics of a run's weights and activations, for finding out why a run does not learn."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ _READS = {
 
 
 class _Recorder(PlainWeights):
-    """The plain weights, which keep what each matrix multiplies: one entry a layer and token."""
+    """The plain weights, which record the input of each matrix: one entry for each layer and token."""
 
     def __init__(self, parameters: Layered[Array], inputs: dict[str, list[np.ndarray]]) -> None:
         super().__init__(parameters)
@@ -57,7 +57,7 @@ def statistics(values: np.ndarray) -> tuple[str, ...]:
 
 
 def activations(model: LanguageModel, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every int8 activation for the tokens of some streams, by the matrix that it enters, and the logits.
+    """Returns every int8 activation for the tokens of some streams, by the matrix that it enters, and the logits.
 
     tokens: integers [streams, T]. A layer's activations have the shape [T, layers, streams, size].
     """

@@ -1,4 +1,4 @@
-"""JAX, its NumPy and NumPy, imported when they are first used.
+"""JAX, jax.numpy and NumPy, imported when they are first used.
 
 Modules that describe settings, commands and parts are read by every command, `intlm --help` among them; importing JAX
 takes most of a second.
@@ -32,7 +32,7 @@ else:
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """jax.jit with these options as a decorator that imports JAX at the first call."""
+    """Returns jax.jit with these options, as a decorator that imports JAX at the first call."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: list[Any] = []

@@ -1,4 +1,4 @@
-"""The lock of a run's directory: one process trains in it, and others see that it does."""
+"""The lock of a run's directory: only one process trains in it, and others can see that it does."""
 
 import fcntl
 import time
@@ -11,7 +11,7 @@ from intlm.errors import RunError
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold a run's directory against a second trainer. Raises RunError if one has it."""
+    """Lock a run's directory against a second trainer. Raises RunError if another trainer has it."""
     with open(directory / ".lock", "wb") as lock:
         for left in reversed(range(10)):
             try:
@@ -20,12 +20,12 @@ def exclusive(directory: Path) -> Iterator[None]:
             except OSError:
                 if not left:
                     raise RunError(f"{directory}: another `intlm train` is running in it") from None
-                time.sleep(0.05)  # it may be `alive` that looks
+                time.sleep(0.05)  # a call of `alive` may hold it for a moment
         yield
 
 
 def alive(directory: Path) -> bool:
-    """Whether a trainer holds a run's directory. A run that starts meanwhile is not disturbed."""
+    """Whether a trainer has locked a run's directory. A run that starts meanwhile is not disturbed."""
     try:
         with open(directory / ".lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""Pictures: of a learning curve, bits per byte over tokens evaluated beside the ladder of references; of several runs'
-curves; of where an update's time goes; of what narrow accumulators cost; of how long a corpus's documents are; of the
-loss by the position in a document.
+"""Pictures: a learning curve (bits per byte over tokens evaluated, with the ladder of references), the curves of
+several runs, the time of an update by phase, bits per byte by accumulator width, the lengths of a corpus's documents,
+and the loss by the position in a document.
 
 Matplotlib is imported inside the function, and never its pyplot: importing intlm stays fast, and no global
 backend or figure is touched.
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 TRAIN, HELD_OUT, REFERENCE = "#a9c9e6", "#c1440e", "#5b6470"
 COLOURS = (HELD_OUT, TRAIN, REFERENCE)
-MANY = 10  # colours of which each has a curve of its own; more curves are dashed, then dotted
+MANY = 10  # colours, one for each curve; further curves are dashed, then dotted
 
 
 class Point(NamedTuple):
-    """A measurement of a run; tokens_read is None where it was not noted."""
+    """A measurement of a run; tokens_read is None where it was not recorded."""
 
     tokens_evaluated: float
     seconds: float
@@ -102,8 +102,9 @@ def learning_curve(
 def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: Path) -> None:
     """Draw bits per byte against tokens evaluated, seconds and tokens read to the PNG `path`, replacing it atomically.
 
-    1800 pixels wide, 750 high and higher where the legend needs it. The mean of a curve's seeds is a line, from the
-    least to the most a band; seeds that go on longer than others are cut. A panel of what no curve has is left out.
+    1800 pixels wide, 750 high and higher where the legend needs it. The mean of a curve's seeds is a line, the
+    range from the least to the greatest a band; seeds that go on longer than others are cut. A panel without data is
+    left out.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -165,7 +166,7 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
 
 
 def _style(number: int, training: bool) -> dict[str, Any]:
-    """How the curve of a number is drawn."""
+    """The line style of a curve by its number."""
     dashes = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))[number // MANY % 4]
     return {"color": f"C{number % MANY}", "linestyle": dashes, "linewidth": 0.8 if training else 1.8}
 
@@ -173,7 +174,7 @@ def _style(number: int, training: bool) -> dict[str, Any]:
 def breakdown(parts: Sequence[tuple[str, str, float]], path: Path, title: str) -> None:
     """Draw shares of a whole to the PNG `path`, 1200 x 750 pixels, replacing it atomically: the largest on top.
 
-    A part is what stands beside its bar, the group that colours it (three at most), and its seconds.
+    A part is its label, the group that gives its colour (three at most), and its seconds.
     """
     from matplotlib.figure import Figure
 
@@ -191,7 +192,7 @@ def breakdown(parts: Sequence[tuple[str, str, float]], path: Path, title: str) -
             va="center", fontsize=11, color=REFERENCE,
         )  # fmt: skip
     axes.set_yticks(heights, [label for label, _, _ in parts], fontsize=12, parse_math=False)
-    axes.set_ylim(len(parts) - max(len(parts), 10) - 0.6, len(parts) - 0.4)  # no bar is thicker than of ten
+    axes.set_ylim(len(parts) - max(len(parts), 10) - 0.6, len(parts) - 0.4)  # no bar is thicker than with ten parts
     axes.set_xlim(0, max(shares, default=1.0) or 1.0)
     axes.tick_params(length=0, labelbottom=False)
     axes.set_xticks([])
@@ -211,7 +212,7 @@ def accumulator_widths(
 ) -> None:
     """Draw bits per byte against accumulator width to the PNG `path`, 1200 x 750 pixels, replacing it atomically.
 
-    curves: for "saturate" and "wrap", bits per byte by width; `exact` is what any wider one gives. own: the kind and
+    curves: for "saturate" and "wrap", bits per byte by width; `exact` is that of all wider ones. own: the kind and
     the width of the described hardware's accumulator, which is marked.
     """
     from matplotlib.figure import Figure
@@ -281,9 +282,9 @@ def loss_by_position(
 ) -> None:
     """Draw bits per token by position in the document to the PNG `path`, 1200 x 750 pixels, replacing it atomically.
 
-    bins: the first position of each, from 1 on, and the first after it. tokens, bits: how many tokens were measured
-    there, and their mean loss. mean: that of all. segment: the lengths of a segment and of the warm-up before it
-    (intlm.evaluation).
+    bins: the first position of each bin, from 1 on, and the first after it. tokens, bits: how many tokens of the bin
+    were measured, and their mean loss. mean: that of all. segment: the lengths of a segment and of the warm-up before
+    it (intlm.evaluation).
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
@@ -329,7 +330,7 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights in 0..1, moved as little as a sweep up and one down need to be `gap` apart."""
+    """Moves ascending heights in 0..1 so that they are `gap` apart, in one sweep up and one down."""
     placed: list[float] = []
     for height in wanted:
         placed.append(max(height, placed[-1] + gap) if placed else height)

@@ -1,4 +1,4 @@
-"""Plugins: Python files of the user's own that register parts (`intlm.settings`).
+"""Plugins: the user's own Python files that register parts (`intlm.settings`).
 
 A plugin runs only where its user asks for it: by `--plugin FILE`, or by `plugins` in a configuration or a sweep that
 the user wrote. That a run, an export or another downloaded file names one is not enough.
@@ -16,11 +16,11 @@ from intlm.settings import parts_of, shown
 
 _LOADED: dict[Path, str] = {}  # file -> the name of its module
 
-OF_A_RUN = ("tokenizer.json", "checkpoints", "model.safetensors")  # what lies beside a run's or an export's config.toml
+OF_A_RUN = ("tokenizer.json", "checkpoints", "model.safetensors")  # files beside the config.toml of a run or export
 
 
 def load(path: Path) -> None:
-    """Run a plugin, once a process. Raises ConfigError where it is no Python file or fails."""
+    """Run a plugin, at most once in a process. Raises ConfigError where it is no Python file or fails."""
     file = path.resolve()
     if file in _LOADED:
         return
@@ -52,7 +52,7 @@ def asked_for(arguments: Sequence[str]) -> list[Path]:
 
 
 def named_by(config: Path) -> list[Path]:
-    """The plugins that a configuration or a sweep of the user's own names; none of a run's.
+    """The plugins that the user's own configuration or sweep names; those that a run's names do not count.
 
     A file that cannot be read names none: reading it as a configuration says what is wrong.
     """
@@ -68,17 +68,17 @@ def named_by(config: Path) -> list[Path]:
 
 
 def loaded() -> list[Path]:
-    """The plugins that this process has run, for another that needs the same."""
+    """The plugins that this process has run, for other processes that need them."""
     return list(_LOADED)
 
 
 def flags() -> list[str]:
-    """The flags that give another process the same plugins."""
+    """The command line flags that load the same plugins in another process."""
     return [word for file in loaded() for word in ("--plugin", str(file))]
 
 
 def needed(config: Any) -> list[str]:
-    """The plugins whose parts a configuration has chosen."""
+    """The plugins whose parts a configuration chooses."""
     return list(dict.fromkeys(_files(config)))
 
 

@@ -22,20 +22,20 @@ Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 def read_object(path: Path, hint: str = "") -> dict[str, Any]:
-    """The JSON object in a file, for `convert`. Raises DataError, see `read_json`.
+    """Reads the JSON object in a file, for `convert`. Raises DataError, see `read_json`.
 
-    Read as Python's `json.dump` wrote it: names of files that are not UTF-8 stay what they are.
+    It is read as Python's `json.dump` wrote it: names of files that are not UTF-8 are kept.
     """
     try:
         value = json.loads(read_bytes(path, DataError, hint))
-        str(value)  # what is too deep to be shown in a message is refused here
+        str(value)  # refuses a value that is nested too deeply for a message
     except (ValueError, RecursionError) as failure:
         raise DataError(f"{path}: damaged: not JSON: {_reason(failure)}{hint}") from None
     return convert(value, dict[str, Any], path, hint=hint)
 
 
 def read_json(path: Path, kind: type[T], error: type[IntlmError] = DataError, hint: str = "") -> T:
-    """The JSON file at `path` as a `kind`: a type that msgspec knows, which drops keys that it has no field for.
+    """Reads the JSON file at `path` as a `kind`: a type that msgspec knows. Keys without a field in it are dropped.
 
     Raises `error` that names the file, the key and what was expected; `hint` says there what the user can do.
     """
@@ -43,7 +43,7 @@ def read_json(path: Path, kind: type[T], error: type[IntlmError] = DataError, hi
 
 
 def parse_json(content: bytes, kind: type[T], place: object, error: type[IntlmError] = DataError, hint: str = "") -> T:
-    """As `read_json`, of bytes; errors name `place`."""
+    """Like `read_json`, but from bytes; errors name `place`."""
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as failure:
@@ -53,7 +53,7 @@ def parse_json(content: bytes, kind: type[T], place: object, error: type[IntlmEr
 
 
 def convert(value: Any, kind: type[T], place: object, error: type[IntlmError] = DataError, hint: str = "") -> T:
-    """As `read_json`, of what JSON was read as; errors name `place`."""
+    """Like `read_json`, but from parsed JSON; errors name `place`."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.MsgspecError, RecursionError) as failure:
@@ -70,12 +70,12 @@ def check_range(array: "np.ndarray", low: int, high: int, place: object, error: 
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises ConfigError where it cannot be read or is none."""
+    """Reads the tables of a TOML file. Raises ConfigError where it cannot be read or is not TOML."""
     return parse_toml(read_text(path), path)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8. Raises ConfigError."""
+    """Reads a file of UTF-8 text. Raises ConfigError."""
     try:
         return read_bytes(path, ConfigError).decode()
     except UnicodeDecodeError as error:
@@ -83,7 +83,7 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path, error: type[IntlmError], hint: str = "") -> bytes:
-    """What a file holds. Raises `error`."""
+    """Reads the bytes of a file. Raises `error`."""
     try:
         return Path(path).read_bytes()
     except OSError as failure:
@@ -91,10 +91,10 @@ def read_bytes(path: Path, error: type[IntlmError], hint: str = "") -> bytes:
 
 
 def parse_toml(text: str, path: Path) -> dict[str, Any]:
-    """As `read_toml`, of text already read."""
+    """Like `read_toml`, but from text already read."""
     try:
         tables = tomllib.loads(text)
-        str(tables)  # what is too deep, or too long a number, to be shown in a message is refused here
+        str(tables)  # refuses values too deep, or numbers too long, for a message
     except ValueError as error:
         last = f"at end of document, line {text.count(chr(10)) + 1}"
         raise ConfigError(f"{path}: not TOML: {_reason(error).replace('at end of document', last)}") from None
@@ -104,5 +104,5 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in words of the file."""
+    """The message of an error, in the terms of the file."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition("; use sys.")[0]

@@ -6,9 +6,9 @@
   dataclass whose fields are its settings and whose methods are the algorithm, registered under the name that a
   configuration uses. A field made by `choice` holds one part of a family; the part's own settings stand in a section
   named after it: `eggroll.optimizer = "adam"`, `[eggroll.adam]`.
-- Nothing else names a part: adding the file is all there is to adding it. A plugin registers parts in the same way.
+- Nothing else names a part: to add a part, add its file. A plugin registers parts in the same way.
 
-This module knows nothing of JAX, nor do the modules of a family import it before it is used (`intlm.lazy`).
+This module does not use JAX, and the modules of a family import JAX only when it is used (`intlm.lazy`).
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ class Part:
     name: ClassVar[str] = ""  # set by `Family.register`
 
     def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Every reason why this part cannot work in a configuration (`intlm.config.Config`): the keys that it
-        involves, by their full names, and the message, which names key, value and limit."""
+        """Yields every reason why this part cannot work in a configuration (`intlm.config.Config`): the full names of
+        the keys involved, and the message, which names key, value and limit."""
         return iter(())
 
 
 @dataclasses.dataclass(frozen=True)
 class Missing(Part):
-    """Stands for a part of a plugin that is not there, in the configuration of a trained model."""
+    """A placeholder for a part of a plugin that is not loaded, in the configuration of a trained model."""
 
     name: str  # type: ignore[misc]
 
@@ -55,7 +55,7 @@ PartClass = TypeVar("PartClass", bound=type[Part])
 class Family(Generic[AnyPart]):
     """The parts of one kind, by name.
 
-    kind: what one is called, such as "optimizer". package: the folder whose files register the shipped ones.
+    kind: the word for one of the parts, such as "optimizer". package: the folder whose files register the shipped ones.
     of_training: whether only training needs its parts, so that a trained model can be used without them.
     """
 
@@ -82,7 +82,7 @@ class Family(Generic[AnyPart]):
         return add
 
     def parts(self) -> Mapping[str, type[AnyPart]]:
-        """All parts by name: those of the folder in the order of the alphabet, then those of plugins."""
+        """All parts by name: those of the folder in alphabetical order, then those of plugins."""
         if not self._loaded:
             self._loaded = True  # before the imports: a file may ask for its own family
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
@@ -109,8 +109,8 @@ def key(
 ) -> Any:
     """A setting, int or str by its annotation: `low` and `high` are inclusive, `why` gives the reason for `multiple`.
 
-    path: it is a path. shares: it is several, a number before each. some_of: it is names of parts of that family,
-    commas between, or empty; such parts have no settings.
+    path: the value is a path. shares: it is several paths, a number before each. some_of: it is names of parts of that
+    family, separated by commas, or empty; such parts have no settings.
     """
     limits = {"low": low, "high": high, "multiple": multiple, "why": why, "choices": choices}
     return dataclasses.field(
@@ -131,7 +131,7 @@ class Key:
 
     name: str  # dotted, such as "eggroll.adam.step"
     field: dataclasses.Field[Any]
-    of: tuple[tuple[str, str], ...] = ()  # the choices that it is a setting of: (("eggroll.optimizer", "adam"),)
+    of: tuple[tuple[str, str], ...] = ()  # the choices whose setting it is: (("eggroll.optimizer", "adam"),)
 
     @property
     def section(self) -> str:
@@ -140,23 +140,28 @@ class Key:
 
     @property
     def help(self) -> str:
-        """One line."""
+        """The help text, one line."""
         return self.field.metadata["help"]
 
     @property
     def family(self) -> Family[Any] | None:
-        """The family whose part it holds."""
+        """The family of the part that it holds; None where it holds no part."""
         return self.field.metadata.get("family")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values it can have, where they are a few."""
+        """The values that it can have, where they are few."""
         return tuple(self.family.parts()) if self.family else self.field.metadata["choices"]
 
     @property
     def some_of(self) -> Family[Any] | None:
-        """The family of which it names any number of parts."""
+        """The family of the parts that it lists by name; None where it is no such list."""
         return self.field.metadata.get("some_of")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is an integer. Annotations are text where a module's are not evaluated."""
+        return self.field.type in (int, "int")
 
     @property
     def is_path(self) -> bool:
@@ -170,7 +175,7 @@ class Key:
 
     @property
     def default(self) -> Any:
-        """Its value where none is given; dataclasses.MISSING where one must be."""
+        """The default value; dataclasses.MISSING where a value is required."""
         return self.field.metadata["default"] if self.family else self.field.default
 
     @property
@@ -185,7 +190,7 @@ class Key:
             return "path"
         if limits["shares"]:
             return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
-        if self.field.type in (str, "str"):
+        if not self.is_number:
             return "string"
         open_ended = limits["high"] in (None, INT32_MAX)
         span = f" from {limits['low']}" if open_ended else f" {limits['low']} to {limits['high']}"
@@ -193,16 +198,16 @@ class Key:
         return f"integer{span}{multiple}"
 
     def valid(self, value: Any, source: str, directory: Path, written_in: str | Path) -> int | str:
-        """`value`, checked alone; text from the command line parsed, a path made absolute.
+        """Checks `value` by itself and returns it; parses text from the command line, and makes a path absolute.
 
-        directory: what paths are relative to. written_in: what it was when the file was written. Raises ConfigError
+        directory: paths are relative to it. written_in: the directory when the file was written. Raises ConfigError
         that names the source, the key, the value and what was expected.
         """
 
         def refuse(expected: str) -> ConfigError:
             return ConfigError(f"{source}: {self.name} = {shown(value)}: {expected}")
 
-        if self.field.type in (int, "int"):
+        if self.is_number:
             return self._valid_number(value, source, refuse)
         if not isinstance(value, str):
             raise refuse("expected a string")
@@ -226,7 +231,7 @@ class Key:
         return value
 
     def each_path(self, value: Any, change: Callable[[str], str]) -> Any:
-        """The key's value with every path in it changed; what holds no path stays."""
+        """Returns the key's value with every path in it changed; a value without paths stays."""
         if self.is_several_paths and value:
             entries = (entry.split(maxsplit=1) for entry in value.split(","))
             return ", ".join(f"{share} {change(path.strip())}" for share, path in entries)
@@ -253,7 +258,7 @@ class Key:
 
 
 def keys_of(cls: type, prefix: str = "", of: tuple[tuple[str, str], ...] = ()) -> Iterator[Key]:
-    """The keys of a dataclass of settings: its sections' and those of every part that can be chosen included."""
+    """Yields the keys of a dataclass of settings, including those of its sections and of every part to choose."""
     for field in dataclasses.fields(cls):
         name = prefix + field.name
         if "help" not in field.metadata:  # a section
@@ -265,7 +270,7 @@ def keys_of(cls: type, prefix: str = "", of: tuple[tuple[str, str], ...] = ()) -
 
 
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of settings from valid values by their full names; those of parts not chosen are not looked at."""
+    """Builds a dataclass of settings from valid values by full name; values of parts not chosen are ignored."""
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         name = prefix + field.name
@@ -281,7 +286,7 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its full name, a part by its own: the reverse of `build`."""
+    """Returns every setting by its full name, a part as its name: the reverse of `build`."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         name, value = prefix + field.name, getattr(settings, field.name)
@@ -297,12 +302,12 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a setting that has commas between them, each once."""
+    """The names in a setting that separates them by commas, each once."""
     return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
 
 
 def parts_of(settings: Any) -> Iterator[Part]:
-    """Every part that a dataclass of settings holds or names, outermost first."""
+    """Yields every part that a dataclass of settings holds or names, outermost first."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if some_of := field.metadata.get("some_of"):
@@ -314,15 +319,16 @@ def parts_of(settings: Any) -> Iterator[Part]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can write `text`, as a config.toml needs. Names of files that are not UTF-8 hold surrogates."""
+    """Whether UTF-8 can encode `text`, as a config.toml needs. Names of files that are not UTF-8 hold surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _absolute(path: str, directory: Path, written_in: str | Path, made: bool) -> str:
     """`path` as seen from `directory`, absolute.
 
-    Where the file that names it was written elsewhere, its project was moved (what the path names lies as it did to the
-    file, or, where it is made when it is missing, its place is gone) or only the file was (it lies where it did).
+    If the file that names it was written elsewhere, either its project was moved or only the file. The project was
+    moved if the path exists at the same place relative to the file, or if it is made when missing and its old place is
+    gone.
     """
     found = os.path.abspath(directory / os.path.expanduser(path))
     moved = os.path.abspath(directory / os.path.relpath(found, written_in))

@@ -1,4 +1,4 @@
-"""Sweeps: every variant of a base configuration with every seed, one line of results a run.
+"""Sweeps: every variant of a base configuration with every seed, one line of results for each run.
 
 A sweep is a TOML file:
 
@@ -14,7 +14,7 @@ A sweep is a TOML file:
     "model.hidden_size" = { from = 32, to = 128, times = 2 }   # 32, 64, 128; or step = 32
 
 Everything is checked, and the text prepared, before the first run starts. Each run is a process of its own, `intlm
-train` in a directory of its own. What is in the results is not run again; what was stopped goes on from its checkpoint.
+train` in a directory of its own. Runs in the results are not repeated; stopped runs go on from their checkpoint.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ from intlm.version import TRAINING_VERSION
 
 PARTS = ("base", "seeds", "keys", "variants", "grid", "plugins")
 POLL_SECONDS = 0.2
-# What a run may set otherwise and its result be the same one.
+# Keys that do not affect the identity of a run's result.
 UNCOUNTED = FREE_ON_RESUME - {"train.updates", "train.evaluate_every"} | {"seed", "data.train"}
 
 
@@ -68,23 +68,23 @@ class Study:
 class Planned:
     """A run of a sweep."""
 
-    identity: dict[str, Any]  # the fields of its line of results that tell it from others
+    identity: dict[str, Any]  # the fields of its line of results that identify it
     config: Config
     directory: Path
     command: list[str]  # the arguments of `intlm`
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """The name of the run."""
         return f"{self.identity['variant']}, seed {self.identity['seed']}"
 
     def finished(self) -> bool:
-        """Whether its last update is done and nothing runs in it any more."""
+        """Whether its last update is done and no process trains it any more."""
         log = self.directory / "metrics.jsonl"
         return not alive(self.directory) and _updates(log) == self.config.train.updates
 
     def result(self) -> dict[str, Any]:
-        """Its line of results, once it is finished."""
+        """The run's line of results, once it is finished."""
         lines = [line for line in metrics.read(self.directory / "metrics.jsonl") if "valid_bits_per_byte" in line]
         columns = ("update", "tokens_evaluated", "seconds", "valid_bits_per_byte")
         if not lines:
@@ -139,7 +139,7 @@ def _table(path: Path, name: str, tables: Mapping[str, Any], prefix: str = "") -
 
 
 def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys, written with quotes or as tables in the table. Raises ConfigError for an unknown one."""
+    """Returns a table by dotted keys, written in quotes or as nested tables. Raises ConfigError for an unknown key."""
     found = configuration.dotted(table, f"{path}: {where}")
     known = configuration.keys()
     for name in found:
@@ -151,7 +151,7 @@ def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(path: Path, where: str, entry: Any) -> list[Any]:
-    """A list as it is, a range written out."""
+    """Returns a list unchanged, and the values of a range."""
     if isinstance(entry, list) and entry:
         return entry
     if isinstance(entry, dict) and {"from", "to"} < set(entry) and all(type(n) is int for n in entry.values()):
@@ -166,14 +166,14 @@ def _values(path: Path, where: str, entry: Any) -> list[Any]:
 
 
 def _part(key: str, chosen: Any) -> str:
-    """A key's value in the name of a variant."""
+    """The part of a variant's name for one key's value."""
     known = configuration.keys()
     text = Path(str(chosen)).stem if key in known and known[key].is_path else str(chosen)
     return f"{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', text)}"
 
 
 def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> list[Planned]:
-    """Every run of a sweep, seed by seed, its configuration checked. Raises ConfigError for the first that is wrong."""
+    """Returns a sweep's runs, seed by seed, with checked configurations. Raises ConfigError for the first wrong one."""
     if "seed" in overrides:
         raise ConfigError("command line: seed: a sweep has seeds of its own; --seeds N takes the first N")
     found = []
@@ -225,7 +225,7 @@ class Sweep:
         return any(all(line.get(key) == entry for key, entry in run.identity.items()) for line in known)
 
     def check(self) -> None:
-        """Check every run that is not done as `intlm train` will, and prepare its text."""
+        """Check every run that is not done, as `intlm train` does, and prepare its text."""
         vocabularies: dict[DataConfig, int] = {}
         at: dict[str, DataConfig] = {}
         for run in self.planned:
@@ -245,7 +245,7 @@ class Sweep:
                 raise ConfigError(f"{error} (variant {run.identity['variant']})") from None
 
     def run(self) -> None:
-        """Run what is not done, until it is or a signal stops it: then the runs save and stop first."""
+        """Run the runs that are not done. At a signal, the running ones save and stop first."""
         waiting = deque(run for run in self.planned if run not in self.done)
         total = sum(run.config.train.updates for run in self.planned)
         updates = {id(run): self._progress(run) for run in self.planned}
@@ -271,17 +271,17 @@ class Sweep:
                 self._stop()
 
     def _start(self, run: Planned) -> subprocess.Popen[bytes] | None:
-        """Start a run, or go on with it; None where it is over or another process trains it: then only wait."""
+        """Start or resume a run; None where it is finished or another process trains it: then only wait."""
         if alive(run.directory) or run.finished():
             return None
         run.directory.parent.mkdir(parents=True, exist_ok=True)
         resume = ["--resume"] if (run.directory / "config.toml").exists() else []
         with self._log(run).open("ab") as log:
-            # In a session of its own: a Ctrl-C is for the sweep, which hands it on.
+            # In a session of its own: a Ctrl-C goes to the sweep, which passes it on.
             return start_worker([*run.command, *resume], stdout=log, stderr=log, start_new_session=True)
 
     def _end(self, run: Planned, code: int) -> str:
-        """Note that a run ended. Returns what to say of it."""
+        """Record that a run ended. Returns the message about it."""
         if code or not run.finished():
             log = self._log(run)
             last = log.read_text("utf-8", "replace").strip().split("\n")[-1]
@@ -299,10 +299,10 @@ class Sweep:
         return f"{run.title}: {bits:.3f} bits per byte after {seconds:.0f} s of training"
 
     def _stop(self) -> None:
-        """Let the running runs save and end; a second signal meanwhile ends them at once."""
+        """Let the running runs save and end; a second signal ends them at once."""
         processes = [process for _, process in self.running.values() if process]
         for process in processes:
-            process.terminate()  # training takes it for a Ctrl-C
+            process.terminate()  # training handles it like a Ctrl-C
         try:
             for process in processes:
                 process.wait()
@@ -311,7 +311,7 @@ class Sweep:
                 process.kill()
             raise
         for run, _ in self.running.values():
-            if run.finished():  # it was at its end
+            if run.finished():  # it finished before the signal
                 self._end(run, 0)
         self.running.clear()
 
@@ -320,7 +320,7 @@ class Sweep:
         return run.directory.with_name(f"{run.directory.name}.log")
 
     def _progress(self, run: Planned) -> int:
-        """The updates that a run has done."""
+        """The number of updates that a run has done."""
         done = run in self.done
         return run.config.train.updates if done else _updates(run.directory / "metrics.jsonl")
 
@@ -330,7 +330,7 @@ class Sweep:
         return f"{len(self.done)}/{len(self.planned)} runs{failed}" + (f", now {now}" if now else "")
 
     def text(self) -> str:
-        """The table of what is done, and what failed; also draws the curves."""
+        """The table of finished runs, and the failures; also draws the curves."""
         known = results.read(self.out)
         lines = [line for run in self.planned for line in known if self._known(run, [line])]
         report = [f"{len(self.done)} of {len(self.planned)} runs are done"]
@@ -358,10 +358,10 @@ def sweep(
     out: Path | None = None,
     drawn: Path | None = None,
 ) -> Sweep:
-    """Run a sweep's file, or go on with it. Returns it as it ended: `stopped`, with `failures`, or whole.
+    """Run or continue the sweep of a file. Returns the sweep, which may be `stopped`, have `failures`, or be complete.
 
     overrides: dotted key -> text, for every run. jobs: how many run at once, the threads divided among them. only:
-    variants. seeds: how many of them. runs, out, drawn: the runs' directory (default: runs/ and the file's name), the
+    variants to run. seeds: how many. runs, out, drawn: the runs' directory (default: runs/ and the file's name), the
     results (results.jsonl in it) and the picture (curves.png). Raises ConfigError, DataError or RunError before
     anything is run.
     """

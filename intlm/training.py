@@ -1,7 +1,7 @@
 """Pretraining: one update after another, each a pure function of the state before it and of its number.
 
-What is written on the way (metrics, samples, checkpoints) depends on time only in its timings, so a run that is
-stopped anywhere and resumed ends with the same weights and the same metrics as one that never was.
+The output on the way (metrics, samples, checkpoints) depends on time only in its timings, so a run that is stopped
+anywhere and resumed ends with the same weights and the same metrics as one that was never stopped.
 """
 
 import json
@@ -33,17 +33,17 @@ from intlm.tracking.progress import Progress
 from intlm.tracking.trackers import check_installed
 from intlm.trainer import Trainer
 
-# What each process of a run may set for itself.
-TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # paths: known by what is there
+# The keys that each process of a run may set for itself.
+TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # paths: compared by their contents
 OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
-# What a resumed run may set anew: how long to go on and what to report, but nothing that changes a bit.
+# The keys that a resumed run may change: how long to train and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = OF_A_MACHINE | {
     "train.updates", "train.evaluate_every", "train.sample_every", "train.checkpoint_seconds", "train.trackers",
 }  # fmt: skip
 
 
 def prepare_corpus(config: Config) -> Corpus:
-    """The token shards that a configuration asks for, made now if they are not there, but for its mixture's."""
+    """Returns the corpus of a configuration, and prepares it where needed, without the corpora of its mixture."""
     return prepare(config.data)
 
 
@@ -51,7 +51,7 @@ def prepare_corpus(config: Config) -> Corpus:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one stops at once.
 
-    The end of the terminal (SIGHUP) is a request too, however often it is told, unless `nohup` has it ignored.
+    The end of the terminal (SIGHUP) is a request too, however often it comes, unless `nohup` has it ignored.
     """
     requested: list[int] = []
     terminals = [file for file in (1, 2) if os.isatty(file)]
@@ -61,7 +61,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested.append(number)
         for file in terminals:
-            if not os.isatty(file):  # it is gone: what is still to be said is not to fail
+            if not os.isatty(file):  # the terminal is gone: further output must not fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
     with distributed.handling(request):
@@ -93,14 +93,14 @@ def check_directory(config: Config, directory: Path, resume: bool) -> None:
 
 
 def _begun(path: Path) -> bool:
-    """Whether a file in a directory is what a run leaves that is killed before it is one: hidden, or a copy of the
-    weights that it begins with (`start`), a checkpoint of update 0 that may not be whole."""
+    """Whether a file is left from a run that was killed while its directory was being made: a hidden file, or a copy of
+    the weights that it begins with (`start`), a checkpoint of update 0 that may be incomplete."""
     weights = path.name == "checkpoints" and path.is_dir() and not path.with_name("config.toml").exists()
     return path.name.startswith(".") or (weights and all(inner.name.split(".")[0] == "0" for inner in path.iterdir()))
 
 
 def kept(config: Config) -> dict[str, Any]:
-    """What a resumed run must have again, by key: of texts, which are compared themselves, only a mixture's shares."""
+    """The settings that a resumed run must keep, by key. Texts are compared by content; only shares are here."""
     found = {key: value for key, value in flatten(config).items() if key not in TEXTS}
     return found | {"data.mixture": [share for share, _ in config.data.others]}
 
@@ -108,8 +108,8 @@ def kept(config: Config) -> dict[str, Any]:
 def train(config: Config, directory: Path, resume: bool = False, start: Path | None = None) -> bool:
     """Run a configuration in a directory. Returns whether it reached its end (False: stopped by Ctrl-C).
 
-    start: a run, or an export, whose weights a new run begins with. Raises ConfigError, DataError or RunError for what
-    the user can mend.
+    start: a run, or an export, whose weights a new run begins with. Raises ConfigError, DataError or RunError for
+    mistakes that the user can correct.
     """
     with distributed.losses_named():
         return _train(config, directory, resume, start)
@@ -138,7 +138,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory) if writes else nullcontext(), interruptible() as stopped:
         if writes:
-            check_directory(config, directory, resume)  # another may have trained here meanwhile
+            check_directory(config, directory, resume)  # another process may have trained here meanwhile
         tokenizer = directory / "tokenizer.json"
         if resume and tokenizer.exists():
             open_corpus(config, open_run(directory)[1])
@@ -146,8 +146,8 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
             trainer.resume()
         processes.same("state", trainer.digest())
         if writes and not resume and (directory / "checkpoints").exists():
-            shutil.rmtree(directory / "checkpoints")  # of a run that was killed here before it was one (_begun)
-        if start:  # before the directory is a run: resumed, it must know where it began
+            shutil.rmtree(directory / "checkpoints")  # left from a run that was killed early (_begun)
+        if start:  # before the directory is a run: a resumed run needs its starting weights
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
             # First: it makes the directory a run.
@@ -177,7 +177,7 @@ def run(trainer: Trainer, stopped: Callable[[], bool]) -> bool:
             progress = stack.enter_context(Progress(settings.updates, trainer.update))
             log = stack.enter_context(Log(directory, trainer.config))
         ahead = stack.enter_context(closing(ReadAhead(trainer.streams, trainer.update, settings.updates)))
-        shown: list[Hook] = [Measure(settings), Sample(settings, progress)]  # those for which the others wait
+        shown: list[Hook] = [Measure(settings), Sample(settings, progress)]  # the other processes wait for these
         told: list[Hook] = [Tell(log, progress)] if log and progress else []
         save = Save(settings, checkpoints, log)
 
@@ -193,7 +193,7 @@ def run(trainer: Trainer, stopped: Callable[[], bool]) -> bool:
                 hook(trainer, line)
             if due:
                 processes.wait(f"shown {trainer.update}")
-            # What any process wishes, all do.
+            # If any process wishes it, all processes do it.
             stop, wished, trainer.late = processes.any((wants_to_stop(), save.wished(), trainer.late))
             if wished:
                 save(trainer)

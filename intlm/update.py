@@ -1,7 +1,7 @@
 """One update, a pure function of the state before it and of its number: evaluate, vote, move the weights.
 
-The two halves, `make_evaluation` and `make_step`, are a device's programs: of the whole population, or of its part
-(intlm.population.sharding).
+The two halves, `make_evaluation` and `make_step`, are programs for one device, which has the whole population or its
+part of it (intlm.population.sharding).
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from intlm.population.sharding import DIVIDED, SAME, Sharding, limbs
 
 
 class TrainState(NamedTuple):
-    """What one update hands to the next."""
+    """The state that one update hands to the next."""
 
     parameters: Parameters
     optimizer: Any
@@ -27,21 +27,21 @@ class TrainState(NamedTuple):
 
 
 class UpdateReport(NamedTuple):
-    """What an update says of itself."""
+    """The results of an update besides the next state."""
 
-    seen: Any  # of `Estimator.evaluate`: for `member`, losses, int32 [pairs, 2], 256 = one bit
+    seen: Any  # the result of `Estimator.evaluate`: for `member`, losses, int32 [pairs, 2], 256 = one bit
     loss: Array  # the sum of the losses that the estimator counts (intlm.population.sharding.limbs)
-    changed: Array  # int32 scalar, weights that moved
+    changed: Array  # int32 scalar, the number of weights that moved
 
 
 class Health(NamedTuple):
-    """What tells an update of a run that learns from one of a run that does not."""
+    """Measurements of an update that show whether a run learns."""
 
     halves: tuple[Parameters, Parameters]  # the votes of the first half of the units, and of the second
-    saturated: Array  # how many of the members' state values are at an end of their range (sharding.limbs)
+    saturated: Array  # the number of the members' state values at an end of their range (sharding.limbs)
 
 
-_REPORT: Any = (DIVIDED, SAME, SAME)  # how it is divided among devices
+_REPORT: Any = (DIVIDED, SAME, SAME)  # the sharding of each field
 
 Evaluation = Callable[[Parameters, Any, tuple[Array, ...], Array], tuple[Any, Any]]
 Step = Callable[[Parameters, Any, Any, Array, Array], tuple[Parameters, Any, UpdateReport]]
@@ -55,7 +55,7 @@ def initial_state(population: Population, optimizer: Optimizer) -> TrainState:
 
 
 def make_evaluation(population: Population, engine: Engine, sharding: Sharding) -> Evaluation:
-    """An update's first half, of a device's part of the population. Nothing crosses between devices.
+    """An update's first half, for a device's part of the population. Nothing is sent between devices.
 
     Its arguments: parameters; the members' part of the state; the batch, arrays of [texts, ...]; the update's number,
     uint32. Returns `UpdateReport.seen` and the members' part of the next state.
@@ -70,9 +70,9 @@ def make_evaluation(population: Population, engine: Engine, sharding: Sharding) 
 
 
 def make_step(population: Population, engine: Engine, optimizer: Optimizer, sharding: Sharding) -> Step:
-    """An update's second half: from what was seen to new parameters.
+    """An update's second half: from the evaluation's result to new parameters.
 
-    Its arguments: parameters; the optimizer's state; what `make_evaluation`'s function returned; the update's number,
+    Its arguments: parameters; the optimizer's state; the result of `make_evaluation`'s function; the update's number,
     uint32; the optimizer's setting for it, int32.
     """
     described = specifications(population.architecture)
@@ -96,7 +96,7 @@ def make_step(population: Population, engine: Engine, optimizer: Optimizer, shar
 
 
 def _joined(evaluation: Evaluation, step: Step, meet: Callable[[Any], None] | None = None) -> UpdateStep:
-    """Both halves one after the other. meet: called between them with what was seen."""
+    """Both halves one after the other. meet: called between them with the evaluation's result."""
 
     def update_step(
         state: TrainState, batch: tuple[Array, ...], update: Array, setting: Array
@@ -113,7 +113,7 @@ def _joined(evaluation: Evaluation, step: Step, meet: Callable[[Any], None] | No
 def make_update_step(
     population: Population, engine: Engine, optimizer: Optimizer, sharding: Sharding | None = None
 ) -> UpdateStep:
-    """The whole update of a device's part of the population (`sharding`; None: all of it).
+    """The whole update for a device's part of the population (`sharding`; None: all of it).
 
     Its arguments: the state; the batch, arrays of [texts, ...] (tokens, uint16 [texts, T], and targets, uint16
     [texts, T, K]); the update's number, uint32; the optimizer's setting for it, int32.
@@ -131,7 +131,7 @@ def compile_update(
 ) -> UpdateStep:
     """`make_update_step` as two programs over all devices, its state donated.
 
-    meet: called with what was seen, before anything crosses between devices: several processes wait for each other.
+    meet: called with the evaluation's result before anything is sent between devices: processes wait for each other.
     """
     evaluation = sharding.compile(
         make_evaluation(population, engine, sharding), (SAME, DIVIDED, DIVIDED, SAME), (DIVIDED, DIVIDED),
@@ -145,7 +145,7 @@ def compile_update(
 
 
 def make_health(population: Population, engine: Engine, sharding: Sharding) -> Callable[[Any, Any, Array], Health]:
-    """What an update's `seen`, the members' state after it and its number say of the run."""
+    """Makes the function that computes `Health` from an update's `seen`, the members' state after it and its number."""
     estimator = population.estimator
 
     def health(seen: Any, members: Any, update: Array) -> Health:
@@ -163,7 +163,7 @@ def make_health(population: Population, engine: Engine, sharding: Sharding) -> C
 def cosine(halves: tuple[Parameters, Parameters]) -> float:
     """The cosine of two sets of votes: 0 give or take 1 / sqrt(weights) by chance alone, 1 where all is signal.
 
-    NaN where one of them is of nothing.
+    NaN where one of them is all zero.
     """
     a, b = (np.concatenate([np.ravel(v) for v in half.values()]).astype(np.float64) for half in halves)
     size = np.sqrt(a @ a) * np.sqrt(b @ b)

@@ -1,8 +1,8 @@
-"""Compare the kernels' digests (cpu/check.cc) over builds without JAX.
+"""Compare the kernels' digests (cpu/check.cc) across builds, without JAX.
 
-These are: under the address and undefined-behaviour sanitizers, AVX-VNNI's instruction made of C++ on an x86-64
-processor without it; and for 64-bit Arm under an emulator where its compiler is there (Debian: g++-aarch64-linux-gnu,
-qemu-user). What is installed is compared with JAX, by tests/conformance.
+The builds: one with the address and undefined-behaviour sanitizers, in which plain C++ replaces AVX-VNNI's instruction
+on an x86-64 processor without it; and one for 64-bit Arm under an emulator, if its compiler is installed (Debian:
+g++-aarch64-linux-gnu, qemu-user). tests/conformance compares the installed kernels with JAX.
 """
 
 import os
@@ -19,11 +19,11 @@ SANITIZED = "-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
 def main() -> int:
-    """Print every build's digests; 1 if they differ."""
+    """Print every build's digests; return 1 if they differ."""
     here, processor = targets_of(platform.machine()), Path("/proc/cpuinfo")
     if "avxvnni" in here and not (processor.exists() and "avx_vnni" in processor.read_text("utf-8")):
         here["avxvnni"] = "-mavx2 -DINTLM_EMULATED"
-    builds: dict[str, tuple[dict[str, str], str, str, list[str]]] = {  # targets, compiler, flags, what runs it
+    builds: dict[str, tuple[dict[str, str], str, str, list[str]]] = {  # targets, compiler, flags, command that runs it
         "sanitized": (here, os.environ.get("CXX", "c++"), SANITIZED, [])
     }
     if "neon" not in here and shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64"):

@@ -9,7 +9,7 @@ from intlm.arithmetic.tables import SHA256, tables
 from intlm.estimators.member import MAX_PAIRS
 
 CTYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
-# The kernels' names of settings, and where the configuration has their ranges.
+# The kernels' names of settings, and the configuration keys that have their ranges.
 RANGED = {
     "hidden": "model.hidden_size",
     "layers": "model.num_layers",
@@ -21,12 +21,12 @@ RANGED = {
 
 
 def key(name: str) -> dict:
-    """What the configuration says of a key."""
+    """The configuration's description of a key."""
     return dict(config.keys()[name].field.metadata)
 
 
 def tables_header() -> str:
-    """kernels/tables.h."""
+    """The text of kernels/tables.h."""
     lines = [
         "/* Made by kernels/make_headers.py from intlm.arithmetic.tables (docs/numerics.md, section 3).",
         f" * SHA-256 of the tables: {SHA256} */",
@@ -43,7 +43,7 @@ def tables_header() -> str:
 
 
 def ranges_header() -> str:
-    """kernels/ranges.h."""
+    """The text of kernels/ranges.h."""
     ranges = {name: key(where) for name, where in RANGED.items()}
     rows = {name: (found["low"], found["high"], found["multiple"]) for name, found in ranges.items()}
     rows = {"vocab": (config.MIN_VOCAB, config.MAX_VOCAB, 1), **rows, "pairs": (1, MAX_PAIRS, 1)}

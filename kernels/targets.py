@@ -1,4 +1,4 @@
-"""The instruction sets that the kernels are compiled for, with their flags, and how a library is made of them."""
+"""The instruction sets that the kernels are compiled for, with their flags, and how a library is built."""
 
 import os
 import shlex
@@ -9,9 +9,9 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "cpu"
 COMMON = "-std=c++17 -fPIC -Wall -fno-exceptions -Wno-psabi"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mprefer-vector-width=512"
-# GCC 12 warns of its own intrinsics' deliberately undefined operands.
+# GCC 12 warns about the deliberately undefined operands of its own intrinsics.
 QUIET = "-Wno-uninitialized -Wno-maybe-uninitialized"
-# Of each machine, best first; cpu/NAME.h has a target's operations. Which of them runs is decided when it runs.
+# For each machine, best first; cpu/NAME.h has a target's operations. The target is chosen at run time.
 TARGETS = {
     "x86_64": {"avx512": f"{AVX512} {QUIET}", "avxvnni": "-mavx2 -mavxvnni", "avx2": "-mavx2", "plain": ""},
     "aarch64": {"neon": "-march=armv8.2-a+dotprod", "plain": ""},
@@ -27,9 +27,9 @@ def targets_of(machine: str) -> dict[str, str]:
 def compile_kernels(
     made: Path, targets: dict[str, str], compiler: str, flags: str, sources: dict[str, str], link: str = ""
 ) -> None:
-    """Compile and link every target's engine and further sources, these and their flags by name.
+    """Compile and link every target's engine and further sources, which are given by name with their flags.
 
-    made: the file to link, beside which objects are left. Raises CalledProcessError or OSError where that fails.
+    made: the file to link; objects are left beside it. Raises CalledProcessError or OSError if that fails.
     """
     listed = "-DINTLM_TARGETS(X)=" + " ".join(f"X({name})" for name in targets)
 

@@ -61,7 +61,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, key in config.keys().items():
-        kind = "PATH" if key.is_path else "N" if key.field.type is int else "TEXT"
+        kind = "PATH" if key.is_path else "N" if key.is_number else "TEXT"
         flag = f"--{name} {'|'.join(key.choices) or kind}"
         assert (f"{flag} {key.help} (" in text) == (command in ("prepare", "tokenizer", "train", "sweep", "bench"))
     wanted = {
@@ -447,7 +447,7 @@ def test_numbers_of_any_size_are_refused(capsys: pytest.CaptureFixture[str], tmp
             assert "expected a whole number from" in said and len(said) < 250
     for number in (digits, "1e999999999", "0x" + digits):
         for key, found in config.keys().items():
-            if found.field.type is int:
+            if found.is_number:
                 assert f"{key} = " in refused(capsys, "train", tiny.CONFIG, f"--{key}", number)
         assert "data.mixture = " in refused(capsys, "train", tiny.CONFIG, "--data.mixture", f"{number} x.toml")
         assert "--reference" in refused(capsys, "compare", run, "--reference", f"x={number}")

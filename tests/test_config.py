@@ -359,7 +359,7 @@ def values_of(name: str) -> st.SearchStrategy[int | str]:
         return text.map(lambda tail: "/" + tail.replace("/", "").replace(".", "") + "x")
     if limits["shares"]:
         return st.sampled_from(["", "3 /a.toml", "12 /b c.toml, 1 /d.toml"])
-    if key.field.type is str:
+    if not key.is_number:
         return st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     # 4096 keeps the cross-key limits out of the way; they are tested on their own.
     step, high = limits["multiple"], 4096 if limits["high"] is None else limits["high"]

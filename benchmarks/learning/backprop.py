@@ -2,10 +2,11 @@
 
     python benchmarks/learning/backprop.py CONFIG --text TEXT --out RESULTS.jsonl [--rate R] [--updates N] [--seed S]
 
-What it reads is what `intlm train CONFIG` reads, one text a group of pairs, the targets included. Weights start as the
-integer model's do, in units of 1.0 = 16, and are held to the same range; states go on from one update to the next
-and gradients do not. The held-out text is measured as `intlm evaluate` does, with logits rounded to 256ths of a bit.
-Needs optax (the extra `benchmarks`). The result is one line, as of `intlm sweep`; "tokens" counts what was read, once.
+It reads what `intlm train CONFIG` reads, one text per group of pairs, the targets included. Weights start as the
+integer model's do, in units of 1.0 = 16, and are held to the same range; states go on from one update to the next and
+gradients do not. The held-out text is measured as `intlm evaluate` does, with logits rounded to 256ths of a bit.
+Needs optax (the extra `benchmarks`). The result is one line, as `intlm sweep` writes it; "tokens" counts each token
+read once.
 """
 
 import argparse
@@ -33,12 +34,12 @@ LARGEST = 127 / 16  # of weights and activations; what a state of 1.0 is beside 
 
 
 def saturate(x: jax.Array) -> jax.Array:
-    """What int8 would hold."""
+    """Saturation to the range of int8."""
     return jnp.clip(x, -LARGEST, LARGEST)
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """By the mean magnitude."""
+    """x divided by its mean magnitude."""
     return saturate(x / jnp.maximum(jnp.mean(jnp.abs(x), axis=-1, keepdims=True), 1 / 16))
 
 
@@ -81,7 +82,7 @@ def losses(
 
 
 class FloatEngine:
-    """As much of an engine as the evaluation of a held-out text needs."""
+    """The part of an engine that evaluating a held-out text needs."""
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
@@ -101,7 +102,7 @@ class FloatEngine:
         return jnp.moveaxis(found, 0, 1), states
 
     def generate(self, top_k: int, count: int) -> None:
-        """It writes nothing."""
+        """Not needed: this engine generates no text."""
         raise NotImplementedError
 
 

@@ -1,8 +1,8 @@
-"""What low rank costs: the estimator `member` with perturbations of full rank, every element drawn for itself.
+"""The estimator `member` with full-rank perturbations, every element drawn by itself, to measure what low rank costs.
 
     intlm sweep benchmarks/learning/full-rank.toml --plugin benchmarks/learning/full_rank.py --data.train TEXT
 
-The matrices of every member are made, W ± round(Z 2^-sigma_shift), so it takes a small model and patience.
+Every member's matrices W ± round(Z 2^-sigma_shift) are stored in full, so the model must be small, and it is slow.
 """
 
 import math
@@ -47,12 +47,12 @@ class FullRank(Member):
         return 16 * jnp.tensordot(fitness.astype(jnp.int32), noise.astype(jnp.int32), axes=1)
 
     def deviations(self, population: Any, specifications: Any, chance: Array) -> dict[str, Array]:
-        """As of rank 1, which has the same variance."""
+        """Those of rank 1, which has the same variance."""
         return Member().deviations(population, specifications, chance)
 
 
 class FullRankWeights:
-    """`intlm.model.forward.Weights` with every matrix made: by name, int8 [(layers,) pairs, 2] + its shape."""
+    """`intlm.model.forward.Weights` with full matrices: by name, int8 [(layers,) pairs, 2] + its shape."""
 
     def __init__(self, perturbed: Layered[Array]) -> None:
         self.outer, self.layers = perturbed

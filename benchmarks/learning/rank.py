@@ -4,14 +4,14 @@
 
 A population of pairs perturbs one n x n matrix, and an update is the mean of fitness times perturbation: a low-rank
 one as in docs/numerics.md, section 7, or a full-rank one, a Gaussian byte for each element. All of it is integers, as
-in training; only the comparison of the sums is in floating point. The same sums on every machine.
+in training; only the comparison of the sums is in floating point. The sums are the same on every machine.
 
 The fitness is not linear: the matrix maps some fixed inputs through a product, its rescaling, saturation and the tanh
 table; the loss is the outputs' absolute difference from those of another matrix, and a pair's fitness the difference
 of its losses. A dimension has several such problems, 32 outputs in all, whose updates are compared as one vector.
 
-Every update is estimated twice, from as many pairs that share no noise. The noise floor is what two full-rank
-estimates differ by; products of the two estimates give distance, length and cosine without it, on average.
+Every update is estimated twice, from as many pairs that share no noise. The noise floor is the difference between two
+full-rank estimates; products of the two estimates give distance, length and cosine without it, on average.
 """
 
 import argparse
@@ -43,7 +43,7 @@ GREY = "#5b6470"
 
 
 class Setting(NamedTuple):
-    """What an estimate is of; hashable, so that it can be static under jit."""
+    """The setting of an estimate; hashable, so that it can be static under jit."""
 
     dimension: int
     rank: int  # 0 for full rank
@@ -51,12 +51,12 @@ class Setting(NamedTuple):
 
     @property
     def problems(self) -> int:
-        """So many that every dimension has as many outputs to average over."""
+        """The number of problems, such that every dimension has equally many outputs to average over."""
         return max(1, OUTPUTS // self.dimension)
 
     @property
     def specification(self) -> Specification:
-        """The matrix."""
+        """The specification of the matrix."""
         return Specification("w", (self.dimension, self.dimension), Kind.MATRIX)
 
     @property
@@ -66,7 +66,7 @@ class Setting(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A matrix, and what it is to make of its inputs."""
+    """A matrix, its inputs, and the target outputs."""
 
     w: Array  # int8 [n, n]
     x: Array  # int8 [inputs, n]
@@ -144,7 +144,7 @@ def scale(setting: Setting) -> float:
 
 
 def variance(setting: Setting) -> float:
-    """Of an element of the perturbation at that scale: 254.4, and within 1.8 % of it for a low rank."""
+    """The variance of an element of the perturbation at that scale: 254.4, and within 1.8 % of it for a low rank."""
     of_noise = float(np.mean(tables().quantile.astype(np.int64) ** 2))
     return of_noise**2 * setting.rank * scale(setting) ** 2 if setting.rank else of_noise
 
@@ -174,7 +174,7 @@ class Comparison(NamedTuple):
 
 
 def compare(low: np.ndarray, full: np.ndarray) -> Comparison:
-    """Of estimates [halves, ...]: a product of different halves has no bias, since their noise is independent."""
+    """Compare estimates [halves, ...]: a product of different halves has no bias, since their noise is independent."""
     size = np.sqrt(np.sum(full[0] * full[1]))
     low, full = low / size, full / size
     gap = low - full
@@ -194,7 +194,7 @@ Results = dict[int, dict[int, Comparison]]  # by dimension, then rank
 
 
 def picture(results: Results, path: Path, title: str) -> None:
-    """Draw distance against rank to the PNG `path`, 1200 x 750 pixels: a line a dimension."""
+    """Draw distance against rank to the PNG `path`, 1200 x 750 pixels: one line per dimension."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -239,7 +239,7 @@ def picture(results: Results, path: Path, title: str) -> None:
 
 
 def table(results: Results) -> str:
-    """A line a dimension and rank."""
+    """A table with one line per dimension and rank."""
     header = ["n", "rank", "distance", "corrected", "noise floor", "length", "cosine", "direction only"]
     rows = [
         [str(dimension), str(rank), *(f"{value:.4f}" for value in comparison)]
@@ -250,7 +250,7 @@ def table(results: Results) -> str:
 
 
 def measure(dimensions: Sequence[int], ranks: Sequence[int], pairs: int, sigma_shift: int = 0) -> Results:
-    """Every rank against full rank, for every dimension; says how long each estimate took."""
+    """Compare every rank with full rank, for every dimension; says how long each estimate took."""
     results: Results = {}
     for dimension in dimensions:
         found: dict[int, np.ndarray] = {}

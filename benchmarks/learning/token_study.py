@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from intlm.arithmetic.fixed_point import Array, rounding_shift
-from intlm.data.tokenizers import AlphabetTokenizer
+from intlm.data.tokenizers.alphabet import AlphabetTokenizer
 from intlm.estimators import token
 from intlm.evaluation import evaluate
 from intlm.model.forward import zero_states
@@ -33,7 +33,7 @@ from intlm.run import LanguageModel
 
 @dataclasses.dataclass
 class Study:
-    """One run. `step` is as of the configuration: 256 = one int8 unit for a vote's root mean square."""
+    """One run. `step` is as in the configuration: 256 = one int8 unit for a vote's root mean square."""
 
     seed: int = 0
     hidden: int = 32
@@ -61,7 +61,7 @@ def stepped(study: Study, described: list[Any], votes: Any, memory: Any, step: A
         vote, (master, mean, square) = votes[s.name], (part[s.name] for part in memory)
         mean = mean + vote - rounding_shift(mean, study.mean)
         square = square + rounding_shift(jnp.square(vote), 8) - rounding_shift(square, study.square)
-        # Brought to the length 2^6 that the constants of `reciprocal_root` are for.
+        # Scaled to the length 2^6, for which the constants of `reciprocal_root` are made.
         level = jnp.left_shift(square, 6 - study.square) if study.square < 6 else square >> (study.square - 6)
         root, shift = reciprocal_root(jnp.maximum(level, 1 << 12))
         shift -= 7

@@ -1,11 +1,11 @@
-"""How much of a vote is signal: what a run's next updates would say of its weights, measured again and again.
+"""Measures how much of a vote is signal, by repeating a run's next updates without moving its weights.
 
     python benchmarks/learning/vote_signal.py RUN [--checkpoint UPDATE] [--repeat N]
 
-From one of a run's checkpoints the population is evaluated on the text that follows, N times with other perturbations,
-and the weights are not moved. Two halves of the repetitions share what is signal and nothing else, so the mean product
-of their votes is its square. Votes are in standard deviations of chance: a signal of s after one update stands out of
-chance after about 1 / s^2.
+From one of a run's checkpoints the population is evaluated on the text that follows, N times with other
+perturbations, and the weights are not moved. Two halves of the repetitions share the signal and nothing else, so the
+mean product of their votes is the signal's square. Votes are in standard deviations of chance: a signal of s after
+one update stands out of chance after about 1 / s^2.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The files of a place and their bytes: what a folder holds, and one way to read a file, compressed or not.
+"""Finds the files of a folder, and reads a file's bytes, compressed or not.
 
-Text may be compressed by gzip, bzip2, xz or zstd, whatever it is called. Other containers that are known by their first
-bytes are refused, for their bytes are no text. Whatever a file expands to, a chunk of it is in memory.
+Text may be compressed by gzip, bzip2, xz or zstd, whatever the file's name. Other containers that are known by their
+first bytes are refused, for their bytes are no text. However large a file expands to, only a chunk of it is in memory.
 """
 
 import lzma
@@ -52,16 +52,16 @@ _KINDS = {
 
 
 class Found(NamedTuple):
-    """What is in a place."""
+    """The files in a place."""
 
     files: list[Path]  # in the order of their paths
     left_out: dict[str, list[Path]]  # by the reason
-    folders: set[tuple[int, int]]  # those that were gone through, by `identity`
+    folders: set[tuple[int, int]]  # those that were searched, by `identity`
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever fails inside becomes a DataError that names the file."""
+    """Turns any exception raised inside into a DataError that names the file."""
     try:
         yield
     except DataError:
@@ -71,10 +71,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def find(place: Path) -> Found:
-    """The regular files at or below `place`, links followed, hidden ones and what is no file left out.
+    """Returns the regular files at or below `place`, links followed; hidden files and special files are left out.
 
-    A folder is gone through once, whatever number of links lead to it. Raises DataError where there is nothing, or
-    something that is neither file nor folder, and for a folder that cannot be read.
+    A folder is searched once, however many links lead to it. Raises DataError where `place` does not exist or is
+    neither file nor folder, and for a folder that cannot be read.
     """
     found = Found([], {}, set())
     waiting = [place]
@@ -99,7 +99,7 @@ def find(place: Path) -> Found:
 
 
 def _look(path: Path, found: Found, waiting: list[Path]) -> str:
-    """Add a file to what was found, or a folder's contents to what waits. Returns why not, or nothing."""
+    """Add a file to `found`, or a folder's contents to `waiting`. Returns why it was left out; empty if it was not."""
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
         found.files.append(path)
@@ -112,18 +112,18 @@ def _look(path: Path, found: Found, waiting: list[Path]) -> str:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """What tells a folder from all others, by whatever name: device and inode."""
+    """The identity of a folder, whatever name leads to it: device and inode."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def told(found: Found) -> str:
-    """What was left out, in a line."""
+    """One line about the files that were left out."""
     return ", ".join(f"{paths[0].name}: {why}" for why, paths in found.left_out.items())
 
 
 def form(path: Path) -> str:
-    """What a file's name says it holds, compressed or not: "jsonl", "json", "parquet" or "text"."""
+    """The format of a file by its name, compressed or not: "jsonl", "json", "parquet" or "text"."""
     name = path.with_suffix("") if path.suffix.lower() in _NAMES else path
     suffix = name.suffix.lower()
     return {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}.get(suffix, "text")
@@ -135,14 +135,14 @@ def is_compressed(path: Path) -> bool:
 
 
 def read(path: Path) -> bytes:
-    """All that a file holds, decompressed. DataError if it cannot be read."""
+    """Returns the contents of a file, decompressed. DataError if it cannot be read."""
     return b"".join(chunks(path))
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """What a file holds, decompressed, in pieces of at most CHUNK bytes.
+    """Yields the contents of a file, decompressed, in pieces of at most CHUNK bytes.
 
-    DataError if it cannot be read, is damaged, is no regular file, or holds a container that is not read.
+    DataError if it cannot be read, is damaged, is no regular file, or is a container of a kind that is refused.
     """
     with reading(path):
         if what := _KINDS.get(stat.S_IFMT(path.stat().st_mode)):  # before it is opened: a FIFO would wait for ever
@@ -164,7 +164,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def check(path: Path, head: bytes) -> None:
-    """Refuse what is no text by its first bytes. DataError names what it is."""
+    """Refuse a file that is no text by its first bytes. The DataError says what it is."""
     if not _ANY_REFUSED.match(head, 0, _HEAD):
         return
     kind = next(kind for kind, magic in _REFUSED.items() if re.match(magic, head[:_HEAD], re.DOTALL))
@@ -179,7 +179,7 @@ def _decompressed(file: IO[bytes], method: str | None) -> Iterator[bytes]:
         yield from _from_xz(file)
         return
     if method:
-        import pyarrow  # which knows a stream that is cut off, where zstandard's reader takes it for the end
+        import pyarrow  # it notices a stream that is cut off; zstandard's reader takes that for the end
 
         file = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), method)
     while chunk := file.read(CHUNK):
@@ -187,7 +187,7 @@ def _decompressed(file: IO[bytes], method: str | None) -> Iterator[bytes]:
 
 
 def _from_xz(file: IO[bytes]) -> Iterator[bytes]:
-    """Where `lzma.open` takes damage after a first stream for the end, and any amount of memory."""
+    """Decompresses xz. `lzma.open` would take damage after a first stream for the end, and use any amount of memory."""
     data = file.read(CHUNK)
     while data:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, as text or as rows, and why others are not.
+"""Decides which files of a folder are read, as text or as rows, and why others are not.
 
 A folder that holds any JSON Lines or Parquet is a data set: its rows are read, and its other files are left out. Which
 split a file belongs to is said by a README.md with `configs`, as on the hub, or else by its path: `data/SPLIT-00000-of-
@@ -29,19 +29,19 @@ _PROBED = 16  # chunks of a .json file in which its first row is looked for
 
 
 class Layout(NamedTuple):
-    """What is read of a place."""
+    """The files of a place that are read, and those that are not."""
 
     files: list[Path]  # in their order
     has_rows: bool
     left_out: dict[str, list[Path]]  # by the reason
-    folders: set[tuple[int, int]]  # all that were looked into, by `files.identity`
+    folders: set[tuple[int, int]]  # all that were searched, by `files.identity`
 
 
 def layout(place: Path, columns: Sequence[str], subset: str = "", split: str = "train") -> Layout:
-    """What is read of a file or a folder. A single file is read whole.
+    """Returns which files of a file or folder are read. A single file is read whole.
 
-    columns: those that hold the text; a .json file in a folder is of rows where its first object has them. DataError
-    where there is nothing to read, or no such subset or split.
+    columns: those that hold the text; a .json file in a folder is read as rows where its first object has them.
+    DataError where there is nothing to read, or no such subset or split.
     """
     found = files.find(place)
     if not place.is_dir():
@@ -127,7 +127,7 @@ def _splits(place: Path, rows: list[Path], subset: str) -> dict[str, list[Path]]
 
 
 def _config(readme: Path, subset: str) -> dict[str, Any]:
-    """What the README.md of a data set says of a subset; without one that says anything, nothing."""
+    """The configuration of a subset in the README.md of a data set; empty where the README.md has none."""
     configs: list[dict[str, Any]] = []
     if readme.is_file():
         from huggingface_hub import metadata_load  # slow to import

@@ -1,14 +1,14 @@
-"""From text to a prepared corpus: what is held out, which tokenizer, and the passes over the text.
+"""Makes a prepared corpus from text: holds text out, makes the tokenizer and writes the tokens.
 
 The text is read at most three times, in chunks: to measure the documents (only to hold some out by their sizes), for
 the tokenizer (an alphabet reads all of the training split, a vocabulary of pieces its beginning), and to write the
-tokens. 8 bytes for each document are all that is kept. A recipe is run once: where its text is read more than once, it
-is kept meanwhile in a file without a name.
+tokens. Only 8 bytes for each document are kept in memory. A recipe is run once: where its text is read more than once,
+it is kept meanwhile in a file without a name.
 
-What is held out is decided by the sizes and the order of the documents alone, so the same text is divided
+Which text is held out depends on the sizes and the order of the documents alone, so the same text is divided
 the same way everywhere. The tokens are made in blocks of text, by several processes where that is slow, and written in
-the text's order: their number changes nothing. Every SAVE_SECONDS what is written is noted, and a preparation that was
-killed goes on from there.
+the text's order: the number of processes changes nothing. Every SAVE_SECONDS the progress is saved, and a preparation
+that was killed goes on from there.
 """
 
 import fcntl
@@ -69,13 +69,13 @@ _CUTS = "cuts.npy"
 
 
 class Position(NamedTuple):
-    """How far the text has been read."""
+    """A position in the reading of the text."""
 
-    split: int  # which of the sources
-    mark: Mark | None  # where to begin again in it; None: at its beginning
-    parts: int  # what to skip from there
-    crc: int  # of them, by which it is seen that the text is still the same
-    found: dict[str, dict[str, int]]  # what the sources before have, by split
+    split: int  # the number of the source
+    mark: Mark | None  # where to start again in it; None: at its beginning
+    parts: int  # parts to skip from there
+    crc: int  # of these parts, to check that the text is still the same
+    found: dict[str, dict[str, int]]  # the counts of the sources before, by split
 
 
 class Part(NamedTuple):
@@ -96,16 +96,16 @@ class Run(NamedTuple):
 
 
 def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """The corpus in `data.prepared`, made there first unless it is there already, from the same request.
+    """Opens the corpus in `data.prepared`, and makes it first unless one of the same request is there already.
 
-    tokenizer: what makes the tokens; None: what `data` asks for.
+    tokenizer: the tokenizer to use; None: the one that `data` asks for.
 
-    What is held out is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last ones of a single document; of
-    several, whole documents chosen by a hash of their ordinals, about so many bytes in all, at least one, never all.
-    More than half of the text counts as half. A tokenizer is made of the training split.
+    The held-out text is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last bytes of a single document;
+    of several, whole documents chosen by a hash of their ordinals, about `valid_bytes` in all, at least one document,
+    never all. More than half of the text counts as half. A tokenizer is trained on the training split.
 
-    A request is the same when what it says of the text and the tokenizer is, and the sizes and times of the files (of a
-    recipe, and of the tokenizer's file, the contents; what a recipe reads, or the hub has, is not known).
+    Two requests are the same when their settings of text and tokenizer are, and the sizes and times of the files (the
+    contents of a recipe and of the tokenizer's file; changes of what a recipe reads or the hub has are not noticed).
 
     Raises:
         DataError: a source that cannot be read or has no text, a directory that is in use for something else, or a
@@ -149,7 +149,7 @@ def _make(
     progress: dict[str, Any] | None,
     spool: IO[bytes],
 ) -> Corpus:
-    """Make the corpus of a request, from what an earlier process noted on. Changed: that is not to be trusted."""
+    """Make the corpus of a request, going on from the progress of an earlier process. Changed: it is not usable."""
     directory, made, saved = Path(data.prepared), scratch(Path(data.prepared)), time.monotonic()
     once = progress or (not data.valid_bytes and (given or data.tokenizer_file or not data.tokenizer.needs_text))
     texts = _Texts(train, None if once else spool)
@@ -190,12 +190,12 @@ def _make(
 
 
 def _sha256(path: Path) -> str:
-    """The sha256 of a file, in hex; nothing where there is none."""
+    """The sha256 of a file, in hex; empty where there is no file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def _files(source: Source) -> dict[str, Any]:
-    """Which files a source is of, by their names in it, and which were left out."""
+    """The files of a source, by their names in it, and those that were left out."""
     found = source.layout
 
     def names(paths: list[Path]) -> list[str]:
@@ -206,7 +206,7 @@ def _files(source: Source) -> dict[str, Any]:
 
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
-    """The tokenizer that `prepare` would take."""
+    """Returns the tokenizer that `prepare` would use."""
     train, valid = sources_of(data)
     _check(data, train, valid)
     with tempfile.TemporaryFile() as spool:
@@ -216,7 +216,7 @@ def train_tokenizer(data: DataConfig) -> Tokenizer:
 
 
 def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
-    """What is read to train on, and what is held out where that is a source of its own."""
+    """The source of the training text, and that of the held-out text where it has one of its own."""
     separator = data.document_separator
     train = Source(data.train, separator, data.max_bytes, data.subset, data.split, data.columns, data.filter)
     if data.valid or data.valid_split:
@@ -225,7 +225,7 @@ def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
 
 
 def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
-    """Raise DataError where `data` asks of the training text what it has not, or holds out what is trained on."""
+    """Raise DataError where `data` asks for text that the training text lacks, or holds out text that is trained on."""
     if not (train.is_remote or (train.path.is_dir() and train.is_data_set)):
         lacking = {"valid_split": "splits", "split": "splits", "subset": "subsets"}
         if not train.is_data_set:
@@ -240,7 +240,7 @@ def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
 
 
 def _check_apart(train: Source, valid: Source) -> None:
-    """Raise DataError where text that is trained on is held out too."""
+    """Raise DataError where some text is in both sources."""
     if train.is_remote and train.place == valid.place and train.subset == valid.subset:
         splits, held_out = (set(source.split.split("+")) for source in (train, valid))
         if splits & held_out or "all" in splits | held_out:
@@ -255,7 +255,7 @@ def _check_apart(train: Source, valid: Source) -> None:
 
 
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
-    """The corpus of a configuration with its share, then those of its mixture, in the same tokens, beside it."""
+    """The corpus of a configuration with its share, then those of its mixture, in the same tokens, stored beside it."""
     first, held_out = prepare(data), sources_of(data)[1]
     found = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
@@ -274,7 +274,7 @@ def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
 
 
 def _request(data: DataConfig, train: Source, valid: Source | None, given: Tokenizer | None) -> dict[str, Any]:
-    """What decides the bits of a corpus."""
+    """The request of a corpus: all that its bits depend on."""
     if given:
         tokenizer: Any = identity(given)
     elif data.tokenizer_file:
@@ -290,8 +290,8 @@ def _request(data: DataConfig, train: Source, valid: Source | None, given: Token
 
 
 def _is_same(one: Any, other: dict[str, Any]) -> bool:
-    """Whether two requests, the first as a file has it, are one: where a project was moved, its text lies as it did to
-    the corpus."""
+    """Whether two requests are the same, the first as read from a file. In a project that was moved, paths relative
+    to the corpus decide."""
 
     def seen(request: Any, text: str, name: str) -> Any:
         found = request.get(text)
@@ -308,7 +308,7 @@ def _is_same(one: Any, other: dict[str, Any]) -> bool:
 
 
 def _fingerprint(source: Source, corpus: Path) -> dict[str, str]:
-    """Which place a source is, by itself and seen from the corpus, and a digest that tells whether it has changed."""
+    """The path of a source, absolute and relative to the corpus, and a digest that tells whether it has changed."""
     if source.is_remote:
         return {"name": source.place}
     digest = hashlib.sha256()
@@ -324,7 +324,7 @@ def _fingerprint(source: Source, corpus: Path) -> dict[str, str]:
 
 @contextmanager
 def _exclusive(made: Path) -> Iterator[Path]:
-    """Hold the directory in which a corpus is made. Raises DataError if another process has it."""
+    """Lock the directory in which a corpus is made. Raises DataError if another process has it."""
     made.mkdir(exist_ok=True)
     with (made / ".lock").open("wb") as lock:
         try:
@@ -339,15 +339,15 @@ def _exclusive(made: Path) -> Iterator[Path]:
 
 
 class _Texts:
-    """The text of a source, read as often as it is asked for, a recipe's kept in `spool`; without it, read once."""
+    """The text of a source, which can be read several times. A recipe's is kept in `spool`; without one, read once."""
 
     def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
         self.split = split
         self.place = source.place
-        self.cuts = np.zeros(0, np.int64)  # how many bytes of each document are for this split; beyond them: all
+        self.cuts = np.zeros(0, np.int64)  # bytes of each document for this split; past the end: all
         self._source = source
         self._spool = spool
-        self._sizes: array[int] | None = None  # of what the recipe gave
+        self._sizes: array[int] | None = None  # of the recipe's documents
 
     def hold_out(self, valid_bytes: int) -> None:
         """Measure the documents, and leave about `valid_bytes` of them for the split "valid"."""
@@ -356,7 +356,7 @@ class _Texts:
             self.cuts = _cuts(np.array(array("q", (sum(map(len, document)) for document in documents))), valid_bytes)
 
     def read(self, purpose: str, mark: Mark | None = None) -> tuple[Reader, Iterator[Iterator[bytes]]]:
-        """A reader, and its documents as they are watched on the terminal."""
+        """Returns a reader, and its documents with a progress bar on the terminal."""
         source, texts = self._source, None
         total: int | None
         if source.is_recipe and self._spool:
@@ -372,13 +372,13 @@ class _Texts:
         return reader, _watch(reader, purpose, total)
 
     def training(self, purpose: str) -> Iterator[bytes]:
-        """The text of the training split, at most PART bytes at once."""
+        """Yields the text of the training split, at most PART bytes at once."""
         reader, documents = self.read(purpose)
         for document in documents:
             yield from (part.text for part in self.parts(document, reader.counts["documents"]) if part.split == "train")
 
     def parts(self, document: Iterable[bytes], ordinal: int) -> Iterator[Part]:
-        """A document in parts: the first ones for this split, the rest held out, a document there."""
+        """Yields a document in parts: the first ones for this split, the rest as a document of the held-out split."""
         cut = int(self.cuts[ordinal]) if ordinal < len(self.cuts) else sys.maxsize
         split, waiting, is_new, position = self.split, bytearray(), True, 0
         for chunk in document:
@@ -401,7 +401,7 @@ class _Texts:
 
 
 def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """The next `size` bytes of `file`, in chunks."""
+    """Yields the next `size` bytes of `file`, in chunks."""
     while size:
         chunk = file.read(min(size, files.CHUNK))
         size -= len(chunk)
@@ -409,7 +409,7 @@ def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator[bytes]]:
-    """Its documents, with a progress bar on the terminal where it takes more than a second."""
+    """Yields a reader's documents, with a progress bar on the terminal where that takes more than a second."""
 
     def count(document: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in document:
@@ -430,8 +430,8 @@ def _cuts(sizes: np.ndarray, valid_bytes: int) -> np.ndarray:
         cuts[0] -= valid_bytes
         return cuts
     missing = valid_bytes
-    for ordinal in np.argsort(_scramble(len(sizes)))[:-1].tolist():  # the last one trains, whatever happens
-        if sizes[ordinal] < 2 * missing:  # with it the total is nearer than without
+    for ordinal in np.argsort(_scramble(len(sizes)))[:-1].tolist():  # the last one is always trained on
+        if sizes[ordinal] < 2 * missing:  # the total is nearer with it than without
             missing -= sizes[ordinal]
             cuts[ordinal] = 0
     if missing == valid_bytes:  # every document is far larger
@@ -440,7 +440,7 @@ def _cuts(sizes: np.ndarray, valid_bytes: int) -> np.ndarray:
 
 
 def _scramble(count: int) -> np.ndarray:
-    """splitmix64 of 0 to count - 1, a hash in which no two are equal: [count] uint64."""
+    """splitmix64 of 0 to count - 1, a hash without collisions: [count] uint64."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -455,7 +455,7 @@ def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
 
 
 def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Part], Position]]:
-    """The text from a position on, about BLOCK bytes at once, each with the position after it.
+    """Yields the text from a position on, about BLOCK bytes at once, each block with the position after it.
 
     Raises Changed where the text before the position is not what it was.
     """
@@ -502,7 +502,7 @@ def _encode(tokenizer: Tokenizer, parts: list[Part]) -> list[Run]:
 def _encoded(
     blocks: Iterator[tuple[list[Part], Position]], tokenizer: Tokenizer, processes: int
 ) -> Iterator[tuple[list[Run], Position]]:
-    """The blocks encoded, in their order; by several processes where the tokenizer is slow and the text long."""
+    """Yields the encoded blocks, in order; made by several processes where the tokenizer is slow and the text long."""
     processes = processes or os.cpu_count() or 1
     first = list(islice(blocks, 1))
     is_short = sum(len(part.text) for parts, _ in first for part in parts) < BLOCK
@@ -512,7 +512,7 @@ def _encoded(
         return
     # Not forked: JAX has threads. A worker imports what tokenizers need, and no JAX.
     context = multiprocessing.get_context("spawn")
-    with _safe_path():  # which starts a process too, that watches over the others
+    with _safe_path():  # the pool also starts a process that watches the others
         pool = ProcessPoolExecutor(processes, context, _start_worker, (plugins.loaded(), tokenizer.to_json()))
 
     def submit(parts: list[Part]) -> "Future[list[Run]]":  # which starts a worker where all are busy
@@ -538,7 +538,7 @@ def _encoded(
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """A Python that is started inside imports nothing from the working directory; its paths are then this one's."""
+    """A Python started inside imports nothing from the working directory; its paths are set to this one's later."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -553,7 +553,7 @@ _worker: Tokenizer
 
 
 def _start_worker(asked: list[Path], tokenizer: dict[str, Any]) -> None:
-    """Be a worker: leave Ctrl-C to the parent, and end with it, even if it is killed."""
+    """Set up a worker: it leaves Ctrl-C to the parent, and ends with it, even if the parent is killed."""
     global _worker
     for file in asked:
         plugins.load(file)

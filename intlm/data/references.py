@@ -1,11 +1,11 @@
-"""What simple models reach on the same held-out bytes: the ladder to read bits per byte against.
+"""Bits per byte of simple models on the same held-out bytes: the ladder of references for a run's figures.
 
 n-grams are over bytes, with Witten-Bell interpolation (Bell, Witten and Cleary, Text Compression, 1990):
 
     P(w | h) = (c(hw) + n(h) · P(w | h')) / (c(h) + n(h))
 
 where h' is the context h without its first byte, c(hw) counts w after h in the training text, c(h) all bytes
-after h and n(h) the different ones; below the empty context is the uniform distribution over 256 bytes. The
+after h and n(h) the different ones; the empty context falls back on the uniform distribution over 256 bytes. The
 held-out text begins with no context. `gzip -9` is given the held-out text alone.
 
 Floats are used freely here: these figures are for people to read.
@@ -29,10 +29,10 @@ CHUNK = 1 << 22  # bytes counted at once: np.bincount makes an int64 of each
 
 
 def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str, float]:
-    """Bits per byte on `valid` of models of `train`, by name, the weakest n-gram first.
+    """Returns the bits per byte on `valid` of models of `train`, by name, the weakest n-gram first.
 
     Args:
-        train: training text: bytes, or [bytes] uint8. Of more than TRAIN_LIMIT, the first.
+        train: training text: bytes, or [bytes] uint8. Only the first TRAIN_LIMIT bytes count.
         valid: held-out text, likewise, at least one byte; DataError if it has none.
 
     Returns:
@@ -51,7 +51,7 @@ def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str
         grams = _grams(text, order + 1)
         contexts = grams >> 8
         lower = probability[order:]  # the first `order` bytes have no context of this length
-        # A context never seen has nothing to say: the formula would be 0/0 and the shorter one stands.
+        # For a context never seen the formula would be 0/0: the shorter context's probability stays.
         weight = np.maximum(total + different, 1)[contexts]
         backed_off = np.where(total[contexts] > 0, different[contexts], 1) * lower
         probability[order:] = (counts.reshape(-1)[grams] + backed_off) / weight
@@ -61,7 +61,7 @@ def references(train: bytes | np.ndarray, valid: bytes | np.ndarray) -> dict[str
 
 
 def read_ladder(path: Path) -> dict[str, float]:
-    """What a run keeps of `references`. Raises RunError."""
+    """Reads the `references` that a run keeps. Raises RunError."""
     hint = ": expected bits per byte by name; delete it to measure again"
     return read_json(path, dict[str, Amount], RunError, hint)
 
@@ -71,7 +71,7 @@ def _bytes(text: bytes | np.ndarray) -> np.ndarray:
 
 
 def _grams(text: np.ndarray, length: int) -> np.ndarray:
-    """Every run of `length` bytes (1 to 3) as a number, first byte highest: [bytes - length + 1] int32."""
+    """Every sequence of `length` bytes (1 to 3) as a number, first byte highest: [bytes - length + 1] int32."""
     starts = max(0, len(text) - length + 1)
     grams = np.zeros(starts, np.int32)
     for place in range(length):
@@ -80,7 +80,7 @@ def _grams(text: np.ndarray, length: int) -> np.ndarray:
 
 
 def _counts(text: np.ndarray, length: int) -> np.ndarray:
-    """How often each run of `length` bytes occurs: [256**(length - 1), 256] int32."""
+    """How often each sequence of `length` bytes occurs: [256**(length - 1), 256] int32."""
     counts = np.zeros(256**length, np.int32)
     for start in range(0, len(text), CHUNK):
         counts += np.bincount(_grams(text[start : start + CHUNK + length - 1], length), minlength=len(counts))

@@ -1,4 +1,4 @@
-"""What a prepared corpus looks like: sizes, lengths, the most common tokens, some text (`intlm prepare --report`)."""
+"""The report on a prepared corpus: sizes, lengths, most common tokens, samples of text (`intlm prepare --report`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ NAMES = 20  # files shown
 
 
 def summary(corpus: Corpus) -> str:
-    """Tables of the splits, and of what was met in the text; which files were read, and which were not."""
+    """Tables of the splits and of the text's counts, and lists of the files that were read and that were not."""
     rows = [
         (name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}", f"{s.bytes / max(s.tokens - s.documents, 1):.3f}")
         for name, s in corpus.splits.items()
@@ -46,7 +46,7 @@ def _listed(names: list[str]) -> str:
 
 
 def report(corpus: Corpus, path: Path) -> str:
-    """What each split is made of, as text. Draws how long its documents are to the PNG `path`."""
+    """The report on each split, as text. Draws the lengths of its documents to the PNG `path`."""
     lengths, sections = {}, []
     for name, split in corpus.splits.items():
         lengths[name] = length_counts(split).tolist()
@@ -85,13 +85,13 @@ def length_counts(split: Split) -> np.ndarray:
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
-    """What a token stands for, on one line."""
+    """The text of a token, on one line."""
     text = tokenizer.decode([token])
     return repr(text.decode(errors="backslashreplace")) if text else "(escape)"
 
 
 def samples(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
-    """Where some documents begin, far from one another, and their first tokens' text."""
+    """Yields the starts of some documents, far from one another, and the text of their first tokens."""
     wanted = [number * split.tokens // SAMPLES for number in range(SAMPLES)]
     for start, end in split.document_spans():
         if wanted and start > wanted[0]:

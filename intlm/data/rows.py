@@ -1,7 +1,7 @@
-"""Rows of data sets: of JSON Lines and Parquet files one after the other, or of the hub.
+"""Rows of data sets: of JSON Lines and Parquet files, one file after the other, or of the hub.
 
-A row is a dict of columns. `state_dict` says after which row the reading is, and `load_state_dict` begins there, as the
-data sets of `datasets` do.
+A row is a dict of columns. `state_dict` returns the position of the reading, and `load_state_dict` goes on from there,
+as in the data sets of `datasets`.
 """
 
 import codecs
@@ -30,19 +30,19 @@ class Rows:
 
     @property
     def place(self) -> str:
-        """The row that was read last, for people."""
+        """The place of the row that was read last, for people."""
         return f"{self._paths[self._state['file']]}, row {self._state['row']}"
 
     def state_dict(self) -> dict[str, int]:
-        """Where the reading is: which file, and how many of its rows have been read."""
+        """The position of the reading: which file, and how many of its rows have been read."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin there."""
+        """Go on from the position of a `state_dict`."""
         self._state = dict(state)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows. DataError names the file, and of JSON the line."""
+        """Yields the rows. A DataError names the file, and in JSON the line."""
         state = self._state
         for number in range(state["file"], len(self._paths)):
             path = self._paths[number]
@@ -54,12 +54,12 @@ class Rows:
 
 
 def json_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
-    """The objects of JSON Lines from the one with the number `skip` on. What is not UTF-8 is replaced by U+FFFD."""
+    """Yields the objects of JSON Lines from number `skip` on. Bytes that are not UTF-8 are replaced by U+FFFD."""
     return (_parsed(*line) for line in islice(_lines(str(path), files.chunks(path)), skip, None))
 
 
 def _parsed(place: str, line: bytes) -> dict[str, Any]:
-    """The object of a line of JSON. Strings stay strings: nothing is read into what looks like a time or a number."""
+    """Returns the object of a line of JSON. Strings stay strings, also where they look like a time or a number."""
     try:
         row = json.loads(line.decode("utf-8", "replace"))
         if not isinstance(row, dict):
@@ -72,7 +72,7 @@ def _parsed(place: str, line: bytes) -> dict[str, Any]:
 
 
 def _lines(path: str, chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """The lines that are not blank, each with its place, a byte order mark left out."""
+    """Yields the lines that are not blank, each with its place, without a byte order mark."""
     for number, line in enumerate(_divided(path, chunks), start=1):
         text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if text and not text.isspace():
@@ -94,12 +94,12 @@ def _divided(path: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def parquet_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file from the one with the number `skip` on."""
+    """Yields the rows of a Parquet file from number `skip` on."""
     with files.reading(path):
         import pyarrow
         from pyarrow import parquet
 
-        pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # which gives back what a long row took
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # it frees the memory of a long row
         with (
             path.open("rb") as file,
             parquet.ParquetFile(file, buffer_size=files.CHUNK, page_checksum_verification=True) as table,
@@ -117,7 +117,7 @@ def parquet_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def _batches(lines: Iterable[tuple[str, bytes]]) -> Iterator[list[dict[str, Any]]]:
-    """The lines as rows, about a megabyte of them at once."""
+    """Yields the lines as rows, about a megabyte of them at once."""
     some, size = [], 0
     for place, line in lines:
         some.append({"place": place, "line": line})
@@ -129,8 +129,8 @@ def _batches(lines: Iterable[tuple[str, bytes]]) -> Iterator[list[dict[str, Any]
 
 
 class HubLines:
-    """The rows of JSON Lines of the hub. `datasets` gives the lines; by itself it would guess the types of columns, and
-    which there are, anew in every block of a file."""
+    """The rows of JSON Lines of the hub. `datasets` only gives the lines: its own parser would guess the columns and
+    their types anew in every block of a file."""
 
     def __init__(self, builder: Any, split: str) -> None:
         import datasets
@@ -144,7 +144,7 @@ class HubLines:
                     with datasets.utils.file_utils.xopen(path, "rb", download_config=config) as file:
                         head = file.read(files.CHUNK)
                         lines = _lines(path, chain([head], iter(partial(file.read, files.CHUNK), b"")))
-                        if head.lstrip().startswith(b"["):  # an array: it is read whole
+                        if head.lstrip().startswith(b"["):  # an array: the file is read whole
                             items = json.loads((head + file.read()).decode("utf-8", "replace"))
                             lines = (
                                 (f"{path}, item {i}", json.dumps(x).encode()) for i, x in enumerate(items, start=1)

@@ -2,15 +2,15 @@
 
 A prepared directory holds
 
-    index.json                the format and its version, the dtype, the tokenizer and its identity, what was
-                              asked for ("request"), each split's counts and shards, and its own checksum
+    index.json                the format and its version, the dtype, the tokenizer and its identity, the
+                              request ("request"), each split's counts and shards, and its own checksum
     train-00000.bin, ...      the tokens of a split, little-endian uint8 or uint16, nothing else
     valid-00000.bin, ...      (only where text is held out)
 
 Each document is written as the separator and then its tokens, and a split is the concatenation of its shards;
-a shard may end anywhere. Where documents start is not stored: no token of a text is the separator, so it is
-found by looking for it. A directory gets its name when all of it is written; until then it is `.NAME.partial` beside
-it, where `progress.json` says how much of it is sure to be on the disk, so that one cut short can be gone on with.
+a shard may end anywhere. The starts of documents are not stored: no token of a text is the separator, so a search for
+separators finds them. A directory gets its name when all of it is written; until then it is `.NAME.partial` beside
+it, where `progress.json` says how much of it is sure to be on the disk, so that an interrupted one can be continued.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
 
 
-ShardName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z]+-[0-9]{5,}\.bin\Z")]  # never out of the directory
+ShardName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z]+-[0-9]{5,}\.bin\Z")]  # cannot lead out of the directory
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -72,17 +72,17 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Changed(DataError):
-    """What an interrupted preparation left, or the text that it had read, is no longer what it was."""
+    """The files of an interrupted preparation, or the text that it had read, have changed since."""
 
 
 class Split:
-    """One split of a corpus: a sequence of tokens on disk, read where it is wanted.
+    """One split of a corpus: a sequence of tokens on disk, read as needed.
 
     Attributes:
         tokens: the number of tokens, the separator before each document included.
         documents: the number of documents, at least 1.
         bytes: the number of bytes of text that the tokens stand for; separators stand for none.
-        vocab_size: tokens are below it.
+        vocab_size: the size of the vocabulary; all tokens are below it.
     """
 
     def __init__(self, counts: Counts, directory: Path, tokenizer: Tokenizer) -> None:
@@ -96,7 +96,7 @@ class Split:
         self._ends = np.cumsum([shard.tokens for shard in counts.shards])
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens at `positions`, int64 in 0..tokens-1 of any shape: that shape, uint8 or uint16."""
+        """Returns the tokens at `positions`, int64 in 0..tokens-1 of any shape: that shape, uint8 or uint16."""
         if len(self._shards) == 1:
             return self._shards[0][positions]
         result = np.empty(positions.shape, self._tokenizer.dtype)
@@ -107,7 +107,7 @@ class Split:
         return result
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` tokens from `start` (any integer) on, as from a ring: [count] uint8 or uint16."""
+        """Returns `count` tokens from `start` (any integer) on, as from a ring: [count] uint8 or uint16."""
         result = np.empty(count, self._tokenizer.dtype)
         done = 0
         while done < count:
@@ -127,7 +127,7 @@ class Split:
         return all(np.array_equal(self.read(at, CHUNK), other.read(at, CHUNK)) for at in range(0, self.tokens, CHUNK))
 
     def document_spans(self) -> Iterator[tuple[int, int]]:
-        """Each document's (start, end) in tokens, its separator left out. DataError if not as counted."""
+        """Yields each document's (start, end) in tokens, without its separator. DataError if their number is wrong."""
         found, start = 0, 0
         for position in range(0, self.tokens, CHUNK):
             chunk = self.read(position, min(CHUNK, self.tokens - position))
@@ -142,7 +142,7 @@ class Split:
             raise DataError(f"{self._path}: damaged: {found} documents, expected {self.documents}")
 
     def to_bytes(self, limit: int | None = None) -> bytes:
-        """The text, nothing between its documents: all of it, or its first `limit` bytes."""
+        """Returns the text, nothing between its documents: all of it, or its first `limit` bytes."""
         decoder = self._tokenizer.stream_decoder()
         limit = self.bytes if limit is None else limit
         result = bytearray()
@@ -154,9 +154,9 @@ class Split:
 
 
 class _Mapped:
-    """A shard, mapped into memory: indexed as an array [tokens] is, checking what is read.
+    """A shard, mapped into memory. It is indexed like an array [tokens], and checks what is read.
 
-    A file that is cut while it is mapped would end the process (SIGBUS): its size is looked at before each reading.
+    A file that is truncated while it is mapped would end the process (SIGBUS): its size is checked before each read.
     """
 
     def __init__(self, path: Path, tokens: int, tokenizer: Tokenizer) -> None:
@@ -185,13 +185,13 @@ class Corpus:
     """A prepared directory, open for reading.
 
     Attributes:
-        directory: where it is.
-        tokenizer: what made the tokens, and makes text of them again.
+        directory: its path.
+        tokenizer: the tokenizer that made the tokens and decodes them.
         splits: the splits by name: "train", and "valid" where text is held out.
-        request: what `prepare` was asked for.
-        found: what it counted in the text (`sources.COUNTED`): of "train", and of "valid" where it has its own source.
-        files: by the same names, the files that were read ("read", as rows where "has_rows" says so), and by the reason
-            those that were not ("left_out").
+        request: the request that `prepare` was given.
+        found: the counts of the text (`sources.COUNTED`): of "train", and of "valid" where it has its own source.
+        files: by the same names, the files that were read ("read"; as rows where "has_rows" is true), and those that
+            were not, by the reason ("left_out").
         identity: the sha256, in hex, of the tokenizer and of every token: equal where corpora are equal.
     """
 
@@ -199,7 +199,7 @@ class Corpus:
         path = directory / "index.json"
         try:
             self.tokenizer = tokenizer_from_json(index.tokenizer)
-        except DataError as error:  # which does not know the file
+        except DataError as error:  # its message does not name the file
             raise DataError(f"{path}: damaged: {error}") from None
         self.directory = directory
         self.request = index.request
@@ -229,9 +229,9 @@ class Corpus:
         return cls(directory, convert(read_index(directory), Index, directory / "index.json"))
 
     def verify(self, *names: str) -> None:
-        """Read the splits of these names, or all, with a bar where that takes long, and compare the checksums.
+        """Read the splits of these names, or all, and compare the checksums; shows a progress bar where it takes long.
 
-        Raises DataError where a file is damaged, or holds tokens that the vocabulary has not.
+        Raises DataError where a file is damaged, or holds tokens that are not in the vocabulary.
         """
         dtype = self.tokenizer.dtype
         counts = [self._counts[name] for name in names or self._counts]
@@ -250,7 +250,7 @@ class Corpus:
                     raise DataError(f"{path}: damaged: its sha256 is {found}, expected {shard.sha256}")
 
     def split(self, name: str) -> Split:
-        """The split of that name, or DataError where the corpus has none."""
+        """Returns the split of that name. DataError where the corpus has none."""
         if name not in self.splits:
             raise DataError(
                 f"{self.directory}: no split {name!r}, only {', '.join(self.splits)}"
@@ -260,14 +260,15 @@ class Corpus:
 
 
 class CorpusWriter:
-    """Writes a prepared directory, all of it or nothing: a context that `finish` has to end.
+    """Writes a prepared directory, all of it or nothing. A context manager; call `finish` before it ends.
 
     Args:
-        directory: what it will be called. One that is there already is replaced, when the new one is whole.
-        tokenizer: what makes the tokens.
+        directory: its path in the end. A directory that is there already is replaced when the new one is whole.
+        tokenizer: the tokenizer that makes the tokens.
         shard_tokens: the most tokens in one file.
 
-    Where it ends otherwise, what `save` saw to be on the disk stays there, for `resume`; without any, nothing stays.
+    Where it ends without `finish`, the state of the last `save` stays on the disk, for `resume`; without a `save`,
+    nothing stays.
     """
 
     def __init__(self, directory: Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> None:
@@ -292,7 +293,7 @@ class CorpusWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `save` noted. Whatever was written after it is dropped. Changed: a shard is not as noted."""
+        """Go on from what `save` noted. Anything written after it is dropped. Changed: a shard is not as noted."""
         try:
             msgspec.convert(splits, dict[Literal["train", "valid"], Counts])
         except msgspec.ValidationError as error:
@@ -320,7 +321,7 @@ class CorpusWriter:
         self._splits = splits
 
     def save(self, progress: dict[str, Any]) -> None:
-        """See that all that was written is on the disk, and note there `progress` (JSON) and what `resume` needs."""
+        """Sync all that was written to the disk, and write there `progress` (JSON) and what `resume` needs."""
         for split, file in self._files.items():
             _sync(file)
             self._splits[split]["shards"][-1]["sha256"] = self._hashes[split].hexdigest()
@@ -335,7 +336,7 @@ class CorpusWriter:
         self.append(split, tokens, int(new_document), len(text))
 
     def append(self, split: str, tokens: np.ndarray, documents: int, size: int) -> None:
-        """Add to `split` tokens, [tokens] of the tokenizer's dtype, of `size` bytes, in which `documents` begin."""
+        """Add `tokens` to `split`: [tokens] of the tokenizer's dtype, of `size` bytes; `documents` begin in them."""
         counts = self._splits.setdefault(split, {"documents": 0, "tokens": 0, "bytes": 0, "shards": []})
         counts["documents"] += documents
         counts["tokens"] += len(tokens)
@@ -386,7 +387,7 @@ class CorpusWriter:
             self._directory.rename(_replaced(self._directory))
         self._scratch.rename(self._directory)
         discard_replaced(self._directory)
-        for path in self._directory.iterdir():  # what served to go on
+        for path in self._directory.iterdir():  # the files for resuming
             if path.name not in shards | {"index.json"}:
                 path.unlink()
 
@@ -399,12 +400,12 @@ class CorpusWriter:
 
 
 def scratch(directory: Path) -> Path:
-    """Where a corpus is written until it is whole."""
+    """The path at which a corpus is written until it is whole."""
     return directory.parent / f".{directory.name}.partial"
 
 
 def discard_replaced(directory: Path) -> None:
-    """Delete what a corpus that is there replaced, as a process that was killed may not have done."""
+    """Delete the directory that a corpus replaced, in case the process that should have was killed."""
     shutil.rmtree(_replaced(directory), ignore_errors=True)
 
 
@@ -413,7 +414,7 @@ def _replaced(directory: Path) -> Path:
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:
-    """What `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is not as it was written."""
+    """Reads what `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is damaged."""
     path = directory / PROGRESS
     if not path.exists():
         return None
@@ -427,7 +428,7 @@ def read_progress(directory: Path) -> dict[str, Any] | None:
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """The index of a prepared directory, known to be as it was written. DataError otherwise."""
+    """Reads the index of a prepared directory, and checks its checksum. DataError where it is missing or damaged."""
     path = directory / "index.json"
     index = read_object(path, ": expected a prepared corpus")
     if index.get("format") != FORMAT:
@@ -449,7 +450,7 @@ def _digest(value: Any) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Replace a file by `value`, at once and to the disk."""
+    """Replace a file by `value`, atomically and synced to the disk."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
@@ -459,6 +460,6 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _sync(file: IO[Any]) -> None:
-    """See that what was written is on the disk before the directory gets its name."""
+    """Sync a file to the disk, before the directory gets its name."""
     file.flush()
     os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Where text comes from: files, directories, recipes and data sets, read as documents without holding one in memory.
+"""Sources of text: files, directories, recipes and data sets, read as documents without holding one in memory.
 
 - A text file is any bytes; they are taken as they are (no decoding, no change of line ends), decompressed where they
   are compressed (`intlm.data.files`).
@@ -7,10 +7,10 @@
   It is code: it is run.
 - A data set is rows of columns, one text a row: JSON Lines or Parquet (a file, or a directory that holds any:
   `intlm.data.layouts`), or `hub:OWNER/NAME`, perhaps `@REVISION`, of the Hugging Face hub, which `datasets` reads as a
-  stream. In JSON Lines what is not UTF-8 is replaced by U+FFFD.
+  stream. In JSON Lines bytes that are not UTF-8 are replaced by U+FFFD.
 
 A document is an iterator of chunks of bytes, so that its size does not matter (but a row is in memory as a whole). It
-must be read before the next one is asked for; what is left of it then is skipped. Empty documents are dropped.
+must be read before the next one is asked for; any rest of it is then skipped. Empty documents are dropped.
 """
 
 import codecs
@@ -40,15 +40,15 @@ that are not UTF-8, and with a zero byte; the bytes of the longest."""
 
 
 class Source(NamedTuple):
-    """What to read, and how; the last four are for a data set."""
+    """A place to read, and how; the last four fields are for a data set."""
 
     place: str  # a path, or hub:OWNER/NAME
     separator: str = ""  # divides a text into documents, and is removed; "": none
-    max_bytes: int = 0  # after so many no further document is read; 0: all are
+    max_bytes: int = 0  # no further document is read after so many; 0: no limit
     subset: str = ""
     split: str = "train"
-    columns: str = "text"  # those that hold the text, with commas between
-    filter: str = ""  # which rows; "": all
+    columns: str = "text"  # the columns that hold the text, separated by commas
+    filter: str = ""  # a condition on rows; "": all rows
 
     @property
     def path(self) -> Path:
@@ -62,17 +62,17 @@ class Source(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is of the hub."""
+        """Whether it is a data set of the hub."""
         return self.place.startswith(HUB)
 
     @property
     def is_data_set(self) -> bool:
-        """Whether it has rows, rather than being a text."""
+        """Whether it consists of rows rather than of text."""
         return self.is_remote or (not self.is_recipe and self.layout.has_rows)
 
     @property
     def layout(self) -> Layout:
-        """Which files it is of, and which are left out. DataError if there are none."""
+        """Its files, and those that are left out. DataError if there are none to read."""
         if self.is_remote:
             return Layout([], True, {}, set())
         return layout(self.path, self.column_names, self.subset, self.split)
@@ -84,7 +84,7 @@ class Source(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """The bytes of its text, where its files' sizes tell."""
+        """The bytes of its text; None where the sizes of its files do not tell."""
         found = self.layout
         if found.has_rows or any(map(files.is_compressed, found.files)):
             return None
@@ -92,9 +92,9 @@ class Source(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A place in a source where reading may begin again."""
+    """A position in a source from which reading can start again."""
 
-    state: dict[str, Any] | None  # what `datasets` calls so; None: the beginning
+    state: dict[str, Any] | None  # the `state_dict` of the rows; None: the beginning
     counts: dict[str, int]  # what was counted before it
 
 
@@ -104,14 +104,14 @@ class Reader:
     Args:
         source: what to read.
         mark: where to begin; None: at the beginning.
-        texts: what the source gives, each in chunks, where that is known already; None: it is read.
+        texts: the source's texts, each in chunks, where they have been read already; None: the source is read.
 
     Attributes:
-        counts: of COUNTED, what was read so far, the document at hand not yet among them.
-        mark: the last place before the document at hand where another reader may begin.
+        counts: the counts of COUNTED so far, without the document being read.
+        mark: the last position before the document being read from which another reader can start.
 
-    Raises, as it is read, DataError: nothing there, no text in it, a file that cannot be read, a recipe that fails, or
-    a data set without what is asked of it; the message names the place.
+    Reading raises DataError where nothing is there, there is no text in it, a file cannot be read, a recipe fails, or a
+    data set lacks what is asked of it; the message names the place.
     """
 
     def __init__(
@@ -121,15 +121,15 @@ class Reader:
         self._texts = self._read() if texts is None else texts
         self.mark = mark or Mark(None, dict.fromkeys(COUNTED, 0))
         self.counts = dict(self.mark.counts)
-        self._unseen: dict[str, str] = {}  # columns that no row has had so far, with the key that asks for them
-        self._others: list[str] = []  # the columns of the row then
+        self._unseen: dict[str, str] = {}  # columns that no row has had so far -> the key that asks for them
+        self._others: list[str] = []  # the columns of that row
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
         source, found = self._source, 0
         for chunks in self._texts:
             pieces = _split(chunks, source.separator.encode()) if source.separator else chunks
             # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
-            # empty documents; and groupby skips what is left of a document that is not read to its end.
+            # empty documents; and groupby skips the rest of a document that is not read to its end.
             present = (piece for piece in map(self._seen, pieces) if piece is None or piece)
             before = found
             for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
@@ -158,7 +158,7 @@ class Reader:
     def _counted(self, document: Iterator[bytes]) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         size, is_utf8, has_nul = 0, True, False
-        for chunk in itertools.chain(document, (b"",)):  # the last: whether a character is cut off
+        for chunk in itertools.chain(document, (b"",)):  # the last chunk tells whether a character is cut off
             size += len(chunk)
             has_nul = has_nul or b"\0" in chunk
             if is_utf8:
@@ -175,7 +175,7 @@ class Reader:
         self.counts["longest"] = max(size, self.counts["longest"])
 
     def _rows(self, paths: list[Path]) -> Iterator[Iterator[bytes]]:
-        """The text of each row."""
+        """Yields the text of each row."""
         source, size = self._source, 0
         columns = source.column_names
         conditions = row_filter(source.filter)
@@ -216,13 +216,13 @@ class Reader:
             raise DataError(f"{place}: cannot be read: {reason(error)}") from error
 
     def _expect_all(self) -> None:
-        """DataError where some column that is asked for was in no row."""
+        """Raises DataError where no row had one of the columns that are asked for."""
         for name, key in self._unseen.items():
             raise DataError(f"{self._source.place}: {key}: no column {name!r}, only {', '.join(self._others)}")
 
 
 class Condition(NamedTuple):
-    """What a filter asks of a column."""
+    """One condition of a filter: a column compared with a value."""
 
     column: str
     sign: str
@@ -234,7 +234,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": oper
 
 
 def row_filter(text: str) -> list[Condition]:
-    """The conditions of `text`: `COLUMN OP VALUE`, joined by `and`; no text: none.
+    """Returns the conditions of `text`: `COLUMN OP VALUE`, joined by `and`; an empty text has none.
 
     OP is one of == != < <= > >=, VALUE a number, a string, true, false or null as JSON writes them. DataError for
     another text.
@@ -261,8 +261,8 @@ def row_filter(text: str) -> list[Condition]:
 def is_wanted(row: dict[str, Any], conditions: list[Condition]) -> bool:
     """Whether a row meets all of the conditions.
 
-    A column that a row has not is null there. A null is unequal to all else, and neither less nor more. DataError where
-    a value is of another type than what it is compared with; all numbers are of one.
+    A column that a row does not have is null. Null is unequal to all else, and neither less nor greater. DataError
+    where a value is compared with one of another type; all numbers are of one type.
     """
     for name, sign, expected in conditions:
         value = row.get(name)
@@ -293,7 +293,7 @@ def _remote(source: Source) -> Any:
 
 
 def _text_of(row: dict[str, Any], columns: Iterable[str]) -> bytes:
-    """The texts of some columns, a blank line between them; null is none. DataError where one holds something else."""
+    """Returns the texts of some columns, a blank line between them; null is no text. DataError for other types."""
     texts = []
     for name in columns:
         text = b"" if row.get(name) is None else row[name]
@@ -307,7 +307,7 @@ def _text_of(row: dict[str, Any], columns: Iterable[str]) -> bytes:
 
 
 def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
-    """The text between separators in pieces, and None in place of each separator."""
+    """Yields the text between separators in pieces, and None in place of each separator."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(separator)
@@ -326,7 +326,7 @@ def _chunks(text: bytes) -> Iterator[bytes]:
 
 
 def run_recipe(path: Path) -> Iterator[bytes]:
-    """What the recipe's `documents()` yields. DataError where it fails."""
+    """Yields what the recipe's `documents()` yields. DataError where it fails."""
     code = files.read(path)
     spec = importlib.util.spec_from_file_location(f"intlm_recipe_{path.stem}", path)
     assert spec is not None

@@ -1,13 +1,14 @@
-"""Training text as parallel streams: which tokens each stream reads at which update, a function of its number alone.
+"""Training text as parallel streams. Which tokens a stream reads at an update depends on the update's number alone.
 
 The split is a ring of N tokens. Stream s of S starts at token floor(s·N / S), and at update u reads the T
 tokens from start + u·T on. So a stream skips nothing. At the end of its share of the ring it goes on into its
-neighbour's, past the last token it goes on at the first, and after ceil(N / T) updates every stream has read every
-token: no document is lost at the corpus's end. What is read is a function of the update, so to resume needs no more
-than its number. Of more streams than tokens some read the same; a corpus that short is learnt by heart in any case.
+neighbour's; after the last token it goes on at the first. After ceil(N / T) updates every stream has read every
+token: no document is lost at the corpus's end. Resuming needs only the number of the update. With more streams than
+tokens some streams read the same; a corpus that short is learnt by heart in any case.
 
 In a mixture each corpus has its own streams, in the order of the corpora, and so its own positions: of S streams those
-from floor(S·a / w) to floor(S·b / w), where a and b are the sums of the shares before it and up to it, w that of all.
+from floor(S·a / w) to floor(S·b / w). Here a is the sum of the shares before the corpus, b the sum up to and with it,
+and w the sum of all shares.
 """
 
 import time
@@ -24,28 +25,28 @@ from intlm.errors import ConfigError
 
 
 class Batch(NamedTuple):
-    """What an update reads."""
+    """The text that one update reads."""
 
     tokens: np.ndarray  # uint16 [S, T]
-    targets: np.ndarray  # uint16 [S, T, K], what is to be predicted after each token
+    targets: np.ndarray  # uint16 [S, T, K], the tokens to be predicted after each token
 
 
 class Streams(Protocol):
-    """What a run reads."""
+    """The training text of a run, one batch an update."""
 
     def batch(self, update: int) -> Batch:
-        """What each stream reads at `update` (0 or more). A separator is a token like any other."""
+        """Returns the tokens that each stream reads at `update` (0 or more). A separator is a token like any other."""
 
 
 class TokenStreams:
     """The streams of a split.
 
     Args:
-        split: what is read.
-        num_streams: S, at least 1. Of more streams than tokens some read the same.
+        split: the split that is read.
+        num_streams: S, at least 1. With more streams than tokens some streams read the same.
         tokens_per_update: T, at least 1.
-        targets: K, a power of two. 1: a token's target is the one that follows. More: see `AlikeContexts`.
-        own: the streams that are read; None: all.
+        targets: K, a power of two. 1: a token's target is the token that follows. More: see `AlikeContexts`.
+        own: the numbers of the streams that are read; None: all.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class TokenStreams:
         self._alike = AlikeContexts(split, targets) if targets > 1 else None
 
     def batch(self, update: int) -> Batch:
-        """What each stream reads at `update` (0 or more). A separator is a token like any other."""
+        """Returns the tokens that each stream reads at `update` (0 or more). A separator is a token like any other."""
         offset = update * self._tokens_per_update % self._split.tokens
         positions = (self._positions + offset) % self._split.tokens
         found = self._split.gather(positions).astype(np.uint16)
@@ -106,7 +107,7 @@ class MixedStreams:
                 self._parts.append(TokenStreams(split, count, tokens_per_update, targets, part))
 
     def batch(self, update: int) -> Batch:
-        """What each stream reads at `update` (0 or more)."""
+        """Returns the tokens that each stream reads at `update` (0 or more)."""
         parts = [part.batch(update) for part in self._parts] or [self._nothing]
         return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
@@ -138,7 +139,7 @@ class ReadAhead:
         self._thread.start()
 
     def next(self) -> Batch:
-        """The batch of the next update. Raises what reading it raised."""
+        """Returns the batch of the next update. Raises the exception that reading it raised."""
         began = time.monotonic()
         found = self._queue.get()
         self.waited = time.monotonic() - began

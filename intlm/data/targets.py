@@ -1,10 +1,10 @@
-"""What is to be predicted after a context: not one token that followed it but many, to tell signal from chance.
+"""Several targets for each context instead of the one token that followed it, to tell signal from chance.
 
-Which of the likely tokens comes next is chance, and it is most of what makes the losses of a few tokens of text differ.
-The text has other contexts that end in the same tokens; what followed them was drawn from nearly the same
-distribution, so the mean over them says more about it than the one does. Contexts are sorted by their last token, then
-the one before it, and so on: neighbours in that order are those most alike, as in the Burrows-Wheeler transform
-and in the unbounded contexts of PPM* (Cleary and Teahan, 1997).
+Which of the likely tokens comes next is chance, and that chance is most of the difference between the losses on a few
+tokens of text. The text has other contexts that end in the same tokens; the tokens that followed them were drawn from
+nearly the same distribution, so their mean says more about it than one token does. Contexts are sorted by their last
+token, then the one before it, and so on: neighbours in that order are those most alike, as in the Burrows-Wheeler
+transform and in the unbounded contexts of PPM* (Cleary and Teahan, 1997).
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from intlm.data.shards import Split
 
-SEGMENT = 1 << 26  # tokens that are sorted together: 2 GB while they are
+SEGMENT = 1 << 26  # tokens that are sorted together, which takes 2 GB of memory
 
 
 class AlikeContexts:
     """The contexts of a split, in order. Keeps 6 bytes a token in memory.
 
     Contexts are compared by as many of their last tokens as fit into 64 bits, equal ones stay in the order of the text,
-    which is a ring. A split of more than 2^26 tokens is sorted in segments of so many.
+    which is a ring. A split of more than 2^26 tokens is sorted in segments of 2^26 tokens.
 
     Args:
         split: the text.
@@ -44,7 +44,7 @@ class AlikeContexts:
             self._next[start : start + size] = ring[depth:][order]
 
     def after(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens that follow the K contexts most alike, by order, to those that end at these positions.
+        """Returns the tokens after the K contexts that lie nearest in the order to those ending at these positions.
 
         positions: integers S, below the number of tokens. Returns uint16 S + [K]: of the contexts in their order, K/2
         before this one, this one, and K/2 - 1 after it; at an end of the order the K nearest the end. Where there are

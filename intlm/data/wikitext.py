@@ -1,6 +1,6 @@
-"""WikiText: articles in tokens with spaces around them, made text again.
+"""WikiText: turns its articles, whose tokens have spaces around them, into ordinary text again.
 
-The numbers of the field's tables are of one convention (EleutherAI's lm-evaluation-harness, task `wikitext`): a page is
+Published results follow one convention (EleutherAI's lm-evaluation-harness, task `wikitext`): a page is
 a document; its likelihood is that of the text that `detokenised` makes of it; the words and bytes that the likelihood
 is divided by are those of the page as it stands in the file. tests/data/test_wikitext.py holds this to that harness.
 """
@@ -18,7 +18,7 @@ def is_title(line: str) -> bool:
 
 
 def pages(text: str) -> Iterator[str]:
-    """The pages of a file, each from its title to before the next; what is before the first, unless it is blank."""
+    """Yields the pages of a file, each up to the next title, and the text before the first title unless it is blank."""
     page: list[str] = []
     for line in text.split("\n"):
         if is_title(line):
@@ -31,7 +31,7 @@ def pages(text: str) -> Iterator[str]:
 
 
 def detokenised(page: str) -> str:
-    """The text of a page without the spaces and signs that its tokens brought. The order of the rules matters."""
+    """Returns the text of a page without the spaces and signs of tokenization. The order of the rules matters."""
     text = page.replace("s '", "s'")
     for sign in "-,.":  # within a word or a number
         text = text.replace(f" @{sign}@ ", sign)

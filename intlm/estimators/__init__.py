@@ -1,8 +1,8 @@
-"""Estimators: what noise members carry, and what is voted from what they lose. One file each.
+"""Estimators: which noise the members carry, and how their losses become votes. One file each.
 
-A population is divided into units that carry their own noise (for `member` an antithetic pair); some units that follow
-each other read the same text. Everything is indexed by the unit's number in the whole population, so that chunks,
-devices and processes are only ways of walking through it. Only sums of integers cross between devices.
+A population is divided into units that carry their own noise (for `member` an antithetic pair); some consecutive units
+read the same text. Everything is indexed by the unit's number in the whole population, so that its division into
+chunks, devices and processes changes no bit. Devices send each other only sums of integers.
 """
 
 from collections.abc import Iterable
@@ -23,22 +23,22 @@ class Estimator(Part):
     given units is number `first` (uint32 scalar) of the whole population.
     """
 
-    # How a population is made up
+    # The structure of a population
 
     def units(self, members: int) -> int:
-        """How many units so many members are."""
+        """The number of units of a population of `members`."""
         raise NotImplementedError
 
     def units_of_a_text(self) -> int:
-        """How many units read the same text."""
+        """The number of units that read the same text."""
         raise NotImplementedError
 
     def scored(self, members: int) -> int:
-        """How many members' losses `totals` adds up: what `train_bits_per_byte` is the mean of."""
+        """The number of members whose losses count: `train_bits_per_byte` is the mean of these losses."""
         return members
 
     def init(self, population: "Population") -> Any:
-        """What members keep from one update to the next, before the first: a pytree of [units, ...]."""
+        """The members' state before the first update, which is kept between updates: a pytree of [units, ...]."""
         raise NotImplementedError
 
     # An update
@@ -47,27 +47,27 @@ class Estimator(Part):
         self, engine: "Engine", parameters: "Parameters", batch: tuple[Array, ...], kept: Any, update: Array,
         first: Array, there: Array | None = None,
     ) -> tuple[Any, Any]:  # fmt: skip
-        """What some units make of their texts. Nothing crosses between devices.
+        """Evaluates some units on their texts. Nothing is sent between devices.
 
-        batch: of their texts, [texts, ...]. kept: of `init`, for these units. update: uint32 scalar. there: bool
-        [units], which of them count (None: all); the others are to change nothing.
-        Returns a pytree for `totals` and `votes`, whose arrays can lie side by side along their first axis (those of
-        several devices do), and what the units keep.
+        batch: of their texts, [texts, ...]. kept: these units' state, as of `init`. update: uint32 scalar. there: bool
+        [units], which of them count (None: all); the others must change nothing.
+        Returns a pytree for `totals` and `votes`, whose arrays can be concatenated along their first axis (those of
+        several devices are), and the units' next state.
         """
         raise NotImplementedError
 
     def losses(self, seen: Any) -> Array:
-        """The losses that `scored` counts, of what `evaluate` returned: int32 [any] of 0 or more, 256 = one bit."""
+        """The losses that `scored` counts, from the result of `evaluate`: int32 [any] of 0 or more, 256 = one bit."""
         raise NotImplementedError
 
     def totals(self, seen: Any) -> Any:
-        """What `votes` must know of the whole population, to be added up over devices: a pytree of int32."""
+        """The sums that `votes` needs, to be added up over devices: a pytree of int32."""
         raise NotImplementedError
 
     def votes(
         self, engine: "Engine", seen: Any, totals: Any, update: Array, first: Array, voters: Array | None = None
     ) -> tuple["Parameters", Array]:
-        """What some units vote, and what `deviations` must know, both to be added up over devices.
+        """The votes of some units, and the scalar that `deviations` needs, both to be added up over devices.
 
         totals: of all units. voters: bool [units], those that vote (None: all). Returns int32 by parameter, and an
         int32 scalar.
@@ -78,15 +78,15 @@ class Estimator(Part):
         self, population: "Population", specifications: "Iterable[Specification]", chance: Array
     ) -> "Parameters":
         """A 256th of a vote's standard deviation where fitness says nothing: int32 by parameter, scalars or of its
-        shape. chance: the sum of what `votes` returned."""
+        shape. chance: the sum of the scalars that `votes` returned."""
         raise NotImplementedError
 
     def saturated(self, kept: Any) -> Array:
-        """How many of each unit's state values are at an end of their range: int32 [units]."""
+        """The number of each unit's state values that are at an end of their range: int32 [units]."""
         raise NotImplementedError
 
     def states_of_a_unit(self, architecture: "Architecture") -> int:
-        """How many state values a unit has."""
+        """The number of state values of a unit."""
         raise NotImplementedError
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from intlm.population.engine import Engine, Population
 
 MAX_PAIRS = 2**19
-INPUT_PRODUCT_LIMIT = 1 << 23  # |x B| is held to this before its scaling, which saturates far below it
+INPUT_PRODUCT_LIMIT = 1 << 23  # |x B| is clipped to this before its scaling, which saturates far below it
 
 
 @ESTIMATORS.register("member")
@@ -139,10 +139,10 @@ class Member(Estimator):
         """See `Estimator.states_of_a_unit`."""
         return 2 * architecture.num_layers * architecture.state_size
 
-    # In plain JAX: what every engine is held to
+    # In plain JAX: the reference for every engine
 
     def perturbation(self, seed: int) -> "Perturbation":
-        """What the noise is drawn by."""
+        """The settings that the noise is drawn by."""
         return Perturbation(seed, self.rank, self.sigma_shift, self.noise_reuse)
 
     def noise(self, specification: Specification, number: Array, seed: int, epoch: Array, pairs: Array) -> Any:
@@ -150,11 +150,11 @@ class Member(Estimator):
         return parameter_noise(specification, number, self.perturbation(seed), epoch, pairs)
 
     def weights(self, parameters: Layered[Array], noise: Layered[Any], seed: int) -> Weights:
-        """The weights of both members of some pairs: S is [pairs, 2], the member that adds first."""
+        """The weights of both members of some pairs: S is [pairs, 2]; the member that adds is first."""
         return PerturbedWeights(parameters, noise, self.perturbation(seed))
 
     def gathered(self, specification: Specification, noise: Any, fitness: Array, largest: int) -> Array:
-        """What some pairs vote for one parameter (`votes`)."""
+        """The votes of some pairs for one parameter (`votes`)."""
         return votes(specification, noise, fitness, largest)
 
     def read(
@@ -203,7 +203,7 @@ class Member(Estimator):
 
 
 class Perturbation(NamedTuple):
-    """The settings of the perturbations; hashable, so that they can be static under jit."""
+    """The settings of the perturbations. Hashable, so that they can be static under jit."""
 
     seed: int
     rank: int
@@ -259,7 +259,7 @@ def noise(architecture: Architecture, perturbation: Perturbation, epoch: Array, 
 
 
 class PerturbedWeights:
-    """The weights of both members of some pairs: S is [pairs, 2], the member that adds first."""
+    """The weights of both members of some pairs: S is [pairs, 2]; the member that adds is first."""
 
     def __init__(self, parameters: Layered[Array], noise: Layered[Noise], perturbation: Perturbation) -> None:
         self.parameters, self.noise = parameters.outer, noise.outer
@@ -310,10 +310,10 @@ class PerturbedWeights:
 
 
 def votes(specification: Specification, noise: Noise, fitness: Array, largest: int) -> Array:
-    """What some pairs' fitness says of one parameter: the sum over pairs of f A B^T, or of 16 f z for a vector.
+    """The votes of some pairs for one parameter: the sum over pairs of f A B^T, or of 16 f z for a vector.
 
     fitness: int8 [pairs], at most largest in magnitude. Returns int32 of the parameter's shape. Where the
-    fitness has nothing to say, a vote has mean 0 and standard deviation 256 sqrt(rank * sum f^2) (rank 1 for a vector).
+    fitness says nothing, a vote has mean 0 and standard deviation 256 sqrt(rank * sum f^2) (rank 1 for a vector).
     """
     weight = fitness.astype(jnp.int32)
     if isinstance(noise, Factors):

@@ -1,10 +1,10 @@
-"""EGGROLL with a rank-1 perturbation for each member and token: credit for each token (docs/numerics-token.md).
+"""EGGROLL with a rank-1 perturbation for each member and token, and credit for each token (docs/numerics-token.md).
 
-What a matrix gives at a token is perturbed by random signs u, for that token alone: W + u x^T / |x|^2 acts on the input
-x as W x + u, so that A is drawn and B is the input itself. Every text has a clean member and some noisy ones; what a
-noisy member's loss is below the clean one's at a token, and at those that follow, is that token's credit. The vote of a
-weight is the sum over texts and tokens of y x: y the noise times fitness, summed over a text's noisy members, x what
-the clean member read.
+A matrix's output at a token is perturbed by random signs u, for that token alone: W + u x^T / |x|^2 acts on the input
+x as W x + u, so that A is drawn and B is the input itself. Every text has a clean member and some noisy ones. A token's
+credit is how far a noisy member's loss is below the clean one's at that token and at those that follow. The vote of a
+weight is the sum over texts and tokens of y x: y is the noise times fitness, summed over a text's noisy members, x the
+clean member's input.
 """
 
 import math
@@ -23,8 +23,8 @@ from intlm.model.parameters import Architecture, Layered, Parameters, stack_laye
 MOST_TEXT_TOKENS = 1 << 24  # of an update: texts times the tokens of each
 MOST_TEXTS = 1 << 19
 CUT = 4  # fitness is largest at this many mean magnitudes
-_DIGITS, _DIGIT = 4, 7  # a sum of up to 2^24 values below 2^28 is kept as that of each of 4 digits of 7 bits
-_BLOCK = 128  # bits that one counter gives
+_DIGITS, _DIGIT = 4, 7  # a sum of up to 2^24 values below 2^28 is kept as 4 sums, one for each digit of 7 bits
+_BLOCK = 128  # random bits from one counter
 
 Tree = TypeVar("Tree")
 
@@ -37,8 +37,8 @@ class Units(NamedTuple):
     bias: str | None = None
 
 
-# The units of a layer in the order of their noise; those of the cell come before its state, those of the feed-forward
-# behind it.
+# The units of a layer in the order of their noise: those of the cell come before its state, those of the feed-forward
+# after it.
 CELL = (
     Units("gate_input", ("gate_input", "gate_state"), "gate_bias"),
     Units("candidate_input", ("candidate_input", "candidate_state"), "candidate_bias"),
@@ -49,7 +49,7 @@ NOISY = ("embedding", "gate_input", "candidate_input", "up", "down", "head")
 
 
 class Token(NamedTuple):
-    """The settings of the estimator; hashable, so that they can be static under jit."""
+    """The settings of the estimator. Hashable, so that they can be static under jit."""
 
     seed: int
     texts: int  # of an update
@@ -64,27 +64,27 @@ class Token(NamedTuple):
         return MAX8 // self.members
 
     def amplitude(self, name: str, fan_in: int) -> int:
-        """The noise of the units that a product gives, in its accumulator."""
+        """The magnitude of the noise of a product's units, in its accumulator."""
         return math.isqrt(fan_in * 4 ** (8 - self.sigmas[NOISY.index(name)]))
 
     @property
     def embedding_amplitude(self) -> int:
-        """The noise of what the embedding gives, 1 at least."""
+        """The magnitude of the noise of the embedding's output, 1 at least."""
         return max(1, ONE >> self.sigmas[0])
 
 
 class Votes(NamedTuple):
-    """What texts say of the parameters, to be added up over the parts of a population. All int32."""
+    """The votes of some texts, to be added up over the parts of a population. All int32."""
 
     votes: Parameters  # by parameter, its shape
-    # By parameter, the sum over texts and tokens of the vote's variance where noise is all there is, a sum a digit:
-    # [4, fan-in] of a matrix, for a row's elements have one each; [4, vocabulary] of the embedding; [4, 1] of a bias.
+    # By parameter, the sum over texts and tokens of the vote's variance under noise alone, one sum for each digit:
+    # [4, fan-in] of a matrix, whose rows are all alike; [4, vocabulary] of the embedding; [4, 1] of a bias.
     chance: Parameters
-    sizes: Array  # [2, 4], the sums of |d| and of |R|, a sum a digit
+    sizes: Array  # [2, 4], the sums of |d| and of |R|, one for each digit
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns of some texts."""
+    """The result of `evaluate` for some texts."""
 
     losses: Array  # int32 [texts], the clean members', summed over their tokens; 256 = one bit
     states: Array  # int8 [texts, layers, hidden], the clean members' after the text
@@ -97,7 +97,7 @@ def layer_units() -> tuple[Units, ...]:
 
 
 def widths(architecture: Architecture) -> dict[str, int]:
-    """How many units each product of a layer that noise enters has, in the order of the noise."""
+    """The number of units of each product of a layer that noise enters, in the order of the noise."""
     hidden, wide = architecture.hidden_size, architecture.feed_forward_size
     return {units.noise: wide if units.noise == "up" else hidden for units in layer_units()}
 
@@ -127,13 +127,13 @@ def noise(architecture: Architecture, settings: Token, update: Array, texts: Arr
 
 
 def _member(settings: Token, texts: Array, members: Array | int) -> Array:
-    """A member's number in the whole update, 0 being the clean one of a text: uint32."""
+    """A member's number in the whole update; member 0 of a text is the clean one: uint32."""
     return texts * (1 + settings.members) + jnp.uint32(members)
 
 
 def slopes(settings: Token, update: Array, texts: Array, token: Array, logits: Array, targets: Array) -> Array:
-    """What the head is to do at a token: 127 times target minus probability, rounded to one of its two neighbours by
-    chance, so that small probabilities are not lost.
+    """The slopes of the loss at a token, by which the head votes: 127 times target minus probability, rounded at random
+    to one of its two neighbours, so that small probabilities are not lost.
 
     update, texts, token: see `noise`. logits: int32 [texts, vocabulary], the clean members'. targets: int32 [texts, K].
     Returns int8 [texts, vocabulary].
@@ -165,7 +165,7 @@ class NoisyWeights:
         return NoisyWeights(Layered(parameters, {}), Layered(noise, {}), self.settings)
 
     def _signs(self, name: str) -> Array:
-        """int32 [texts, 1 + members, units], 0 for the clean member."""
+        """The signs of a product's noise: int32 [texts, 1 + members, units], 0 for the clean member."""
         return jnp.pad(self.noise[name].astype(jnp.int32), ((0, 0), (1, 0), (0, 0)))
 
     def embed(self, tokens: Array) -> Array:
@@ -203,13 +203,16 @@ def credits(differences: Array, tokens: Array, eighths: int) -> Array:
 
 
 def fitness(credit: Array, mean: Array, settings: Token) -> Array:
-    """Credit over CUT mean magnitudes, at most `largest`. mean: int32 scalar, 1 at least. Returns int32."""
+    """Credit scaled so that CUT mean magnitudes give `largest`, and cut there. mean: int32 scalar, 1 at least.
+
+    Returns int32.
+    """
     size = (jnp.abs(credit) * settings.largest + (CUT // 2) * mean) // (CUT * mean)
     return jnp.sign(credit) * jnp.minimum(size, settings.largest)
 
 
 def vote_shift(texts: int, tokens: int) -> int:
-    """The smallest shift of a text's votes for a matrix with which those of all texts cannot pass int32."""
+    """The smallest shift of a text's votes for a matrix with which the votes of all texts cannot pass int32."""
     shift = 0
     while texts * ((tokens * MAX8**2 + (1 << shift >> 1)) >> shift) >= 1 << 31:
         shift += 1
@@ -227,7 +230,7 @@ def digits(values: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _carried(sums: Array) -> tuple[Array, Array]:
-    """The sum that `digits` made, as high * 2^21 + low. sums: int32 [4] + S. Returns int32 S, below 2^31 and 2^21."""
+    """The sum of `digits`, as high * 2^21 + low. sums: int32 [4] + S. Returns int32 S, below 2^31 and 2^21."""
     low = jnp.zeros_like(sums[0])
     carry = jnp.zeros_like(sums[0])
     for k in range(_DIGITS - 1):
@@ -238,7 +241,7 @@ def _carried(sums: Array) -> tuple[Array, Array]:
 
 
 def quotient(sums: Array, divisor: int) -> Array:
-    """The sum that `digits` made over divisor, rounded down: int32 S, where it is below 2^31.
+    """The sum that `digits` returned, divided by divisor and rounded down: int32 S, where it is below 2^31.
 
     sums: int32 [4] + S. divisor: 1 to 2^31 - 1.
     """
@@ -262,7 +265,7 @@ def deviation(sums: Array, shift: int = 0) -> Array:
     sums: int32 [4] + S, see `Votes.chance`. shift: the votes'.
     """
     high, low = _carried(sums)
-    # As many bits are dropped, an even number, as leave 30.
+    # An even number of bits is dropped, such that 30 stay.
     dropped = jnp.maximum(0, 32 - jax.lax.clz(high) - 9 + 1) & ~1
     wide = jnp.left_shift(high, jnp.maximum(0, 21 - dropped)) + jnp.right_shift(low, jnp.minimum(21, dropped))
     kept = jnp.where(dropped <= 21, wide, jnp.right_shift(high, jnp.maximum(0, dropped - 21)))
@@ -278,7 +281,7 @@ def standardised(votes: Array, deviation: Array) -> Array:
 
 
 def broadcast(name: str, deviation: Array) -> Array:
-    """A deviation as it lies along the parameter called `name`."""
+    """Shapes a deviation to broadcast along the parameter called `name`."""
     return deviation[:, None] if name == "embedding" else deviation
 
 
@@ -295,12 +298,12 @@ def evaluate(
     chunk: int,
     heard: Array | None = None,
 ) -> Evaluation:
-    """Read some texts that follow each other with their clean and noisy members, and gather their votes.
+    """Read some consecutive texts with their clean and noisy members, and gather their votes.
 
     parameters: int8, by name. states: int8 [texts, layers, hidden], the clean members'. means: int32 [2], the mean
     magnitudes of d and R that fitness is measured by. tokens: uint16 [texts, T]. targets: uint16 [texts, T, K].
-    update, first: uint32 scalars, the number of the first text. chunk: texts that are read at once, which changes no
-    bit. heard: bool [members], the noisy members that vote; None: all.
+    update, first: uint32 scalars, the number of the first text. chunk: texts that are read at once, which changes
+    no bit. heard: bool [members], the noisy members that vote; None: all.
     """
     shared = stack_layers(parameters)
     shift = vote_shift(settings.texts, tokens.shape[1])
@@ -315,7 +318,7 @@ def evaluate(
 
 
 def no_votes(parameters: Parameters) -> Votes:
-    """The votes of no text."""
+    """Votes of zero, those of no text."""
     widths = {name: w.shape[0] if name == "embedding" else (*w.shape, 1)[1] for name, w in parameters.items()}
     return Votes(
         {name: jnp.zeros(w.shape, jnp.int32) for name, w in parameters.items()},
@@ -427,7 +430,7 @@ def _chunk(
 
 
 def _energy(scores: Array, x: Array) -> Array:
-    """The variance of a vote where noise is all there is. scores: int32 [T, texts], the sum of the squared fitness.
+    """The variance of a vote under noise alone. scores: int32 [T, texts], the sum of the squared fitness.
     x: int8 [T, texts, fan-in]."""
     return scores[..., None] * jnp.square(x.astype(jnp.int32))
 

@@ -7,24 +7,24 @@ from intlm.settings import Family, Part
 
 
 class Fitness(Part):
-    """Turns losses into votes' weights. A population may be spread over devices: what must be known of all of it is
-    summed first (`totals`)."""
+    """Turns losses into fitness. A population may be spread over devices: quantities of the whole population are summed
+    first (`totals`)."""
 
     def largest(self, pairs: int, rank: int) -> int:
         """The largest |fitness|, at most `largest_fitness`."""
         return largest_fitness(pairs, rank)
 
     def totals(self, losses: Array) -> Array:
-        """What `shape` must know of all pairs, to be added up over the parts of a population: int32 [any].
+        """The sums that `shape` needs, to be added up over the parts of a population: int32 [any].
 
-        losses: int32 [some pairs, 2], 256 = one bit, the member that adds its perturbation first.
+        losses: int32 [some pairs, 2], 256 = one bit; the member that adds its perturbation is first.
         """
         return jnp.zeros(0, jnp.int32)
 
     def shape(self, losses: Array, rank: int, pairs: int, totals: Array) -> Array:
-        """Each pair's fitness, positive where the member that adds lost less: int8 [some pairs].
+        """Each pair's fitness, positive where the member that adds has the lower loss: int8 [some pairs].
 
-        losses: as of `totals`; both 0 for a pair that does not count, whose fitness must be 0. pairs, totals: of the
+        losses: as in `totals`; both 0 for a pair that does not count, whose fitness must be 0. pairs, totals: of the
         whole population.
         """
         raise NotImplementedError

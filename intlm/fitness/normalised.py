@@ -25,7 +25,7 @@ class Normalised(Fitness):
         return jnp.stack([jnp.sum(size >> _LIMB), jnp.sum(size & (2**_LIMB - 1))])
 
     def shape(self, losses: Array, rank: int, pairs: int, totals: Array) -> Array:
-        """See `Fitness.shape`; pairs: at most 2^19. Four mean differences give `largest`."""
+        """See `Fitness.shape`; pairs: at most 2^19. A difference of four mean differences gives `largest`."""
         largest = self.largest(pairs, rank)
         difference = _difference(losses)
         size, (high, low) = jnp.abs(difference), totals

@@ -1,4 +1,4 @@
-"""Objectives: what a member does, and what it is scored by. One file each."""
+"""Objectives: the task of a member, and its loss. One file each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from intlm.settings import Family, Part
 
 
 class Objective(Part):
-    """What members of a population are given in each update, and the loss that they are compared by.
+    """The text that a population's members are given in each update, and the loss that they are compared by.
 
     per_token: whether every token has a loss of its own (`token_losses`), as the estimator `token` needs.
     """
@@ -19,15 +19,15 @@ class Objective(Part):
         """The batches of a run (`intlm.data.streams.MixedStreams`).
 
         corpora: shares and the training splits of a mixture. texts: of an update. length: tokens of each. own: the
-        texts that this process reads.
+        numbers of the texts that this process reads.
         """
         raise NotImplementedError
 
     def losses(self, weights: Any, batch: tuple[Array, ...], states: Array, architecture: Any) -> tuple[Array, Array]:
-        """What some members lose on their texts, and their states after it: int32 S, int8 [layers] + S + [hidden].
+        """The losses of some members on their texts, and their states after it: int32 S, int8 [layers] + S + [hidden].
 
-        weights: of the members (`intlm.model.forward.Weights`), of shape S. batch: what `streams` gives for each text,
-        indexed to S in front. states: int8 [layers] + S + [hidden].
+        weights: of the members (`intlm.model.forward.Weights`), of shape S. batch: `streams`' arrays for each text,
+        indexed so that S comes first. states: int8 [layers] + S + [hidden].
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Optimizers: what votes do to weights. One file each; `steps` holds what several of them share."""
+"""Optimizers: they turn votes into new weights. One file each; `steps` holds what several of them share."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,14 +18,14 @@ class Optimizer(Part):
     former: ClassVar[tuple[str, ...]] = ()  # fields that the state had in earlier versions; in a checkpoint, dropped
 
     def init(self, parameters: dict[str, Array]) -> Any:
-        """The state before the first update: a pytree in which dictionaries hold something for each parameter."""
+        """The state before the first update: a pytree in which dictionaries hold a value for each parameter."""
         return ()
 
     def update(
         self, kinds: Mapping[str, Any], parameters: dict[str, Array], votes: dict[str, Array], state: Any,
         deviations: dict[str, Array], setting: Array,
     ) -> tuple[dict[str, Array], Any]:  # fmt: skip
-        """The next weights and state, element by element: the arrays may be any slice of a parameter's.
+        """Returns the next weights and state, element by element: the arrays may be any slice of a parameter's.
 
         kinds: each parameter's `intlm.model.parameters.Kind`. parameters: int8, by name. votes: int32, of the same
         shapes; the population wants a weight to move along its vote. deviations: int32, of the same shape or scalars, a
@@ -36,7 +36,7 @@ class Optimizer(Part):
     def limits(self) -> tuple[tuple[int, int], ...]:
         """The least and the greatest value of each field of the state, which is a named tuple of dictionaries.
 
-        None at all: a state that is read from a checkpoint is not checked.
+        Without any limits, a state that is read from a checkpoint is not checked.
         """
         return ()
 
@@ -46,7 +46,7 @@ class Optimizer(Part):
 
 
 def check_state(optimizer: Optimizer, state: Any, place: object) -> None:
-    """Raise RunError that names `place` and the field for a value that no update can have left (numerics.md, 11)."""
+    """Raise a RunError that names `place` and the field for a value that no update can make (numerics.md, 11)."""
     for field, arrays, (low, high) in zip(getattr(state, "_fields", ()), state, optimizer.limits(), strict=False):
         for name, array in arrays.items():
             check_range(np.asarray(array), low, high, f"{place}: optimizer: {field} of {name}")

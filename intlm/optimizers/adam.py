@@ -1,7 +1,7 @@
 """Adam (arXiv 1412.6980) in integers: the votes' mean over their root mean square (docs/numerics.md, section 9).
 
-Both averages are kept as `momentum` keeps its mean. They start at what chance gives, so that neither is corrected for
-its beginning: a mean of 0, a mean square of 1.
+Both averages are kept as `momentum` keeps its mean. They start at the values that chance gives, a mean of 0 and a mean
+square of 1, so that neither needs a correction for its beginning.
 """
 
 import math
@@ -26,14 +26,14 @@ from intlm.optimizers.steps import (
 )
 from intlm.settings import key
 
-SQUARE_SHIFT = 6  # the mean square's length is 2^6 updates; even, so that its root is a shift
+SQUARE_SHIFT = 6  # the mean square is over 2^6 updates; even, so that its root is a shift
 # 2^15 * sqrt(256 / m) for m from 256 to 1023, rounded.
 _RECIPROCAL_ROOT = [(math.isqrt((1 << 40) // m) + 1) >> 1 for m in range(256, 1024)]
-_LEAST_SQUARE = 1 << (FRACTION + SQUARE_SHIFT - 2)  # a quarter of what chance gives
+_LEAST_SQUARE = 1 << (FRACTION + SQUARE_SHIFT - 2)  # a quarter of chance's mean square
 
 
 class AdamState(NamedTuple):
-    """By parameter, int32."""
+    """The state of Adam: int32, by parameter."""
 
     master: Parameters
     mean: Parameters

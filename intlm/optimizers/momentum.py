@@ -1,7 +1,7 @@
 """Momentum in integers: a step along the mean of the last votes (Polyak, 1964; docs/numerics.md, section 9).
 
-The mean is kept multiplied by its length, A += z - round(A / 2^k): it comes to rest at z exactly, from either side, and
-no difference is too small to move it.
+The mean is kept multiplied by its length, A += z - round(A / 2^k): for a constant z it settles at z exactly, from
+either side, and no difference is too small to move it.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from intlm.settings import key
 
 
 class MomentumState(NamedTuple):
-    """By parameter, int32."""
+    """The state of momentum: int32, by parameter."""
 
     master: Parameters
     mean: Parameters

@@ -11,7 +11,7 @@ from intlm.optimizers.steps import MASTER_LIMITS, Stepped, masters, moved, round
 
 
 class SgdState(NamedTuple):
-    """By parameter, int32."""
+    """The state of sgd: int32, by parameter."""
 
     master: Parameters
 

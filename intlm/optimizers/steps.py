@@ -17,12 +17,12 @@ MASTER = 16  # fraction bits of a master weight
 _VOTE_LIMIT = 1 << 14  # 64 standard deviations
 _RATIO_LIMIT = (1 << 11) - 1  # a step is that of just below 8 standard deviations at most
 MASTER_LIMITS = -MAX8 << MASTER, MAX8 << MASTER
-_KEPT = 10  # bits of a master that decay does not look at
+_KEPT = 10  # bits of a master that decay ignores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped(Optimizer):
-    """An optimizer with a step that rises on a straight line, and falls on one to nothing."""
+    """An optimizer whose step rises linearly, and then falls linearly to zero."""
 
     step: int = key("the largest step, for a vote of one standard deviation; 256 = one int8 unit", 256, low=1, high=512)
     weight_decay: int = key(
@@ -33,7 +33,7 @@ class Stepped(Optimizer):
     decay_updates: int = key("updates until the step has fallen to nothing", 1000, low=1, high=INT32_MAX)
 
     def setting(self, update: int) -> int:
-        """The step at an update, 2^16 = one int8 unit."""
+        """The step size at an update, 2^16 = one int8 unit."""
         if update < self.warmup_updates:
             return (self.step << 8) * (update + 1) // (self.warmup_updates + 1)
         left = max(0, self.decay_updates - update)
@@ -48,23 +48,23 @@ def standardised(votes: Array, deviation: Array) -> Array:
 
 
 def mean_limits(momentum: int) -> tuple[int, int]:
-    """Of the mean of standardised votes over 2^momentum updates."""
+    """The least and the greatest value of the mean of standardised votes over 2^momentum updates."""
     greatest = (_VOTE_LIMIT << momentum) + (1 << momentum >> 1)
     return -greatest, greatest
 
 
 def masters(parameters: Parameters) -> Parameters:
-    """The master weights of int8 weights: int32."""
+    """Returns the master weights of int8 weights: int32."""
     return {name: weight.astype(jnp.int32) << MASTER for name, weight in parameters.items()}
 
 
 def zeros(parameters: Parameters) -> Parameters:
-    """An int32 zero for each weight."""
+    """Returns an int32 zero for each weight."""
     return {name: jnp.zeros(weight.shape, jnp.int32) for name, weight in parameters.items()}
 
 
 def moved(kind: Kind, master: Array, ratio: Array, step: Array, weight_decay: int) -> Array:
-    """A master weight after a step of so many standard deviations, 256 = one.
+    """Returns a master weight after a step. ratio: the step in standard deviations, 256 = one.
 
     step: int32 scalar, 2^16 = one int8 unit a standard deviation, at most 2^17; a vector's is half of it.
     weight_decay: 0 to 255; a matrix loses the share step * weight_decay / 2^32 of itself.

@@ -1,6 +1,6 @@
 """The paper's integer optimizer: a weight moves by one where its vote passes a Z-test (arXiv 2511.16652, section 6).
 
-Under the hypothesis that fitness says nothing of a weight, its vote has mean 0 and a standard deviation that the
+Under the hypothesis that fitness says nothing about a weight, its vote has mean 0 and a standard deviation that the
 estimator knows. A weight moves when the vote is beyond the two-sided quantile of a level that decays from 1 as
 1 / (1 + (2^alpha - 1) * update / decay_updates).
 """

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Engine", "Population"):  # estimators are read by every command, and this imports NumPy
+    if name in ("Engine", "Population"):  # every command reads estimators, and these import NumPy
         from intlm.population import engine
 
         return getattr(engine, name)
@@ -19,9 +19,9 @@ def __getattr__(name: str) -> Any:
 
 
 def make_engine(name: str, population: "Population") -> "Engine":
-    """The engine called `name` in a configuration; "auto" is the fastest that serves this population here.
+    """Makes the engine called `name` in a configuration; "auto" is the fastest that serves this population here.
 
-    Raises ConfigError where another is asked for that does not serve it.
+    Raises ConfigError where the named engine does not serve it.
     """
     from intlm.errors import ConfigError
     from intlm.population import native

@@ -1,4 +1,4 @@
-"""Walking through the first axis of arrays some entries at a time, which changes memory and speed, no bit."""
+"""Loops over the first axis of arrays some entries at a time, which changes memory and speed, but no bit."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,7 +14,7 @@ def numbered(entries: Array) -> Array:
 
 
 def even_chunk(pairs: int, most: int, multiple: int = 1) -> int:
-    """Up to `most` pairs, a multiple of something, such that nothing remains after the last chunk if that can be.
+    """The size of a chunk: up to `most` pairs, a multiple of `multiple`, with no remainder after the last if possible.
 
     A remainder is another program to compile, and takes copies of all states.
     """
@@ -27,7 +27,7 @@ def even_chunk(pairs: int, most: int, multiple: int = 1) -> int:
 
 
 def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:
-    """Whole chunks, stacked on a new first axis, and what remains."""
+    """Returns whole chunks, stacked on a new first axis, and the remainder."""
     count = jax.tree.leaves(tree)[0].shape[0]
     whole = count // size * size
     chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tree)
@@ -35,7 +35,7 @@ def _split(tree: Tree, size: int) -> tuple[Tree, Tree | None]:
 
 
 def map_in_chunks(function: Callable[[Tree], Tree], xs: Tree, size: int) -> Tree:
-    """function over the first axis of xs, `size` entries at a time, one chunk after another."""
+    """Maps function over the first axis of xs, `size` entries at a time, one chunk after another."""
     chunks, rest = _split(xs, size)
     done = jax.lax.map(function, chunks)
     done = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done)

@@ -1,8 +1,8 @@
-"""The seam between the method and whatever computes it: an engine evaluates a population and gathers its votes.
+"""The interface of engines: an engine evaluates a population and gathers its votes.
 
-Everything is indexed by the pair's number in the whole population, so that chunks, devices and processes are only ways
-of walking through it: `evaluate` and `accumulate` are given some pairs that follow each other, and the number of the
-first. All calls are pure and can be traced by jax.jit.
+Everything is indexed by the pair's number in the whole population, so that its division into chunks, devices and
+processes changes no bit: `evaluate` and `accumulate` are given some consecutive pairs, and the number of the first.
+ All calls are pure and can be traced by jax.jit.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Prepared = Any  # arrays that only the engine that made them understands
 
 @dataclass(frozen=True)
 class Population:
-    """The members that an engine evaluates: of what model, on what, with what noise. Hashable."""
+    """The members that an engine evaluates: their model, objective and noise. Hashable."""
 
     architecture: Architecture
     estimator: Any = field(default_factory=lambda: ESTIMATORS["member"]())  # an `Estimator`; engines serve some
@@ -38,17 +38,17 @@ class Population:
 
     @property
     def group_size(self) -> int:
-        """Units that read the same text."""
+        """The number of units that read the same text."""
         return self.estimator.units_of_a_text()
 
     @property
     def texts(self) -> int:
-        """Texts of an update."""
+        """The number of texts of an update."""
         return self.units // self.group_size
 
     @property
     def perturbation(self) -> "Perturbation":
-        """What the noise of `member` is drawn by."""
+        """The settings that the noise of `member` is drawn by."""
         return self.estimator.perturbation(self.seed)
 
     @property
@@ -58,31 +58,31 @@ class Population:
 
 
 class Engine(Protocol):
-    """Held to the others bit for bit by tests/conformance."""
+    """Evaluates a population and gathers its votes. tests/conformance compares all engines bit for bit."""
 
     name: str
     population: Population
 
     @staticmethod
     def serves(population: Population) -> str:
-        """Why this engine cannot evaluate a population here; empty if it can. `xla` serves every one."""
+        """The reason why this engine cannot evaluate a population here; empty if it can. `xla` serves every one."""
 
     def evaluate(
         self, parameters: Parameters, tokens: Array, targets: Array, states: Array, update: Array, first: Array = ...
     ) -> tuple[Array, Array]:
         """Read a text with every member of some pairs.
 
-        tokens: uint16 [texts, T], texts = pairs / group_size. targets: uint16 [texts, T, K], what is to follow each
+        tokens: uint16 [texts, T], texts = pairs / group_size. targets: uint16 [texts, T, K], the targets of each token
         (`intlm.model.loss`). states: int8 [pairs, 2, layers, hidden]. update: uint32 scalar. first: uint32 scalar, the
         number of the first of these pairs, a multiple of group_size.
         Returns losses, int32 [pairs, 2], summed over the T tokens (256 = one bit), and the next states.
         """
 
     def accumulate(self, fitness: Array, update: Array, first: Array = ...) -> Parameters:
-        """What some pairs vote. fitness: int8 [pairs]; first: see `evaluate`. Returns each parameter's votes, int32."""
+        """Returns the votes of some pairs by parameter, int32. fitness: int8 [pairs]; first: see `evaluate`."""
 
     def prepare(self, parameters: Parameters) -> Prepared:
-        """The shared weights as `infer` and `generate` of this engine want them."""
+        """Prepares the shared weights for `infer` and `generate` of this engine."""
 
     def infer(self, prepared: Prepared, tokens: Array, states: Array) -> tuple[Array, Array]:
         """Read texts with the shared weights.
@@ -97,7 +97,7 @@ class Engine(Protocol):
     ) -> tuple[Array, Array, Array]:  # fmt: skip
         """Write `count` tokens of one stream, reading each (`intlm.model.sampling.sample`).
 
-        logits: int16 [vocabulary], what the first token is drawn from. states: int8 [layers, hidden].
-        position: uint32 scalar, tokens drawn before. A separator is read like any other token.
+        logits: int16 [vocabulary], from which the first token is drawn. states: int8 [layers, hidden].
+        position: uint32 scalar, the number of tokens drawn before. A separator is read like any other token.
         Returns the tokens, int32 [count], and the logits and states after the last.
         """

@@ -1,7 +1,7 @@
-"""The gpu engine: fused kernels (kernels/gpu, docs/gpu.md) layer by layer, each over many tokens of many members.
+"""The gpu engine: fused kernels (kernels/gpu, docs/gpu.md), run layer by layer over many tokens of many members.
 
 A layer reads a block of tokens of a chunk of members before the next layer does, so that noise, which belongs to a pair
-and a matrix, is made once for many tokens; only the recurrence goes token by token. What no kernel serves, XLA does.
+and a matrix, is made once for many tokens; only the recurrence goes token by token. XLA does what no kernel serves.
 """
 
 import os
@@ -45,19 +45,19 @@ from intlm.population.kernels.votes import votes
 from intlm.population.sharding import FIRST
 from intlm.population.xla import XlaEngine, spare_bytes
 
-TOKENS = 32  # read at once: longer blocks share noise among more tokens, shorter leave memory for more members
+TOKENS = 32  # in a block: longer blocks share noise among more tokens, shorter ones leave memory for more members
 TILE = 2  # pairs whose rows share a product's weights
-_OLDEST = 8.0  # compute capability: byte products of Triton's
+_OLDEST = 8.0  # compute capability: Triton's products of bytes need it
 
 
 def interpreted() -> bool:
-    """Whether the kernels are to run in Pallas's interpreter, on any processor: for tests, and slow."""
+    """Whether the kernels run in Pallas's interpreter, on any processor: for tests, and slow."""
     return os.environ.get("INTLM_INTERPRET") == "1"
 
 
 @cache
 def missing() -> str:
-    """Why the kernels cannot run here; empty if they can."""
+    """The reason why the kernels cannot run here; empty if they can."""
     if jax.default_backend() != "gpu":
         return "JAX finds no GPU"
     device = jax.local_devices()[0]
@@ -70,9 +70,9 @@ def missing() -> str:
 
 
 def multiply_rate(seconds: float, size: int = 8192) -> float:
-    """Exact signed byte products a second of products of two square matrices by XLA, measured for so long."""
+    """Measures for `seconds` the exact signed byte products a second of XLA's products of two square matrices."""
     cells = jnp.arange(size * size, dtype=jnp.uint32).reshape(size, size)
-    matrix = (cells * jnp.uint32(2654435761) >> 24).astype(jnp.int8)  # any values: equal ones would heat it less
+    matrix = (cells * jnp.uint32(2654435761) >> 24).astype(jnp.int8)  # varied values: equal ones would use less power
     jax.block_until_ready(_multiply(matrix, matrix))
     count, began = 0, time.perf_counter()
     while (took := time.perf_counter() - began) < seconds or not count:
@@ -116,7 +116,7 @@ class GpuEngine(XlaEngine):
         return ""
 
     def unserved(self) -> list[str]:
-        """The operations that XLA does, with the reason."""
+        """The operations that no kernel serves and XLA does, with the reason."""
         size = self.population.architecture.hidden_size
         found = []
         if not self.fuses_recurrence:
@@ -129,8 +129,8 @@ class GpuEngine(XlaEngine):
         return min(TOKENS, max(16, power_of_two(length)))
 
     def _pair_bytes(self) -> int:
-        """Memory that a pair of a chunk takes: two streams, pre-activations of two matrices, states, what is inside a
-        feed-forward where it is not fused, the noise of a layer's recurrence."""
+        """Bytes of memory that a pair of a chunk takes: two streams, pre-activations of two matrices, states, the inner
+        values of a feed-forward that is not fused, the noise of a layer's recurrence."""
         rows = 2 * TOKENS
         wide = self.hidden * (2 + 4 + 1) + (0 if self.fuses_feed_forward else self.inner)
         states = 4 * self.hidden * self.population.architecture.num_layers
@@ -148,7 +148,7 @@ class GpuEngine(XlaEngine):
             pairs, states = chunk
             count = pairs.shape[0]
             tile = min(cells.PAIRS, max(TILE, power_of_two(count)))
-            more = -count % tile  # to whole tiles; what they compute is dropped
+            more = -count % tile  # fills up whole tiles; their results are dropped
             pairs = jnp.pad(pairs, (0, more), mode="edge")
             states = jnp.pad(states, ((0, more), (0, 0), (0, 0), (0, 0)))
             own = pairs // population.group_size
@@ -158,7 +158,7 @@ class GpuEngine(XlaEngine):
         return map_in_chunks(evaluate_chunk, (numbered(states), states), self.chunk_pairs)
 
     def _padded(self, parameters: Parameters) -> Layered[Array]:
-        """The weights filled up with zeros to whole tiles, vectors apart."""
+        """The weights, matrices padded with zeros to whole tiles."""
 
         def fill(array: Array) -> Array:
             if array.ndim < 2 + (array.ndim == 3):  # a vector
@@ -257,12 +257,12 @@ class GpuEngine(XlaEngine):
         return losses(setting, architecture, normed, targets, shared.outer["head"], where, TILE), after
 
     def _norm(self, x: Array) -> Array:
-        """Of the true channels; those of the padding stay 0."""
+        """Normalises the true channels; those of the padding stay 0."""
         size = self.population.architecture.hidden_size
         return jnp.pad(norm(x[..., :size]), ((0, 0), (0, 0), (0, self.hidden - size)))
 
     def _embed(self, embedding: Array, epoch: Array, pairs: Array, tokens: Array) -> Array:
-        """What both members read of each token: int8 [pairs, 2 * tokens, H]."""
+        """The embedding of each token for both members: int8 [pairs, 2 * tokens, H]."""
         architecture, perturbation = self.population.architecture, self.population.perturbation
         vocabulary, size = architecture.vocab_size, architecture.hidden_size
         specification = Specification("embedding", (vocabulary, size), Kind.EMBEDDING)
@@ -335,7 +335,7 @@ class GpuEngine(XlaEngine):
         return fill(jnp.moveaxis(after, 0, 2).reshape(tokens.shape[0], -1, size))
 
     def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
-        """See `Engine.accumulate`; vectors are left to XLA."""
+        """See `Engine.accumulate`; XLA does the vectors."""
         population = self.population
         epoch = population.perturbation.epoch(update)
 

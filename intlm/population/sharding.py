@@ -1,13 +1,13 @@
-"""A population divided among devices: which units are whose, and the little that crosses between them.
+"""Sharding: divides a population among devices, and defines what they send each other.
 
-- Of D devices each evaluates the units of ceil(texts / D) texts that follow each other. Where that is too many the last
+- Of D devices each evaluates the units of ceil(texts / D) consecutive texts. Where D does not divide them, the last
   devices have units that do not count: they read separators, and vote nothing.
-- Only integer sums cross, so that the bits are those of one device. They cross three times an update, for each time has
-  its latency: a few words of the losses; the votes, of which each device receives the sums for its slice of the
-  parameters (a reduce-scatter, 4 bytes a parameter); and that slice's new weights (a gather, 1 byte). docs/scaling.md
-  says why votes cross and not fitness.
-- So each device makes its slice of the update, and keeps the optimizer's state of it. A slice is of each parameter's
-  elements in order, as many for each device, with zeros behind the last.
+- Only integer sums are sent, so that the bits are those of one device. An update sends three times, and no more because
+  each time costs latency: a few words of the losses; the votes, of which each device receives the sums for its slice of
+  the parameters (a reduce-scatter, 4 bytes a parameter); and that slice's new weights (a gather, 1 byte).
+  docs/scaling.md says why votes are sent and not fitness.
+- So each device updates its slice of the parameters, and keeps the optimizer's state of that slice. The slices divide
+  each parameter's elements in order, equally many for each device, with zeros after the last.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from intlm.model.parameters import Parameters, specifications
 from intlm.population.engine import Population
 
 AXIS = "devices"
-DIVIDED, SAME = PartitionSpec(AXIS), PartitionSpec()  # over the devices, by the first axis; the same on each
+DIVIDED, SAME = PartitionSpec(AXIS), PartitionSpec()  # split over the devices by the first axis; replicated
 FIRST: Any = np.uint32(0)  # the first unit of a population that is not divided
 _LIMB = 11
 
@@ -32,12 +32,12 @@ Tree = TypeVar("Tree")
 
 
 class Sharding:
-    """How a population is divided: whole texts, with the units that read them (`intlm.estimators`).
+    """The sharding of a population: a device has whole texts, with the units that read them (`intlm.estimators`).
 
-    devices: of all processes, those of a process one after another; None: the one that JAX computes on.
+    devices: the devices of all processes, process by process; None: the one that JAX computes on.
 
     Attributes:
-        own_units, own_texts: of each device.
+        own_units, own_texts: the number of units and of texts of each device.
     """
 
     def __init__(self, population: Population, devices: Sequence[jax.Device] | None = None) -> None:
@@ -50,7 +50,7 @@ class Sharding:
         self.sizes = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
         self.slices = {name: -(-size // self.count) for name, size in self.sizes.items()}
         mine = [i for i, device in enumerate(devices or []) if device.process_index == jax.process_index()] or [0]
-        # The texts that this process reads: no others are there.
+        # The texts that this process reads: it holds no others.
         self.process_texts = range(*(min(texts, i * self.own_texts) for i in (mine[0], mine[-1] + 1)))
         self.padding = len(mine) * self.own_texts - len(self.process_texts)
 
@@ -67,7 +67,7 @@ class Sharding:
         return self.first() + jnp.arange(self.own_units, dtype=jnp.uint32) < self.units
 
     def total(self, tree: Tree) -> Tree:
-        """Sums over the devices."""
+        """Returns the sums over the devices."""
         if self.mesh is None:
             return tree
         leaves, structure = jax.tree.flatten(tree)
@@ -77,7 +77,7 @@ class Sharding:
         return jax.tree.unflatten(structure, [part.astype(leaf.dtype).reshape(leaf.shape) for part, leaf in pairs])
 
     def scatter(self, votes: Parameters, words: Tree) -> tuple[Parameters, Tree]:
-        """The sums over the devices of this device's slice of each parameter's votes, and of a tree of int32."""
+        """Sums over the devices: of the votes, this device's slice for each parameter; and of a tree of int32, all."""
         if self.mesh is None:
             return votes, words
         rows = [self._rows(name, vote) for name, vote in votes.items()]
@@ -90,14 +90,14 @@ class Sharding:
         return self._parts(votes, found[: found.size - others.size]), jax.tree.unflatten(structure, sums)
 
     def own(self, parameters: Parameters) -> Parameters:
-        """This device's slice of each parameter; a scalar in a parameter's place stays."""
+        """Returns this device's slice of each parameter; a scalar in a parameter's place stays."""
         if self.mesh is None:
             return parameters
         own = jax.lax.axis_index(AXIS)
         return {n: self._rows(n, value)[own] if value.ndim else value for n, value in parameters.items()}
 
     def gather(self, slices: Parameters, words: Array) -> tuple[Parameters, Array]:
-        """Each parameter whole, of the devices' slices; and each device's words, int32 [devices, words]."""
+        """Returns the whole parameters from the devices' slices, and each device's words, int32 [devices, words]."""
         if self.mesh is None:
             return slices, words[None]
         as_bytes = jax.lax.bitcast_convert_type(words, jnp.int8).reshape(-1)
@@ -117,27 +117,27 @@ class Sharding:
     def _shaped(self, name: str, value: Any) -> Any:
         return value.reshape(-1)[: self.sizes[name]].reshape(self.shapes[name])
 
-    # Around it
+    # Outside a device's program
 
     def compile(self, function: Callable[..., Any], takes: Any, gives: Any, **options: Any) -> Callable[..., Any]:
-        """A device's program as one over all devices. takes, gives: DIVIDED or SAME for each argument and result."""
+        """Compile a device's program for all devices. takes, gives: DIVIDED or SAME for each argument and result."""
         if self.mesh is not None:
             function = jax.shard_map(function, mesh=self.mesh, in_specs=takes, out_specs=gives, check_vma=False)
         return jax.jit(function, **options)
 
     def put_same(self, tree: Tree) -> Tree:
-        """Arrays that are the same on each device, from whole ones."""
+        """Returns whole arrays replicated on each device."""
         return tree if self.mesh is None else jax.tree.map(partial(self._put, SAME), tree)
 
     def put_texts(self, array: np.ndarray) -> Array:
-        """[texts of this process, ...], divided among its devices."""
+        """Divides an array [texts of this process, ...] among the process's devices."""
         if self.mesh is None:
             return jnp.asarray(array)
         padded = np.pad(array, [(0, self.padding)] + [(0, 0)] * (array.ndim - 1))
         return jax.make_array_from_process_local_data(NamedSharding(self.mesh, DIVIDED), padded)
 
     def put_units(self, tree: Tree) -> Tree:
-        """[units, ...] divided."""
+        """Divides arrays [units, ...] among the devices."""
         if self.mesh is None:
             return tree
         padding = self.own_units * self.count - self.units
@@ -148,7 +148,7 @@ class Sharding:
         return jax.tree.map(put, tree)
 
     def put_slices(self, state: Tree) -> Tree:
-        """An optimizer's state, in which dictionaries hold something for each parameter, divided into slices."""
+        """Divides an optimizer's state, in which dictionaries hold a value for each parameter, into slices."""
         if self.mesh is None:
             return state
 
@@ -169,7 +169,7 @@ class Sharding:
         return _map_parameters(lambda name, value: self._shaped(name, _everywhere(value)), state)
 
     def take_same(self, tree: Tree) -> Tree:
-        """The reverse of `put_same`: bound to no device, so that one device's programs take it."""
+        """The reverse of `put_same`. The arrays are bound to no device, so that programs for one device take them."""
         return tree if self.mesh is None else jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
     def _put(self, how: PartitionSpec, array: Any) -> Array:
@@ -179,7 +179,7 @@ class Sharding:
 
 
 def _everywhere(array: Array) -> np.ndarray:
-    """The whole of a divided array, on every process."""
+    """Returns the whole of a divided array, on every process."""
     if array.is_fully_addressable:
         return np.asarray(array)
     from jax.experimental.multihost_utils import process_allgather
@@ -188,7 +188,7 @@ def _everywhere(array: Array) -> np.ndarray:
 
 
 def _map_parameters(function: Callable[[str, Any], Any], state: Tree) -> Tree:
-    """function(name, value) over what a tree's dictionaries hold."""
+    """Maps function(name, value) over the entries of a tree's dictionaries."""
 
     def over(found: dict[str, Any]) -> dict[str, Any]:
         return {name: function(name, value) for name, value in found.items()}
@@ -197,11 +197,11 @@ def _map_parameters(function: Callable[[str, Any], Any], state: Tree) -> Tree:
 
 
 def limbs(values: Array) -> Array:
-    """The exact sum of up to 2^21 values from 0 to 2^31 - 1 as uint32 [3], for `number`: it may pass 32 bits."""
+    """The exact sum of up to 2^21 values from 0 to 2^31 - 1, which may pass 32 bits: uint32 [3], read by `number`."""
     parts = [(values >> (_LIMB * i)) & (2**_LIMB - 1) for i in range(3)]
     return jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in parts])
 
 
 def number(limbs: Array) -> int:
-    """The sum that `limbs` made."""
+    """The sum that `limbs` returned, as one integer."""
     return sum(int(limb) << (_LIMB * i) for i, limb in enumerate(np.asarray(limbs)))

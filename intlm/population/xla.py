@@ -1,4 +1,4 @@
-"""The reference engine: the specification in plain JAX, compiled by XLA. Every other engine is held to it."""
+"""The reference engine: the specification in plain JAX, compiled by XLA. Every other engine must give its bits."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ from intlm.population.chunks import even_chunk
 from intlm.population.engine import Population, Prepared
 from intlm.population.sharding import FIRST
 
-# Members times the widest activation in one chunk: what keeps a token's working set in cache.
+# Members times the widest activation in one chunk: keeps a token's working set in cache.
 _CHUNK_ELEMENTS = 1 << 19
-# On a GPU a chunk takes what memory there is, up to so many bytes: noise and widest activations, _COPIES of them.
+# On a GPU a chunk takes the free memory up to so many bytes: for _COPIES of its noise and widest activations.
 _MOST_SPARE = 1 << 29
 _COPIES = 4
 
 
 class XlaEngine:
-    """See `Engine`. It serves every estimator, objective and cell, for they are written in JAX."""
+    """See `Engine`. It serves every estimator, objective and cell, because they are written in JAX."""
 
     name = "xla"
 
@@ -84,9 +84,9 @@ class XlaEngine:
 
 
 def spare_bytes(architecture: Architecture) -> int:
-    """Memory that a chunk may take, bytes; 0 on a device that does not tell how much it has (a CPU).
+    """The memory that a chunk may take in bytes; 0 on a device that does not report how much it has (a CPU).
 
-    More where the model is wide, for its members are then few.
+    It is more for a wide model, because its chunks have few members.
     """
     held = jax.local_devices()[0].memory_stats() or {}
     most = _MOST_SPARE * -(-architecture.hidden_size // 256)

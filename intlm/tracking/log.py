@@ -1,4 +1,4 @@
-"""What a run tells of itself: each line goes into metrics.jsonl, and from there to the trackers that show it."""
+"""The log of a run: each line goes into metrics.jsonl, and then to the trackers that show it."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -14,7 +14,7 @@ from intlm.tracking.trackers import Service
 
 
 class Told(Protocol):
-    """What shows a run's lines."""
+    """A receiver of a run's lines."""
 
     def write(self, line: Mapping[str, Any]) -> None: ...
 
@@ -22,8 +22,8 @@ class Told(Protocol):
 
 
 class Log:
-    """The trackers of the run in `directory`, its metrics file first: it holds what has been told so far, and what is
-    past it (`metrics.truncate_after`) is taken back. A context manager."""
+    """The trackers of the run in `directory`, its metrics file first. That file holds the lines that count;
+    events of TensorBoard past its end (`metrics.truncate_after`) are removed. A context manager."""
 
     def __init__(self, directory: Path, config: Config) -> None:
         path = directory / "metrics.jsonl"
@@ -37,12 +37,12 @@ class Log:
             self._stack = stack.pop_all()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Give a line to each."""
+        """Write a line to each tracker."""
         for tracker in self._trackers:
             tracker.write(line)
 
     def sync(self) -> None:
-        """See that what was told is on the disk."""
+        """Sync the lines to the disk."""
         self._metrics.sync()
 
     def __enter__(self) -> "Log":

@@ -21,7 +21,7 @@ from intlm.schema import Amount, Count, Positive, convert, parse_json
 
 
 class Line(msgspec.Struct):
-    """What every line has, and what is read by its name where a line has it; whatever else is there is shown only."""
+    """The fields that every line has, and those that are read by name where a line has them; others are only shown."""
 
     update: Positive
     tokens_evaluated: Count
@@ -50,7 +50,7 @@ class MetricsWriter:
             self._file.flush()
 
     def sync(self) -> None:
-        """See that all lines are on the disk."""
+        """Sync all lines to the disk."""
         with writing(self._path):
             os.fsync(self._file.fileno())
 
@@ -68,7 +68,7 @@ class MetricsWriter:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file, without a torn last one. Damage elsewhere: RunError names the file and line."""
+    """Reads the lines of the file, without a torn last one. Damage elsewhere: RunError names the file and line."""
     return [record for _, record in _lines(path)]
 
 
@@ -92,7 +92,7 @@ def truncate_after(path: Path, update: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each whole line (bytes, no newline) with its object."""
+    """Yields each whole line (bytes, no newline) with its object."""
     try:
         *lines, last = path.read_bytes().split(b"\n")
     except OSError as error:

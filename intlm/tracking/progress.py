@@ -20,7 +20,7 @@ from tqdm import tqdm
 from intlm.tracking.table import human
 
 PLAIN_SECONDS = 10  # between plain lines
-# Text may hold any character: those that move the cursor are shown by their Unicode pictures instead.
+# Text may hold any character: control characters are shown by their Unicode pictures instead.
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -28,7 +28,7 @@ VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 class Progress:
     """Shows a run of `total` updates, of which `initial` were done before it started. A context manager.
 
-    unread: whether stdout or stderr could not be written, because what read it has gone or its disk is full.
+    unread: whether stdout or stderr could not be written, because its reader has gone or its disk is full.
     """
 
     def __init__(self, total: int, initial: int = 0) -> None:
@@ -59,7 +59,7 @@ class Progress:
             )
 
     def update(self, update: int, **fields: Any) -> None:
-        """`update` updates are done. `fields` are those of a metrics line; each shows until its next value.
+        """Show that `update` updates are done. `fields` are those of a metrics line; each shows until its next value.
 
         Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, waiting (for data, where it is a hundredth
         of an update or more), changed (a share, 0 to 1),
@@ -103,7 +103,7 @@ class Progress:
         self.close()
 
     def _state(self) -> str:
-        """The measured values, the most wanted first: a narrow terminal cuts the last."""
+        """The measured values, the most important first: a narrow terminal cuts the last."""
         values = self._latest
         parts = [values["note"]] if "note" in values else []
         if "train_bits_per_byte" in values:

@@ -1,7 +1,7 @@
-"""The results file of sweeps: JSON Lines, one object a run that reached its end.
+"""The results file of sweeps: JSON Lines, one object for each run that reached its end.
 
 study, variant, seed     which run of which sweep
-keys                     what the sweep set anew: dotted key -> value
+keys                     the keys that the sweep set: dotted key -> value
 text                     the name of the training text
 numerics                 the training version of the arithmetic
 bits_per_byte            held-out, at the end
@@ -38,12 +38,12 @@ class _Line(msgspec.Struct):
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file, none where there is no file. Raises DataError where one is damaged."""
+    """Reads the lines of a results file, none where there is no file. Raises DataError where one is damaged."""
     if not path.exists():
         return []
     found = []
     lines = path.read_bytes()
-    for number, text in enumerate(lines[: lines.rfind(b"\n") + 1].splitlines(), start=1):  # a torn last one is none
+    for number, text in enumerate(lines[: lines.rfind(b"\n") + 1].splitlines(), start=1):  # without a torn last one
         place, hint = f"{path}: line {number}", ": expected the result of a run, as `intlm sweep` writes it"
         line = parse_json(text, _Line, place, DataError, hint)
         if line.read and len(line.read) != len(line.curve):
@@ -53,16 +53,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, line: Line) -> None:
-    """Add a line, at once."""
+    """Append a line to the file, which is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), path.open("a+b") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # what a full disk left
+        file.truncate(file.read().rfind(b"\n") + 1)  # a torn line that a full disk left
         file.write(json.dumps(line).encode() + b"\n")
 
 
 def groups(lines: Iterable[Line]) -> list[list[Line]]:
-    """The lines that differ in nothing but the seed, each such group in the order of its first."""
+    """Groups of the lines that differ only in the seed, in the order of their first lines."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         same = [line["study"], line["variant"], line["text"], line["keys"], line.get("numerics")]
@@ -71,7 +71,7 @@ def groups(lines: Iterable[Line]) -> list[list[Line]]:
 
 
 def curve(group: Sequence[Line], label: str) -> Curve:
-    """The measurements of a group, to draw."""
+    """The learning curve of a group's measurements, for a picture."""
     runs = []
     for line in group:
         read = line.get("read") or [None] * len(line["curve"])

@@ -2,7 +2,7 @@
 
 - A line is one event, whole in the file before the next update.
 - A run that is resumed keeps the events up to its checkpoint and cuts the others off: whatever reads the files finds
-  each update once, in order, with the time at which it was made. What the files lack of metrics.jsonl is added.
+  each update once, in order, with the time at which it was made. Lines of metrics.jsonl that the files lack are added.
 """
 
 import os
@@ -17,7 +17,7 @@ from intlm.errors import writing
 
 
 class TensorBoard:
-    """Appends to a new event file in `directory`, beside those of the lines that the run has already."""
+    """Appends to a new event file in `directory`, beside the files of the run's earlier lines."""
 
     def __init__(self, directory: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         from tensorboardX import record_writer, summary
@@ -41,7 +41,7 @@ class TensorBoard:
         values = []
         for name, value in line.items():
             if isinstance(value, str):
-                # Markdown shows what is indented as it is.
+                # Markdown shows indented text as it is.
                 values += self._text(name, "\n".join(f"    {row}" for row in value.split("\n"))).value
             elif name != "update":
                 values.append(self._summary.Value(tag=name, simple_value=float(value)))
@@ -65,7 +65,7 @@ class TensorBoard:
         name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
         self._file = open(self._directory / name, "xb")  # noqa: SIM115 (open for the length of a run)
         self._append(wall_time=now, file_version="brain.Event:2")
-        # A TensorBoard that shows the run now has read what was cut off: this makes it forget.
+        # A TensorBoard that shows the run now has read the events that were cut off: this makes it forget them.
         start = self._events.SessionLog(status=self._events.SessionLog.START)
         self._append(wall_time=now, step=update, session_log=start)
 
@@ -79,8 +79,8 @@ class TensorBoard:
             self._file.flush()
 
     def _cut(self, path: Path, update: int) -> int:
-        """Cut a file before its first event later than `update`, or torn or damaged, and delete it where no line is
-        left. Returns the last update left, 0 where there is none."""
+        """Cut a file before its first event that is later than `update`, torn or damaged, and delete it where no line
+        is left. Returns the last update left, 0 where there is none."""
         from google.protobuf.message import DecodeError
 
         content, end, last = path.read_bytes(), 0, 0

@@ -1,4 +1,4 @@
-/* AVX2: byte products saturate, so that activations are int16, and weights become it. */
+/* AVX2: byte products saturate, so activations are int16, and weights are widened to int16. */
 #pragma once
 
 #include "bits256.h"

@@ -28,7 +28,7 @@ static inline void multiply_bytes(Sums& acc, Sums& x, const Sums& w) {
 }
 
 /* The sums over sixteen rows of what step(row, 64 bytes, mask) adds to a row's lanes: eight rows side by side, so that
- * one waits for none; rows from `rows` on are not read. Transposed as they are summed. */
+ * none waits for another; rows from `rows` on are not read. The sums are transposed as they are made. */
 template <class Step>
 static inline i32x16 sum_rows(int count, int rows, const Step& step) {
   __m512i r[8];
@@ -139,7 +139,7 @@ static inline int32_t largest(Wide v) {
   return 32767 - _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_sub_epi16(_mm_set1_epi16(32767), last))) % 65536;
 }
 
-/* EXP2 in three planes of bytes: a permutation looks 128 entries up at once. */
+/* EXP2 in three planes of bytes: a permutation looks up 128 entries at once. */
 struct Planes {
   alignas(64) uint8_t byte[3][256] = {};
   constexpr Planes() {

@@ -6,7 +6,7 @@
 namespace avxvnni {
 
 #ifdef INTLM_EMULATED
-/* The instruction made of plain C++: kernels/check.py runs it where it is not there, for want of an emulator. */
+/* The instruction in plain C++: kernels/check.py runs it on processors that lack it, as no emulator has it. */
 static bool supported() { return __builtin_cpu_supports("avx2"); }
 static inline __m256i dpbusd(__m256i acc, __m256i x, __m256i w) {
   int32_t sums[8];

@@ -1,4 +1,4 @@
-/* What the targets of 256 bits share, all but the products of bytes: sixteen lanes, those of int32 in two halves. */
+/* The operations that the 256-bit targets share, all but byte products: sixteen lanes, int32 lanes in two halves. */
 #pragma once
 
 #include <immintrin.h>
@@ -15,7 +15,7 @@ struct Sums {
 };
 typedef Sums Lanes;
 
-/* By halves: a copy of the whole goes through memory in quarters. */
+/* Copied by halves: the compiler copies the whole through memory in quarters. */
 template <>
 inline Sums load<Sums>(const void* p) {
   return {{_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)}};

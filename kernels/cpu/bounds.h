@@ -1,11 +1,11 @@
-/* The machine's bounds, for `intlm bench`. */
+/* The machine's peak rates, for `intlm bench`. */
 #pragma once
 
 #include "model.h"
 
 namespace INTLM_TARGET {
 
-/* Byte products in registers, as many sums side by side as hide how long one takes. */
+/* Byte products in registers, with enough sums side by side to hide the latency of one. */
 static int64_t multiply(int32_t* sink) {
   constexpr int kChains = kSums >= 24 ? 12 : 6, kTurns = 2048;
   Buffer<int32_t> start(16 * kChains);

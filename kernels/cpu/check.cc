@@ -35,7 +35,7 @@ static Problem any() {
   return p;
 }
 
-/* log_targets: negative for any. */
+/* log_targets: negative for any value. */
 static void one(const Kernels& k, const Problem& p, int64_t length = 3, int log_targets = -1) {
   const int64_t h = p.hidden, rows = p.layers * h;
   const int64_t weights = 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
@@ -78,7 +78,7 @@ namespace most {
 INTLM_RANGES(INTLM_MOST)
 }
 
-/* The ends of the ranges, all else small. */
+/* Settings at the ends of their ranges, all else small. */
 static void extremes(const Kernels& k) {
   one(k, {least::vocab, 8, 1, 8, true, 1, least::sigma_shift, 1, 1, 0x200000001, 1}, INTLM_MAX_TOKENS, 0);
   one(k, {most::vocab, 8, 1, 8, false, 1, most::sigma_shift, 1, 1, 0x400000003, 2}, 2, 10);
@@ -86,7 +86,7 @@ static void extremes(const Kernels& k) {
   one(k, {5, 8, most::layers, 8, false, 2, 3, 2, 1, 0x800000007, 2}, 2, 1);
 }
 
-/* One stream read by two workers is what one makes of it. */
+/* Two workers that read one stream give the same result as one. */
 static bool team(const Kernels& k) {
   Problem p{256, 192, 2, 512, true, 1, 4, 1, 1, 0x200000001, 2};
   const int64_t h = p.hidden, rows = p.layers * h, length = 4;

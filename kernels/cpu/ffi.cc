@@ -1,4 +1,4 @@
-/* XLA's FFI: buffers and attributes in, their shapes checked once, one target's kernels called. */
+/* XLA's FFI: takes buffers and attributes, checks their shapes once, and calls one target's kernels. */
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -24,7 +24,7 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Problem, StructMember<int32_t>("vocab"), S
                                       StructMember<int64_t>("group"), StructMember<int64_t>("seed"),
                                       StructMember<int32_t>("threads"));
 
-/* The fastest that this processor has, or the one that INTLM_ISA names. */
+/* The fastest target that this processor supports, or the one that INTLM_ISA names. */
 static const Kernels* choose() {
   const char* wanted = std::getenv("INTLM_ISA");
   for (const Kernels* k : kAll)
@@ -41,13 +41,13 @@ extern "C" const char* intlm_isa() {
 
 extern "C" const char* intlm_phases() { return intlm::kPhaseNames; }
 
-/* Starts measuring what workers spend their time on. */
+/* Starts measuring the time that workers spend in each phase. */
 extern "C" void intlm_measure() { intlm::start_measuring(); }
 
-/* Stops; the nanoseconds of each phase, summed over workers. */
+/* Stops measuring: the nanoseconds of each phase, summed over workers. */
 extern "C" void intlm_measured(int64_t* nanoseconds) { intlm::stop_measuring(nanoseconds); }
 
-/* What `task` counts, repeated by every thread for so long at the same time: how much of it a second. */
+/* The rate per second of what `task` counts, with every thread repeating it at the same time for that long. */
 template <class Task>
 static double rate(int64_t nanoseconds, int threads, const Task& task) {
   intlm::Barrier start(threads);
@@ -65,12 +65,12 @@ static double rate(int64_t nanoseconds, int threads, const Task& task) {
   return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
-/* Products of bytes a second. */
+/* Byte products per second. */
 extern "C" double intlm_multiply(int64_t nanoseconds, int32_t threads) {
   return rate(nanoseconds, threads, [k = choose()](int, int32_t* sink) { return k->multiply(sink); });
 }
 
-/* Bytes a second of a buffer of that many, each thread reading its share again and again. */
+/* Bytes per second read from a buffer of that size, each thread reading its share again and again. */
 extern "C" double intlm_read(int64_t nanoseconds, int32_t threads, int64_t bytes) {
   const int64_t share = bytes / threads / 256 * 256, passes = (1 << 20) / share + 1;
   struct alignas(64) Line {

@@ -13,13 +13,13 @@ static void prepare(const Problem& p, const int8_t* parameters, int8_t* prepared
   Model(p).prepare(parameters, prepared, p.threads);
 }
 
-/* Where logits go that are a product's vectors of outputs: to a row of the vocabulary's width. */
+/* Writes logits, a product's vectors of outputs, to a row of the vocabulary's width. */
 static inline void put_logits(int16_t* row, int vocab, int first, Wide found) {
   if (first + kLanes <= vocab) store(row + first, found);
   else std::memcpy(row + first, &found, (vocab - first) * sizeof(int16_t));
 }
 
-/* Workers for one tile: as many as have weights enough to read between two meetings. */
+/* The number of workers for one tile: each must have enough weights to read between two meetings. */
 static int team_size(const Problem& p, const Model& model) {
   return (int)std::min<int64_t>(p.threads, 1 + model.size / (1 << 18));
 }
@@ -67,7 +67,7 @@ static void infer(const Problem& p, const int8_t* prepared, const uint16_t* toke
   });
 }
 
-/* Section 10: `count` tokens of one stream, the first drawn from `logits`, which are left as those of the next. */
+/* Section 10: `count` tokens of one stream, the first drawn from `logits`, replaced by those of the next. */
 static void generate(const Problem& p, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
                      int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens) {
   Model model(p);

@@ -1,4 +1,4 @@
-/* What a target's kernels offer to the FFI layer. Shapes and ranges are checked there, once. */
+/* The interface of a target's kernels to the FFI layer, which checks shapes and ranges once. */
 #pragma once
 
 #include <atomic>
@@ -25,7 +25,7 @@ struct Kernels {
                    int32_t* losses, int8_t* next);
   /* votes: one int32 a parameter, in the order of the parameters. */
   void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, uint32_t first, int32_t* votes);
-  /* The shared weights as the two calls below want them: how many bytes, and they. */
+  /* The shared weights in the form that the two calls below read: their size in bytes, and the data. */
   int64_t (*prepared_size)(const Problem&);
   void (*prepare)(const Problem&, const int8_t* parameters, int8_t* prepared);
   /* tokens [batch, length]; states [batch, layers, hidden]; logits [batch, length, vocab]. */
@@ -34,12 +34,12 @@ struct Kernels {
   /* logits [vocab] and states [layers, hidden] are read and replaced; tokens [count]. */
   void (*generate)(const Problem&, const int8_t* prepared, const uint32_t* key, uint32_t position, int32_t inverse,
                    int32_t top_k, int64_t count, int16_t* logits, int8_t* states, int32_t* tokens);
-  /* For `intlm bench`: some thousands of products of bytes, returning how many; reading of a buffer, aligned to 64. */
+  /* For `intlm bench`: makes some thousands of byte products and returns how many; reads a buffer, aligned to 64. */
   int64_t (*multiply)(int32_t* sink);
   void (*read)(const int8_t* buffer, int64_t bytes, int32_t* sink);
 };
 
-/* What workers do, and the nanoseconds that all of them together spent on it; measured while `measuring`. */
+/* The phases of workers, and the nanoseconds that all of them together spent in each; measured while `measuring`. */
 enum Phase { kNoise, kEmbedding, kNorm, kProjection, kProducts, kLoss, kVotes, kCopies, kPhases };
 constexpr const char* kPhaseNames = "noise,embedding,norm,projection,products,loss,votes,copies";
 extern bool measuring;
@@ -48,7 +48,7 @@ int64_t now();  // nanoseconds
 void start_measuring();
 void stop_measuring(int64_t nanoseconds[kPhases]);
 
-/* A worker's stopwatch: from `on` to the next, time counts for a phase. */
+/* A worker's stopwatch: the time from one call of `on` to the next counts for a phase. */
 class Stopwatch {
  public:
   explicit Stopwatch(Phase phase) : running_(measuring), phase_(phase), since_(running_ ? now() : 0) {}
@@ -70,8 +70,8 @@ class Stopwatch {
  * threads and tasks wait for each other, each has a worker of its own. */
 void parallel(int64_t count, int threads, void* context, void (*task)(void*, int64_t, int));
 
-/* Where workers wait until all of them are there. Each says so in a cache line of its own and reads the others': one
- * passage from core to core, where a shared count would take three. */
+/* Where workers wait until all of them are there. Each announces itself in its own cache line and reads the others':
+ * one transfer from core to core, where a shared counter would take three. */
 class Barrier {
  public:
   explicit Barrier(int workers);

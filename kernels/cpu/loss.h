@@ -7,7 +7,7 @@
 
 namespace INTLM_TARGET {
 
-/* logits has room for a whole number of kTerms, those beyond the vocabulary to be overwritten. */
+/* logits has room for a multiple of kTerms entries; those beyond the vocabulary are overwritten. */
 static int32_t log_sum_exp2(int16_t* logits, int vocab) {
   const int whole = (vocab + kTerms - 1) / kTerms * kTerms;
   for (int i = vocab; i < whole; ++i) logits[i] = -32768;  // its term is zero

@@ -19,7 +19,7 @@ struct MatrixNoise {
   int64_t stride = 0;       // bytes of one pair
   Buffer<int8_t> raw;       // [pairs][rank][B, A], each padded to 16
   int members = 0;          // of a row of b_start
-  Buffer<int32_t> b_start;  // [rank][members], what takes the encoding's constant part away
+  Buffer<int32_t> b_start;  // [rank][members], cancels the encoding's constant part
 
   void reserve(const Matrix& m, int rank_, int pairs) {
     rank = rank_, fan_in = m.fan_in, b_width = blocks(m.fan_in) * 16, width = b_width + blocks(m.fan_out) * 16;
@@ -30,9 +30,9 @@ struct MatrixNoise {
   const int8_t* b_row(int pair, int k) const { return raw.data() + pair * stride + (int64_t)k * width; }
   const int8_t* a_row(int pair, int k) const { return b_row(pair, k) + b_width; }
 
-  /* Draws the noise of so many pairs. */
+  /* Draws the noise of that many pairs. */
   void make(const Matrix& m, const Counter& counter, uint32_t first, int pairs) {
-    members = (2 * pairs + 15) & ~15;  // the last vector of sixteen is whole
+    members = (2 * pairs + 15) & ~15;  // rounded up to whole vectors of sixteen
     b_start.reserve((size_t)rank * members);
     for (int pair = 0; pair < pairs; ++pair) {
       draw(counter, first + (uint32_t)pair, m.number, 0, m.noise_bytes(rank) / 16, raw.data() + pair * stride);
@@ -50,7 +50,7 @@ struct LowRank {
   template <int RANK>
   struct Addend {
     static constexpr bool kAny = true;
-    const int8_t* a;  // A of the first pair, and from one pair and from one rank to the next
+    const int8_t* a;  // A of the first pair, and its strides from pair to pair and from rank to rank
     int64_t next_pair, next_rank;
     const int32_t* along;  // t
     int t_stride, any_rank, sigma_shift;
@@ -107,7 +107,7 @@ struct LowRank {
     model.each_matrix([&](const Matrix& w) { noise[w.number].reserve(w, p.rank, capacity / 2); });
   }
 
-  /* The noise of so many pairs. */
+  /* Draws the noise of that many pairs. */
   void start(const Counter& c, uint32_t first, int pairs) {
     counter = &c, first_pair = first;
     model.each_matrix([&](const Matrix& w) { noise[w.number].make(w, c, first, pairs); });
@@ -143,7 +143,7 @@ struct LowRank {
           const int32_t two = (along(k) & 0xFFFF) | (int32_t)((uint32_t)along(k + 1) << 16);
           for (int part = 0; part < kParts; ++part) changes[part] = dot2_add(changes[part], pairs[part], two);
         }
-        for (Lanes& part : changes)  // more saturates whatever it is added to
+        for (Lanes& part : changes)  // anything larger saturates the sum anyway
           part = clamp(rounding_shift(part, 11 + p.sigma_shift), 2 * INTLM_MAX8);
         const Wide base = widen(load<Narrow>(row + i)), change = narrow(changes);
         store(out + i, narrow8(base + change));
@@ -163,7 +163,7 @@ struct LowRank {
     n.rank == 1 ? with(std::integral_constant<int, 1>{}) : with(std::integral_constant<int, 0>{});
   }
 
-  /* Every t, two a lane; the rounding stands beside an odd one's last. */
+  /* Every t, two per lane; with an odd rank the rounding is paired with the last. */
   void project(const MatrixNoise& n, const Encoded* in, int stride, int members) {
     const Lanes half = broadcast(p.sigma_shift ? 1 << (p.sigma_shift - 1) : 0), multiplier = broadcast(rank_scale);
     for (int m = 0; m < members; m += 16)

@@ -1,4 +1,4 @@
-/* The model's parameters (section 5.1), their scales (sections 2, 5.3 and 7), and the memory that they and all else are in.
+/* The model's parameters (section 5.1), their scales (sections 2, 5.3 and 7), and the buffers that hold all memory.
  */
 #pragma once
 
@@ -93,8 +93,8 @@ struct Matrix {
   int64_t at = -1;  // in the prepared parameters
   /* [panels][fan_in / kDepth][units of one][kParts][16][kDepth], outputs in the order of `column`. */
   const int8_t* packed = nullptr;
-  const int32_t* start = nullptr;  // [units][kParts][16]: the rounding, less the encoding's constant part
-  /* A panel is kUnits units of outputs, but for a last one of a single unit. */
+  const int32_t* start = nullptr;  // [units][kParts][16]: the rounding minus the encoding's constant part
+  /* A panel is kUnits units of outputs, except a last one of a single unit. */
   int panels() const { return (units(fan_out) + kUnits - 1) / kUnits; }
   bool whole(int panel) const { return (panel + 1) * kUnits <= units(fan_out); }
   int64_t packed_bytes() const { return (int64_t)padded(fan_out) * fan_in; }
@@ -115,7 +115,7 @@ struct Model {
   Matrix embedding, head;
   std::vector<Layer> layers;
   int64_t size = 0;           // parameters
-  int64_t prepared_size = 0;  // bytes of what `prepare` makes of them: themselves, then the matrices packed
+  int64_t prepared_size = 0;  // bytes that `prepare` writes: the parameters, then the packed matrices
 
   explicit Model(const Problem& p) : layers(p.layers) {
     uint32_t number = 0;

@@ -1,4 +1,4 @@
-/* 64-bit Arm with products of bytes (ARMv8.2-A's dot product). */
+/* 64-bit Arm with byte products (ARMv8.2-A's dot product). */
 #pragma once
 
 #include <arm_neon.h>

@@ -10,7 +10,7 @@ struct Counter {
   Counter(const Problem& p, uint32_t epoch_) : key{(uint32_t)p.seed, (uint32_t)(p.seed >> 32), 0, 0}, epoch(epoch_) {}
 };
 
-/* V a vector of counters. */
+/* V: a vector of counters. */
 template <class V>
 INTLM_DEFINE_THREEFRY(V, threefry)
 

@@ -1,5 +1,5 @@
-/* The operations that the engine is written in, on the target that INTLM_TARGET names: NAME.h implements this list, the
- * plain C++ of portable.h where it has nothing better. Everything is in a namespace of the target's name, so that one
+/* The operations that the engine is written in, on the target that INTLM_TARGET names: NAME.h implements this list, with
+ * the plain C++ of portable.h where the target has nothing better. Everything is in a namespace of the target's name, so that one
  * library holds them all.
  *
  * Its sizes and types:
@@ -7,11 +7,11 @@
  *   Lanes         sixteen int32 lanes, with + - >> and *; Sums: the same as `dot` holds them
  *   Counters      uint32 lanes, 8 or 16, for the random bits
  *   Encoded       an activation as `dot` takes it: x + kEncoding. As x + 128 where the instruction wants an unsigned
- *                 operand, with the products' constant part 128 * sum(w) taken away beforehand; as int16 for AVX2, whose
- *                 byte products saturate; as it is elsewhere. kDepth: how many `dot` takes
+ *                 operand, with the products' constant part 128 * sum(w) subtracted beforehand; as int16 for AVX2, whose
+ *                 byte products saturate; as it is elsewhere. kDepth: how many `dot` takes at once
  *   kSums, kUnits vectors of sums that the registers hold beside their operands; vectors of outputs taken together
- *   kChangeFirst  whether a block's sums start from what is added to them, for want of registers to keep it
- *   kTerms        logits that `add_terms` takes
+ *   kChangeFirst  whether a block's sums start from their perturbation, as no registers are left to keep it
+ *   kTerms        logits that `add_terms` takes at once
  *
  * Its functions:
  *   supported()                  whether this processor has the target's instructions
@@ -54,7 +54,7 @@
 
 namespace INTLM_TARGET {
 
-/* Encoded activations as int16, and what saturates to int8 as them. */
+/* Encoded activations as int16, and values saturated to int8 as encoded activations. */
 static inline Wide decode(const int16_t* at) { return load<Wide>(at); }
 template <class Byte>
 static inline Wide decode(const Byte* at) {

@@ -1,4 +1,4 @@
-/* Any processor. */
+/* Plain C++ for any processor. */
 #pragma once
 
 #include "portable.h"

@@ -1,4 +1,4 @@
-/* The operations in plain C++, sixteen lanes: all that `plain` has, and all but the products of bytes of `neon`. */
+/* The operations in plain C++, sixteen lanes: all operations of `plain`, and all of `neon` but its byte products. */
 #pragma once
 
 namespace INTLM_TARGET {

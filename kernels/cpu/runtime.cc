@@ -1,4 +1,4 @@
-/* What the kernels need of the machine: threads and a clock. */
+/* The threads and the clock that the kernels use. */
 #include <algorithm>
 #include <chrono>
 #include <thread>
@@ -25,7 +25,7 @@ Barrier::~Barrier() { delete[] lines_; }
 void Barrier::wait(int worker) {
   const uint32_t round = lines_[worker].round.load(std::memory_order_relaxed) + 1;
   lines_[worker].round.store(round, std::memory_order_release);
-  /* A meeting is a microsecond away, unless a worker has no core. */
+  /* The others arrive within about a microsecond, unless a worker has no core. */
   for (int other = 0, spins = 0; other < workers_; ++other)
     while ((int32_t)(lines_[other].round.load(std::memory_order_acquire) - round) < 0)
       if (++spins > 4096) std::this_thread::yield();

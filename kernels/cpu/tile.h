@@ -2,7 +2,7 @@
  *
  * Products are blocks of members times vectors of outputs held in registers. When their sums are complete, the member's
  * change is added, they are rescaled, and the model's next operation (a gate, a residual) is done before they leave the
- * registers. How members differ is a class that the tile is a template over: `None` here, `LowRank` in low_rank.h.
+ * registers. A class, the tile's template argument, says how members differ: `None` here, `LowRank` in low_rank.h.
  */
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace INTLM_TARGET {
 
-/* A worker and those that go through its tile with it, each making its share of every product's outputs. */
+/* A worker and the others that share its tile, each computing its share of every product's outputs. */
 struct Team {
   int part = 0, parts = 1;
   intlm::Barrier* barrier = nullptr;
@@ -22,7 +22,7 @@ struct Team {
   int to(int panels) const { return panels * (part + 1) / parts; }
 };
 
-/* Members that all compute with the shared weights. Its comments say what any such class offers. */
+/* Members that all compute with the shared weights. Its comments describe the interface of any such class. */
 struct None {
   /* Whether something is added to the sums of products. If so a whole number of blocks of members goes through every
    * product: those beyond the last member are computed and not read. */
@@ -30,7 +30,7 @@ struct None {
   /* Whether every member has vectors (biases) of its own. */
   static constexpr bool kOwnVectors = false;
 
-  /* What is added to one product's sums. With kAny it has `make<MB, UB>(m0, u0, each)`, which calls
+  /* The addend of one product's sums. With kAny it has `make<MB, UB>(m0, u0, each)`, which calls
    * each(m, u, part, change) for a block of MB members from m0 and UB vectors of outputs from u0, and
    * `apply(m, sums, change)`, which returns the sums of the block's member m with it. */
   struct Addend {
@@ -111,7 +111,7 @@ struct Tile {
       }
   }
 
-  /* What a product reads while bytes are stored, which for all the compiler knows may change anything not local. */
+  /* A product's operands, held in locals: the compiler must assume that a store of bytes changes anything else. */
   struct Operands {
     const int8_t* packed;
     const int32_t* start;
@@ -144,7 +144,7 @@ struct Tile {
         if constexpr (kKept) by[m][u][part] = change;
         else acc[m][u][part] = Addend::apply(m, acc[m][u][part], change);
       });
-      if constexpr (kKept) asm volatile("" : "+m"(by));  // or the compiler moves it behind the sums
+      if constexpr (kKept) asm volatile("" : "+m"(by));  // keeps the compiler from moving it behind the sums
     }
     const Encoded* from = o.in + (int64_t)m0 * o.stride;
     const int8_t* weights = o.packed + (int64_t)u0 * kLanes * o.fan_in;
@@ -184,7 +184,7 @@ struct Tile {
       for (; m < members; ++m) block<1, UB>(o, addend, m, u, sink);
   }
 
-  /* in: encoded [members][stride]. A panel of weights stays in the nearest cache while every member meets it. */
+  /* in: encoded [members][stride]. A panel of weights stays in the nearest cache while all members use it. */
   template <class Sink>
   void product(Team& team, const Matrix& w, const Encoded* in, int stride, const Sink& sink) {
     const Operands o{w.packed, w.start, w.fan_in, w.scale.shift, (int16_t)w.scale.multiplier, in, stride};
@@ -196,7 +196,7 @@ struct Tile {
     });
   }
 
-  /* Section 5.3, every member: x to this worker's normed. */
+  /* The norm of section 5.3 for every member, from x to this worker's part of normed. */
   const Encoded* norm(Team& team) {
     team.watch.on(intlm::kNorm);
     Encoded* own = normed.data() + (int64_t)team.part * capacity * hidden;

@@ -1,4 +1,4 @@
-/* Vectors of the compiler's own (GCC and clang vector extensions), and what every target does with them alike. */
+/* Vectors of the compiler's own (GCC and clang vector extensions), and the operations on them that all targets share. */
 #pragma once
 
 #include <cstdint>

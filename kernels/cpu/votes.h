@@ -30,7 +30,7 @@ static inline void outer(const int32_t* a, int64_t a_stride, const int32_t* b, i
     for (int i = 0; i < IB; ++i) store(z + o * z_stride + 16 * i, acc[o][i]);
 }
 
-/* What one worker keeps from one slab of votes to the next. */
+/* The buffers that a worker keeps from one slab of votes to the next. */
 struct Ballot {
   static constexpr int kPairs = 128, kRows = 256;  // pairs whose noise is held at once; outputs of a slab
   Buffer<int8_t> drawn[2];
@@ -41,7 +41,7 @@ struct Ballot {
               uint32_t first_pair, int32_t* votes) {
     const int rows = std::min(kRows, m.fan_out - first), b_blocks = blocks(m.fan_in), in = 16 * b_blocks;
     const int width = b_blocks + blocks(m.fan_out);
-    const int64_t a_stride = kRows + 16;  // not a power of two: rows must not share a place in the cache
+    const int64_t a_stride = kRows + 16;  // not a power of two: rows must not map to the same cache set
     const int64_t b_drawn = drawn_bytes(b_blocks), all_drawn = b_drawn + drawn_bytes(kRows / 16);
     const size_t most = (size_t)kPairs / 2 * p.rank;
     a.reserve(most * a_stride), b.reserve(most * in), z.reserve((size_t)kRows * in);

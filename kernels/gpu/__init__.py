@@ -29,22 +29,22 @@ from intlm.arithmetic.random_bits import Domain, seed_key, threefry4x32
 from intlm.arithmetic.tables import Tables, tables
 from intlm.estimators.member import INPUT_PRODUCT_LIMIT, Perturbation
 
-WHOLE = 256  # a row of up to so many values is one operand; a longer one is taken BLOCK by BLOCK
+WHOLE = 256  # a row of up to this many values is one operand; a longer one is read in blocks of BLOCK
 BLOCK = 128
-_COLUMNS = 16  # the least that a matrix unit's operand has
+_COLUMNS = 16  # the smallest width of a matrix unit's operand
 
 Ref = Any  # a Pallas reference
 
 
 class Setting(NamedTuple):
-    """How all kernels run; hashable."""
+    """The settings of all kernels; hashable."""
 
     perturbation: Perturbation
     interpret: bool  # in Pallas's interpreter, on any processor
 
 
 def power_of_two(number: int) -> int:
-    """The smallest that is not less."""
+    """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
@@ -63,7 +63,7 @@ def call(
     kernel: Any, setting: Setting, grid: tuple[int, ...], specs: list[Any], results: Any, result_specs: Any, warps: int,
     stages: int = 2,
 ) -> Any:  # fmt: skip
-    """`pl.pallas_call` as all kernels make it."""
+    """`pl.pallas_call` with the options that all kernels share."""
     return pl.pallas_call(
         kernel,
         grid=grid,
@@ -76,7 +76,7 @@ def call(
 
 
 def whole(array: Any) -> Any:
-    """All of an array for every program."""
+    """The block specification that gives every program the whole array."""
     return pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape))
 
 
@@ -113,12 +113,12 @@ def block_numbers(shape: tuple[int, ...], axis: int, first: Any) -> Array:
 
 
 def over(count: int, component: Any, start: Any) -> Any:
-    """The fold of `component` over 0 .. count - 1; a single one is not a loop."""
+    """The fold of `component` over 0 .. count - 1, without a loop if count is 1."""
     return component(0, start) if count == 1 else jax.lax.fori_loop(0, count, component, start)
 
 
 class PairNoise:
-    """One matrix's noise for the few pairs of a program, made when it is asked for. Rows are [pairs, 2, tokens]."""
+    """One matrix's noise for the few pairs of a program, drawn when it is needed. Rows are [pairs, 2, tokens]."""
 
     def __init__(
         self,
@@ -160,14 +160,14 @@ class PairNoise:
 
     @staticmethod
     def _of(own: Array, values: list[Array]) -> Array:
-        """Each pair's own of the values."""
+        """For each pair, its own one of the values."""
         found = values[0]
         for q, value in enumerate(values[1:], 1):
             found = jnp.where(own == q, value, found)
         return found
 
     def change(self, along: Array, start: Any, size: int) -> Array:
-        """What is added to outputs start to start + size, with its sign: int32 [rows, size].
+        """The perturbation of outputs start to start + size, with its sign: int32 [rows, size].
 
         along: int32 [rows, columns], x B of all pairs' components.
         """
@@ -190,7 +190,7 @@ class PairNoise:
 
 
 def unsigned(number: Any) -> Any:
-    """A number >= 0, known or not, as uint32."""
+    """A number >= 0, static or traced, as uint32."""
     return jnp.uint32(number) if isinstance(number, int) else number.astype(jnp.uint32)
 
 
@@ -224,6 +224,6 @@ def norm_rows(x: Array, reciprocal: Ref, count: int) -> Array:
 
 
 def inside(values: Array, start: Any, count: int) -> Array:
-    """Values [rows, columns] whose columns start at `start`, those from `count` on set to 0."""
+    """Values [rows, columns], whose first column is number `start`, with columns from number `count` on set to 0."""
     column = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1) + start
     return jnp.where(column < count, values, 0)

@@ -1,6 +1,6 @@
 """The residual of a cell, a norm, both products of a feed-forward, its residual and the next norm, in one kernel.
 
-What is between the products stays on the chip: it is made and used a block of channels at a time.
+The values between the products stay on the chip: they are computed and used one block of channels at a time.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from intlm.population.kernels import (
 )
 
 LARGEST = 256  # the hidden size up to which a tile's sums stay in registers
-_WIDTH = 64  # channels inside that are made at once
+_WIDTH = 64  # inner channels computed at a time
 
 
 def feed_forward(

@@ -1,7 +1,7 @@
 """The head and the loss in one kernel: logits are made a block of the vocabulary at a time and never written.
 
 The exponentials are taken below the largest logit of all, so a vocabulary of several blocks is read twice: once for
-that, once for the sum. The result is the same for any blocks.
+the largest logit, once for the sum. The result is the same for any blocks.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ from intlm.population.kernels import (
 )
 
 _LIMB = 12
-_WIDTH = 64  # logits of a row that are there at once: more of them would not fit the chip beside the rest
+_WIDTH = 64  # logits of a row held at once: more would not fit on the chip
 _LOWEST = -(1 << 20)  # below any logit, and any sum of one and a term's smallest
 
 
@@ -77,7 +77,7 @@ def _losses(setting: Setting, architecture: Architecture, *refs: Ref) -> None:
     along = product_over(hidden, lambda i, part: dot(x[:, pl.ds(i, part)], drawn.b(i, part)), (rows, drawn.columns))
 
     def logits(v: Array | int) -> Array:
-        """A block of them, those past the vocabulary far below all."""
+        """A block of logits, those past the vocabulary far below all."""
         first = v * width
 
         def multiply(start: Any, part: int) -> Array:

@@ -1,7 +1,7 @@
 """The recurrent half of a cell over many tokens: the states of a tile of members stay on the chip from token to token.
 
-Rows of a tile are members here, for a state depends on the one before. Each pair has its own noise, which is read from
-memory: of one layer's two matrices it is small, and it is made once a text.
+Rows of a tile are members here, since a state depends on the one before. Each pair has its own noise, which is read
+from memory: that of one layer's two matrices is small, and it is drawn once per text.
 """
 
 from functools import partial
@@ -40,15 +40,15 @@ from intlm.population.kernels import (
 )
 
 LARGEST = 512  # the hidden size up to which the states of a tile stay in registers
-PAIRS = 16  # of a tile: twice as many would spill what does not fit the registers (docs/gpu.md)
-PADDING = -1  # a token that is none: it leaves the states as they are
+PAIRS = 16  # per tile: twice as many would spill registers (docs/gpu.md)
+PADDING = -1  # not a real token: it leaves the states as they are
 
 
 Parts = tuple[Array, ...]
 
 
 class Cells(NamedTuple):
-    """What the recurrence of one layer reads. The first axis of 2 is that of gate and candidate."""
+    """The inputs of one layer's recurrence. The first axis of 2 is that of gate and candidate."""
 
     matrices: Array  # int8 [2, H, H], padded
     noise: Factors  # int8 [2, pairs, rank, H]
@@ -100,7 +100,7 @@ def _recurrence(setting: Setting, architecture: Architecture, steps: int, *refs:
     pair, member = row >> 1, row & 1
     sign = (1 - 2 * member)[:, None]
     component_number = jax.lax.broadcasted_iota(jnp.int32, (rows, power_of_two(rank)), 1)
-    # A state is held in parts, so that sums of one part alone are there at once.
+    # A state is held in parts, so that only one part's sums are held at a time.
     width = min(BLOCK, hidden)
     parts = [slice(start, start + width) for start in range(0, hidden, width)]
 
@@ -117,7 +117,7 @@ def _recurrence(setting: Setting, architecture: Architecture, steps: int, *refs:
         return over(rank, component, jnp.zeros(component_number.shape, jnp.int32))
 
     def preactivation(n: int, x: Parts, t: Array, part: slice, place: Array) -> Array:
-        """Of the gate (0) or the candidate (1), from a state: int32 [rows, width]."""
+        """The pre-activation of the gate (0) or the candidate (1), from a state: int32 [rows, width]."""
 
         def component(k: Array | int, total: Array) -> Array:
             chosen = jnp.sum(jnp.where(component_number == k, t, 0), axis=1)
@@ -138,7 +138,7 @@ def _recurrence(setting: Setting, architecture: Architecture, steps: int, *refs:
             q15_multiply(f * old.astype(jnp.int32), GATE_MULTIPLIER).astype(jnp.int8)
             for f, old in zip(gates, state, strict=True)
         )
-        gates = [f.astype(jnp.int16) for f in gates]  # what waits for the second product waits in few registers
+        gates = [f.astype(jnp.int16) for f in gates]  # int16 takes fewer registers until the second product
         t = project(1, reset)
         after = []
         for part, f, old in zip(parts, gates, state, strict=True):

@@ -10,9 +10,9 @@ from intlm.arithmetic import LARGEST_NOISE
 from intlm.arithmetic.fixed_point import MAX8, Array
 from intlm.population.kernels import Ref, Setting, block_numbers, call, dot, draw, power_of_two, tabled, unsigned, whole
 
-PAIRS = 64  # at once: the length of a product
+PAIRS = 64  # per product: the length of its sums
 TILE = 128
-_PROGRAMS = 512  # that keep a GPU busy; pairs are shared out among them where there are few tiles
+_PROGRAMS = 512  # enough to keep a GPU busy; where there are few tiles, the pairs are divided among programs
 _LIMB = 6
 
 
@@ -33,7 +33,7 @@ def votes(
     steps = -(-pairs.shape[0] // PAIRS)
     shares = max(1, min(steps, _PROGRAMS // (numbers.shape[0] * grid[0] * grid[1])))
     steps = -(-steps // shares)
-    missing = shares * steps * PAIRS - pairs.shape[0]  # pairs without a fitness, which say nothing
+    missing = shares * steps * PAIRS - pairs.shape[0]  # padding pairs of fitness 0, which add nothing
     pairs, fitness = jnp.pad(pairs, (0, missing)), jnp.pad(fitness, (0, missing))
     filled = [count * tile for count, tile in zip(grid, tiles, strict=True)]
     result = jax.ShapeDtypeStruct((shares, numbers.shape[0], *filled), jnp.int32)
@@ -58,7 +58,7 @@ def _votes(setting: Setting, shape: tuple[int, int], across: int, small: bool, *
     starts = (down * height, (place - down * across) * width)
 
     def noise(start: Array, size: int, own: Array, k: Array | int) -> Array:
-        """int8 [size, PAIRS]."""
+        """Noise of a factor, int8 [size, PAIRS]."""
         first = unsigned(start) + unsigned(k) * jnp.uint32(blocks_in + blocks_out)
         blocks = block_numbers((size // 16, PAIRS), 0, first)
         return draw(quantile, perturbation, (epoch[0], own[None, :], numbers[0]), blocks, 0)
@@ -72,7 +72,7 @@ def _votes(setting: Setting, shape: tuple[int, int], across: int, small: bool, *
         b = noise(starts[1] >> 4, width, own, k)
         if small:
             return total + dot(a.astype(jnp.int8), b)
-        # Two limbs of a product that passes int8, of which the lower is not negative.
+        # The product exceeds int8, so it is split into two limbs; the lower is not negative.
         high, low = a >> _LIMB, a & ((1 << _LIMB) - 1)
         return total + (dot(high.astype(jnp.int8), b) << _LIMB) + dot(low.astype(jnp.int8), b)
 

@@ -36,12 +36,12 @@ def test_resumed_on_other_devices(tmp_path: Path) -> None:
 
 
 def test_processes_that_differ(tmp_path: Path) -> None:
-    """Of which one was started with another configuration: each says so, and nothing is written."""
+    """Of which one was started with another configuration: each says so, and nothing but the run's token is written."""
     run = tmp_path / "run"
     first, second = together(2, "train", tiny.CONFIG, "--run-dir", run, each=[("--seed", 3), ("--seed", 4)])
     for _, err in finished(first, second, code=2):
         assert "configuration: process 1 of this run has another one than process 0" in err
-    assert not run.exists()
+    assert [path.name for path in run.iterdir()] == [".token"]
 
 
 def test_a_mixture_and_other_weights(tmp_path: Path) -> None:

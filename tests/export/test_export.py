@@ -182,7 +182,7 @@ def test_an_export_is_replaced(by: str, tmp_path: Path) -> None:
     (out / "README.md").unlink()
     (tmp_path / "link").symlink_to(out)
     names = {"its name": out, "a link": tmp_path / "link", "a detour": out / "x" / "..", "itself": out}
-    export(out if by == "itself" else tiny.trained().directory, "safetensors", names[by])
+    export(out if by == "itself" else tiny.trained().directory, FORMATS["safetensors"](), names[by])
     assert {path.name for path in out.iterdir()} == COMMON
     assert {path.name for path in tmp_path.iterdir()} == {"model", "link"}
 
@@ -242,7 +242,7 @@ def test_an_older_export_is_read(safetensors: Path, tmp_path: Path) -> None:
     (copy / "config.json").write_text(json.dumps(described))
     for name, value in load(safetensors).parameters.items():
         np.testing.assert_array_equal(load(copy).parameters[name], value)
-    assert export(copy, "safetensors", tmp_path / "again").is_dir()
+    assert export(copy, FORMATS["safetensors"](), tmp_path / "again").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_no_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["simulate", "run", "--on", "host", "--tokens", "0"])
     assert stopped.value.code == 2
-    assert "--tokens: '0': expected a whole number from 1" in capsys.readouterr().err
+    assert '--tokens: "0": expected a whole number from 1' in capsys.readouterr().err
 
 
 def test_another_layout_does_not_compile(tmp_path: Path) -> None:

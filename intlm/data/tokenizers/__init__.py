@@ -32,11 +32,11 @@ class Decoder(Protocol):
     """Decodes tokens as they come."""
 
     def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
+        """Returns the bytes that `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
 
 
 class Tokenizer(ABC):
-    """What all tokenizers share."""
+    """The base class of all tokenizers."""
 
     name: str  # under which its `TokenizerTrainer` is registered
     is_quick: ClassVar[bool] = False  # whether several processes would make the tokens no faster
@@ -48,7 +48,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """ "name", and all that `TokenizerTrainer.read` makes this tokenizer from again."""
+        """Returns "name", and all that `TokenizerTrainer.read` needs to make this tokenizer again."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -57,19 +57,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, data: bytes) -> np.ndarray:
-        """The tokens of `data`: [tokens] of `dtype`, values 1..vocab_size-1."""
+        """Returns the tokens of `data`: [tokens] of `dtype`, values 1..vocab_size-1."""
 
     @abstractmethod
     def stream_decoder(self) -> Decoder:
-        """A decoder for tokens that arrive bit by bit."""
+        """Returns a decoder for tokens that arrive a few at a time."""
 
     def decode(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """What `tokens` (0..vocab_size-1, else DataError) stand for. An escape cut off gives nothing."""
+        """Returns the bytes of `tokens` (0..vocab_size-1, else DataError). An escape that is cut off gives nothing."""
         return self.stream_decoder().feed(tokens)
 
 
 def checked(tokens: Iterable[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    """`tokens` as an array. DataError where one is not in 0..vocab_size-1."""
+    """Returns `tokens` as an array. DataError where one is not in 0..vocab_size-1."""
     array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.int64)
     low, high = (array.min(), array.max()) if len(array) else (0, 0)
     if low < 0 or high >= vocab_size:
@@ -82,17 +82,17 @@ Texts = Callable[[str], Iterator[bytes]]
 
 
 class TokenizerTrainer(Part):
-    """Makes a tokenizer of one kind: from the training text, or again from what `Tokenizer.to_json` made of it."""
+    """Makes a tokenizer of one kind: from the training text, or again from what `Tokenizer.to_json` returned."""
 
     needs_text: ClassVar[bool] = True  # whether `train` reads the text
 
     def train(self, texts: Texts) -> Tokenizer:
-        """The tokenizer of a text. Raises DataError where the text does not suffice for it."""
+        """Returns the tokenizer of a text. Raises DataError where the text is not enough for one."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that `to_json` described. Raises DataError, KeyError, TypeError or ValueError else."""
+        """Returns the tokenizer that `to_json` described; else raises DataError, KeyError, TypeError or ValueError."""
         raise NotImplementedError
 
 
@@ -100,14 +100,14 @@ TOKENIZERS: Family[TokenizerTrainer] = Family("tokenizer", "intlm.data.tokenizer
 
 
 def tokenizer_from_json(description: Any) -> Tokenizer:
-    """The tokenizer that `to_json` described. DataError where it describes none."""
+    """Returns the tokenizer that `to_json` described. DataError where the description is of none."""
     name = description.get("name") if isinstance(description, dict) else None
     if not isinstance(name, str) or name not in TOKENIZERS.parts():
         known = " or ".join(f'"{part}"' for part in TOKENIZERS.parts())
         raise DataError(f"tokenizer {_short(description)}: name: expected {known}, or a plugin's with --plugin FILE")
     try:
         made = TOKENIZERS[name].read(description)
-        if _canonical(made.to_json()) == _canonical(description):  # nothing in it was passed over
+        if _canonical(made.to_json()) == _canonical(description):  # nothing in it was ignored
             return made
     except (KeyError, TypeError, ValueError):
         pass
@@ -121,7 +121,7 @@ def _short(description: Any) -> str:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. DataError where it is none."""
+    """Loads the tokenizer of a tokenizer.json. DataError where the file is none."""
     text = files.read(path)
     try:
         return tokenizer_from_json(parse_json(text, dict[str, Any], path))
@@ -130,7 +130,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def identity(tokenizer: Tokenizer) -> str:
-    """What tells tokenizers apart: the sha256, in hex, of the canonical JSON (sorted keys, no spaces)."""
+    """The identity of a tokenizer: the sha256, in hex, of its canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(_canonical(tokenizer.to_json()).encode()).hexdigest()
 
 

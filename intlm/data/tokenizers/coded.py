@@ -1,4 +1,4 @@
-"""Tokenizers with a code for each byte, which `bytes` and `alphabet` are: encoding and decoding for any table of codes.
+"""Tokenizers with a code for each byte, such as `bytes` and `alphabet`: encoding and decoding by any table of codes.
 
 A byte becomes either one token, or the escape token followed by a fixed number of further tokens, none of them 0. So
 text may be cut anywhere. An escape that is the code of no byte decodes to nothing, nor do its tokens; a separator ends
@@ -33,7 +33,7 @@ class CodedTokenizer(Tokenizer):
         """For each of the 256 bytes its tokens: (token,), or (escape, ...) always of the same length."""
 
     def encode(self, data: bytes) -> np.ndarray:
-        """The tokens of `data`: [tokens] of `dtype`, values 1..vocab_size-1, at least one for each byte."""
+        """Returns the tokens of `data`: [tokens] of `dtype`, values 1..vocab_size-1, at least one for each byte."""
         first, rest = self._encoding
         if self.dtype.itemsize == 1:  # bytes.translate is several times faster than indexing by an array
             tokens = np.frombuffer(data.translate(first.tobytes()), np.uint8)
@@ -53,7 +53,7 @@ class CodedTokenizer(Tokenizer):
         return result
 
     def stream_decoder(self) -> CodeDecoder:
-        """A decoder for tokens that arrive bit by bit."""
+        """Returns a decoder for tokens that arrive a few at a time."""
         return CodeDecoder(self)
 
     @cached_property
@@ -87,7 +87,7 @@ class CodeDecoder:
         self._pending: tuple[int, ...] | None = None  # the tokens since an escape that is still open
 
     def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
+        """Returns the bytes that `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
         array = checked(tokens, len(self._plain))
         result = bytearray()
         position = 0
@@ -105,7 +105,7 @@ class CodeDecoder:
         return bytes(result)
 
     def _finish(self, array: np.ndarray, position: int, result: bytearray) -> int:
-        """Go on with the open escape at `position`; returns the position after what belongs to it."""
+        """Go on with the open escape at `position`; returns the position after its last token."""
         assert self._pending is not None
         while len(self._pending) < self._digits:
             if position == len(array):

@@ -1,17 +1,17 @@
-"""Vocabularies of pieces, each some bytes, trained and applied by SentencePiece, lossless for any bytes.
+"""Vocabularies of pieces, each of some bytes, trained and applied by SentencePiece, lossless for any bytes.
 
-SentencePiece works on Unicode text and changes it: by default it normalises, joins white space, and has no words for
-what is not UTF-8. Nothing of that is left to it here:
+SentencePiece works on Unicode text and changes it: by default it normalises, joins white space, and has no pieces for
+bytes that are not UTF-8. Here it does none of that:
 
 - It is shown bytes as letters, a letter for each of the 256 (`LETTERS`), all of them in every vocabulary. It never
-  sees white space, a character to normalise, or one that it does not know, so it can lose nothing, and token 0, its
-  "unknown", never comes out: it is the separator. A vocabulary of byte letters needs neither byte fallback (256
-  pieces as well, in which the frequent characters are there a second time) nor a second way for the bytes that are no
-  text; characters of several bytes become pieces where they are frequent.
+  sees white space, a character to normalise, or one that it does not know, so it can lose nothing. Token 0, its
+  "unknown", never occurs in its output: here it is the separator. A vocabulary of byte letters needs no byte fallback
+  (256 more pieces, which repeat the frequent characters) and no other code for bytes that are not text; characters of
+  several bytes become pieces where they are frequent.
 - Text is divided into words first (`_UNITS`, `_WORDS`): a word with the space before it, digits, other signs, white
-  space. No piece crosses their bounds, in training or after. So each word is looked up once, and the rest is a
-  dictionary; SentencePiece's float sums are over few pieces, whose order is the text's; and text may be cut anywhere
-  that is such a bound. It is cut every `PART` bytes, wherever that is.
+  space. No piece crosses their bounds, in training or after. So SentencePiece encodes each word once, and a dictionary
+  gives its tokens after that; SentencePiece's float sums are over few pieces, in the order of the text; and text may
+  be cut at any such bound. It is cut every `PART` bytes as well, wherever that is.
 """
 
 from __future__ import annotations  # NumPy is imported when it is used
@@ -49,14 +49,14 @@ _WORDS = re.compile(rb" ?[A-Za-z\x80-\xff]++| ?[0-9]++| ?[^A-Za-z0-9\x80-\xff\s]
 
 
 class _Cache(dict[bytes, bytes]):
-    """What `make` makes of each text, made once."""
+    """A cache of `make`'s result for each text."""
 
     def __init__(self, make: Callable[[bytes], bytes]) -> None:
         self._make = make
 
     def __missing__(self, text: bytes) -> bytes:
         if len(self) == CACHED:
-            self.clear()  # what is frequent is soon there again
+            self.clear()  # frequent texts soon come back
         made = self[text] = self._make(text)
         return made
 
@@ -67,7 +67,7 @@ class PieceTokenizer(Tokenizer):
 
     Args:
         name: its kind, which is SentencePiece's name for the model as well.
-        model: the model, serialised. DataError where it is none, or not of bytes.
+        model: the model, serialised. DataError where it is no model, or its pieces are not bytes.
     """
 
     name: str
@@ -87,9 +87,10 @@ class PieceTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
-        """The vocabulary of a sample, the same for the same sample on any machine. All of it is held in memory.
+        """Trains a vocabulary on a sample, the same on any machine. The whole sample is held in memory.
 
-        Raises DataError where the sample is too small for a vocabulary of that size, or the size for the 256 bytes.
+        Raises DataError where the sample is too small for a vocabulary of that size, or the size does not hold the 256
+        bytes.
         """
         import sentencepiece
 
@@ -138,7 +139,7 @@ class PieceTokenizer(Tokenizer):
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """What each token stands for; the separator for nothing."""
+        """The bytes of each token; none for the separator."""
         tokens = range(1, self.vocab_size)
         return [b"", *(bytes(map(_BYTES.__getitem__, self._processor.id_to_piece(token))) for token in tokens)]
 
@@ -158,13 +159,13 @@ class PieceTokenizer(Tokenizer):
 
     @cached_property
     def _units(self) -> _Cache:
-        """The tokens of each unit, as bytes of `dtype`, and within it of each word."""
+        """A cache of the tokens of each unit, as bytes of `dtype`, and of each word within a unit."""
 
         words = _Cache(self._encode_word)
         return _Cache(lambda unit: b"".join(map(words.__getitem__, _WORDS.findall(unit))))
 
     def _encode_word(self, word: bytes) -> bytes:
-        """The tokens of a word, as bytes of `dtype`. DataError where the word does not come back from them."""
+        """Returns the tokens of a word, as bytes of `dtype`. DataError where they do not decode to the word."""
         tokens = self._processor.encode(_letters(word))
         if SEPARATOR in tokens or b"".join(map(self.pieces.__getitem__, tokens)) != word:
             raise DataError(
@@ -175,13 +176,13 @@ class PieceTokenizer(Tokenizer):
 
 
 class PieceDecoder:
-    """Decodes tokens as they come: a piece needs no other."""
+    """Decodes tokens as they come: each piece by itself."""
 
     def __init__(self, tokenizer: PieceTokenizer) -> None:
         self._pieces = tokenizer.pieces
 
     def feed(self, tokens: Iterable[int] | np.ndarray) -> bytes:
-        """What `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
+        """Returns the bytes that `tokens` (0..vocab_size-1, else DataError) add to the text decoded so far."""
         return b"".join(map(self._pieces.__getitem__, checked(tokens, len(self._pieces)).tolist()))
 
 

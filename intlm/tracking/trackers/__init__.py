@@ -1,7 +1,7 @@
-"""Trackers: services that show a run, where a configuration asks for them (train.trackers). One file each.
+"""Trackers: services that show a run, as a configuration asks (train.trackers). One file each.
 
-The run's directory keeps the identity under which the service knows the run, and the last update that it was told: a
-resumed run is the same there, and what it computes again, the same numbers, is not told twice.
+The run's directory keeps the identity under which the service knows the run, and the last update that it was sent. So a
+resumed run is the same run there, and updates that are computed again, with the same numbers, are not sent twice.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ class Tracker(Part):
     package: ClassVar[str] = ""  # that must be installed
 
     def start(self, project: str, identity: str, directory: Path, config: dict[str, Any]) -> Any:
-        """Tell the service that a run starts or goes on. Returns what has `log(values, step=update)` and `finish()`.
+        """Tell the service that a run starts or goes on. The result has `log(values, step=update)` and `finish()`.
 
         identity: 8 hex digits by which the service is to know the run. config: every key of the
         configuration, in nested dictionaries. May raise anything where the service does not start.
@@ -45,21 +45,21 @@ def check_installed(trackers: Sequence[str]) -> None:
         package = TRACKERS[name].package
         try:
             found = importlib.util.find_spec(package) if package else None
-        except ValueError:  # it is kept from being imported
+        except ValueError:  # sys.modules keeps it from being imported
             found = None
         if package and not found:
             raise MissingPackage(package, f'train.trackers = "{name}"', "pip install 'intlm[trackers]'")
 
 
 class _Known(msgspec.Struct):
-    """What the run keeps of a service: its identity there, a part of file names, and the last update told."""
+    """A run's record of a service: its identity there, which is a part of file names, and the last update sent."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]
     sent: Count = 0
 
 
 class Service:
-    """Tells the tracker `name` of a run, of the lines that it has already as well.
+    """Sends the lines of a run to the tracker `name`, those that the run has already included.
 
     config: every key, in nested dictionaries.
 
@@ -75,14 +75,14 @@ class Service:
         project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
         try:
             self._run = TRACKERS[name]().start(project, self._known.id, directory, config)
-        except Exception as error:  # each has many kinds of its own
+        except Exception as error:  # each service has many kinds of its own
             raise RunError(f"train.trackers: {name} does not start: {str(error).strip()[:300]}") from None
         self._note()
         for line in lines:
             self.write(line)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Tell of a metrics line, unless an earlier part of the run did. A service that fails does not stop the run."""
+        """Send a metrics line, unless an earlier part of the run sent it. A failing service does not stop the run."""
         if self._failed or line["update"] <= self._known.sent:
             return
         try:
