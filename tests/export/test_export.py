@@ -52,7 +52,7 @@ def test_the_command_writes_beside_the_run(form: str, tmp_path: Path, capsys: py
     found = {path.name for path in out.iterdir()}
     own = {
         "c": {"Makefile", "README.md", "cell.h", "fixed_point.h", "intlm.c", "intlm.h", "main.c", "tokenizer.h"}
-        | {"weights.h"},
+        | {"weights.c", "weights.h"},
         "onnx": {"model.onnx"},
         "safetensors": set(),
     }
