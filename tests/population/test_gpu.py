@@ -4,6 +4,7 @@ That its bits are those of the other engines is tests/conformance's, which runs 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def arguments(population: Population, tokens: int, targets: int = 1) -> tuple[An
 @pytest.mark.parametrize(
     ("architecture", "rank", "fitness"),
     [
-        (LARGE._replace(num_layers=1), 1, "sign"),
+        (replace(LARGE, num_layers=1), 1, "sign"),
         (Architecture(300, 264, 1, 40, "table"), 3, "normalised"),
     ],
 )
