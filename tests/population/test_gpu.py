@@ -150,7 +150,7 @@ def test_gpus_that_lack_something(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(gpu, "missing", gpu.missing.__wrapped__)  # without what was found before
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "missing", lambda: "not here")
     _say_once.cache_clear()
     assert gpu.missing() == said
     population = Population(Architecture(5, 8, 1, 8, "clip"), seed=1)
