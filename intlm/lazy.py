@@ -24,9 +24,7 @@ else:
             self.__dict__["_module"] = name
 
         def __getattr__(self, attribute: str) -> Any:
-            value = getattr(importlib.import_module(self._module), attribute)
-            self.__dict__[attribute] = value
-            return value
+            return getattr(importlib.import_module(self._module), attribute)
 
     jax, jnp, np, Array = _Lazy("jax"), _Lazy("jax.numpy"), _Lazy("numpy"), Any
 

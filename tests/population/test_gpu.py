@@ -4,6 +4,7 @@ That its bits are those of the other engines is tests/conformance's, which runs 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def arguments(population: Population, tokens: int, targets: int = 1) -> tuple[An
 @pytest.mark.parametrize(
     ("architecture", "rank", "fitness"),
     [
-        (LARGE._replace(num_layers=1), 1, "sign"),
+        (replace(LARGE, num_layers=1), 1, "sign"),
         (Architecture(300, 264, 1, 40, "table"), 3, "normalised"),
     ],
 )
@@ -149,7 +150,7 @@ def test_gpus_that_lack_something(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(gpu, "missing", gpu.missing.__wrapped__)  # without what was found before
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "missing", lambda: "not here")
     _say_once.cache_clear()
     assert gpu.missing() == said
     population = Population(Architecture(5, 8, 1, 8, "clip"), seed=1)

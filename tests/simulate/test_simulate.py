@@ -173,7 +173,9 @@ def test_no_tokens(capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_layout_does_not_compile(tmp_path: Path) -> None:
     exported(tmp_path)
     header = tmp_path / "intlm.h"
-    header.write_text(header.read_text().replace("  uint8_t gate[INTLM_HIDDEN];", "  uint8_t gate[INTLM_HIDDEN + 2];"))
+    header.write_text(
+        header.read_text().replace("uint8_t scratch[INTLM_SCRATCH];", "uint8_t scratch[INTLM_SCRATCH + 2];")
+    )
     with pytest.raises(build.BuildError, match="intlm_size_check"):
         build.host(tmp_path)
 
