@@ -135,6 +135,16 @@ def test_a_setting_whose_name_is_a_flag_of_the_command(tmp_path: Path, capsys: p
     )  # fmt: skip
 
 
+def test_a_mistake_names_the_section_of_the_part_that_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """A part made from another has settings of its own: not eggroll.member's and not next_token's."""
+    signs = ["--plugin", str(EXTENDING / "signs.py"), "--eggroll.estimator", "signs", "--eggroll.signs.group_size", "3"]
+    assert main(["train", str(tiny.CONFIG), *signs]) == 2
+    assert "eggroll.signs.group_size = 3: must divide the number of pairs" in capsys.readouterr().err
+    letters = ["--plugin", str(EXTENDING / "letters.py"), "--objective", "letters", "--letters.targets", "3"]
+    assert main(["train", str(tiny.CONFIG), *letters]) == 2
+    assert "letters.targets = 3: must be a power of two" in capsys.readouterr().err
+
+
 def test_the_page_shows_these_files() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
     for file in EXTENDING.glob("*.py"):

@@ -62,22 +62,23 @@ class Member(Estimator):
     def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         """See `Part.check`."""
         population, name = config.eggroll.population, "eggroll.population"
+        own = f"eggroll.{self.name}"  # a subclass has a section of its own
         pairs = population // 2
         if population % 2:
             yield (name,), f"{name} = {population}: must be even (members come in antithetic pairs)"
         if pairs % self.group_size:
             yield (
-                ("eggroll.member.group_size", name),
-                f"eggroll.member.group_size = {self.group_size}: must divide the number of pairs, {name} / 2 = {pairs}",
+                (f"{own}.group_size", name),
+                f"{own}.group_size = {self.group_size}: must divide the number of pairs, {name} / 2 = {pairs}",
             )
         # A vote sums fitness * a * b over pairs and rank; |a|, |b| <= 46, and fitness reaches 1 at the least.
         votes = pairs * self.rank * LARGEST_NOISE**2
         if votes > INT32_MAX:
             yield (
-                (name, "eggroll.member.rank"),
-                f"{name} = {population}, eggroll.member.rank = {self.rank}: votes would overflow int32: "
+                (name, f"{own}.rank"),
+                f"{name} = {population}, {own}.rank = {self.rank}: votes would overflow int32: "
                 f"population/2 * rank * {LARGEST_NOISE}^2 = {votes} exceeds {INT32_MAX}; "
-                f"lower {name} or eggroll.member.rank",
+                f"lower {name} or {own}.rank",
             )
         if pairs > MAX_PAIRS:
             yield (

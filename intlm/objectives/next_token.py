@@ -27,7 +27,7 @@ class NextToken(Objective):
     def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         """See `Part.check`."""
         if self.targets & (self.targets - 1):
-            name = "next_token.targets"
+            name = f"{self.name}.targets"
             yield (name,), f"{name} = {self.targets}: must be a power of two (the mean over them is a shift)"
 
     def streams(self, corpora: Sequence[tuple[int, Any]], texts: int, length: int, own: range) -> Any:

@@ -12,6 +12,7 @@ from intlm.estimators import ESTIMATORS
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters
 from intlm.objectives import OBJECTIVES, Objective
+from intlm.settings import Part
 
 if TYPE_CHECKING:
     from intlm.estimators.member import Perturbation
@@ -55,6 +56,17 @@ class Population:
     def largest_fitness(self) -> int:
         """The largest |fitness| that `Engine.accumulate` is given, for `member`."""
         return self.estimator.fitness.largest(self.units, self.estimator.rank)
+
+
+def unserved(population: Population, *served: type[Part]) -> str:
+    """The first of a population's parts that is not exactly of the `served` classes, as a reason; empty if all are."""
+    parts = {
+        "estimator": population.estimator, "objective": population.objective, "cell": population.architecture.cell
+    }  # fmt: skip
+    for kind, part in parts.items():
+        if type(part) not in served:
+            return f"it does not serve the {kind} {part.name}"
+    return ""
 
 
 class Engine(Protocol):

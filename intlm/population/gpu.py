@@ -35,7 +35,7 @@ from intlm.model.parameters import (
 )
 from intlm.objectives.next_token import NextToken
 from intlm.population.chunks import even_chunk, map_in_chunks, numbered
-from intlm.population.engine import Population
+from intlm.population.engine import Population, unserved
 from intlm.population.kernels import Setting, padded, power_of_two
 from intlm.population.kernels import feed_forward as fused
 from intlm.population.kernels import recurrence as cells
@@ -105,15 +105,7 @@ class GpuEngine(XlaEngine):
     @staticmethod
     def serves(population: Population) -> str:
         """See `Engine.serves`."""
-        if reason := "" if interpreted() else missing():
-            return reason
-        if type(population.estimator) is not Member:
-            return f"it does not serve the estimator {population.estimator.name}"
-        if type(population.objective) is not NextToken:
-            return f"it does not serve the objective {population.objective.name}"
-        if type(population.architecture.cell) is not Mgu:
-            return f"it does not serve the cell {population.architecture.cell.name}"
-        return ""
+        return ("" if interpreted() else missing()) or unserved(population, Member, NextToken, Mgu)
 
     def unserved(self) -> list[str]:
         """The operations that no kernel serves and XLA does, with the reason."""

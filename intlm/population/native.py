@@ -17,7 +17,7 @@ from intlm.estimators.member import Member
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.objectives.next_token import NextToken
-from intlm.population.engine import Population, Prepared
+from intlm.population.engine import Population, Prepared, unserved
 from intlm.population.sharding import FIRST
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
@@ -120,15 +120,7 @@ class NativeEngine:
     @staticmethod
     def serves(population: Population) -> str:
         """See `Engine.serves`."""
-        if reason := missing():
-            return reason
-        if type(population.estimator) is not Member:
-            return f"it does not serve the estimator {population.estimator.name}"
-        if type(population.objective) is not NextToken:
-            return f"it does not serve the objective {population.objective.name}"
-        if type(population.architecture.cell) is not Mgu:
-            return f"it does not serve the cell {population.architecture.cell.name}"
-        return ""
+        return missing() or unserved(population, Member, NextToken, Mgu)
 
     def _attributes(self, pairs: int) -> dict[str, np.generic]:
         """What the kernels are told of the population, by the names of `Problem` in kernels/cpu/kernels.h."""
