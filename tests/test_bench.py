@@ -4,6 +4,7 @@ import json
 import struct
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 import tiny
 
 from intlm import bench as module
+from intlm import lazy
 from intlm.bench import PARTS, Report, Round, Workload, bench, shown
 from intlm.cli import main
 from intlm.model import SEPARATOR
@@ -35,6 +37,8 @@ OF_THE_PEAK = {"peak_macs_per_second", "share_of_peak"}
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes benchmarks quick: nothing is repeated, and compiling is quick."""
+    # Functions that are compiled once a process, as `sample`, are called in others' programs too: they stay as they are.
+    monkeypatch.setattr(lazy, "jax", SimpleNamespace(jit=jax.jit))
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=tiny.quick_options()))
     monkeypatch.setattr(module, "COUNTED", 0.001)
     monkeypatch.setattr(module, "FEWEST_WRITTEN", 64)
