@@ -37,7 +37,7 @@ OF_THE_PEAK = {"peak_macs_per_second", "share_of_peak"}
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes benchmarks quick: nothing is repeated, and compiling is quick."""
-    # Functions that are compiled once a process, as `sample`, are called in others' programs too: they stay as they are.
+    # Functions compiled once a process, such as `sample`, are called by other tests too: they stay as they are.
     monkeypatch.setattr(lazy, "jax", SimpleNamespace(jit=jax.jit))
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=tiny.quick_options()))
     monkeypatch.setattr(module, "COUNTED", 0.001)
