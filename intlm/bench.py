@@ -29,15 +29,16 @@ from intlm import pictures
 from intlm.config import Config
 from intlm.data.shards import Corpus
 from intlm.errors import ConfigError
-from intlm.estimators.member import noise
+from intlm.estimators.member import Member, noise
 from intlm.generation import generate
 from intlm.language_model import WRITTEN
 from intlm.lazy import Array
 from intlm.model import SEPARATOR
 from intlm.model.forward import zero_states
-from intlm.model.parameters import Kind, Specification, is_matrix, specifications
+from intlm.model.parameters import Kind, Parameters, Specification, is_matrix, specifications
 from intlm.population import Population, native
 from intlm.population.chunks import fold_in_chunks
+from intlm.population.sharding import FIRST
 from intlm.population.xla import XlaEngine
 from intlm.tracking.table import format_table, human
 from intlm.trainer import Trainer
@@ -102,10 +103,9 @@ class Report:
         return macs_per_token(self.population)
 
     def noise_values(self) -> int:
-        """Values of noise in an update: for each pair both factors of a matrix, and a value for each vector element."""
-        rank = self.population.perturbation.rank
-        values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.population))
-        return self.population.units * sum(values)
+        """Values of noise in an update (`Estimator.noise_values`)."""
+        tokens = self.config.train.tokens_per_update
+        return self.population.estimator.noise_values(_parameters(self.population), self.population.members, tokens)
 
     def tokens(self, part: str) -> int:
         """Tokens of text that one call of a part processes."""
@@ -116,10 +116,10 @@ class Report:
 
     def macs(self, part: str) -> int | None:
         """Multiply-accumulates of one call: those of its tokens; for accumulation those of the votes."""
-        if part == "accumulation":
+        if part == "accumulation" and isinstance(self.population.estimator, Member):
             weights = sum(_size(s) for s in _parameters(self.population) if is_matrix(s.kind))
-            return self.population.units * self.population.perturbation.rank * weights
-        return None if part in ("noise", "rest") else self.tokens(part) * self.macs_per_token()
+            return self.population.units * self.population.estimator.rank * weights
+        return None if part in ("accumulation", "noise", "rest") else self.tokens(part) * self.macs_per_token()
 
     def seconds(self, part: str) -> Spread | None:
         """Seconds of one call."""
@@ -283,7 +283,7 @@ class Workload:
         members = self.population.members
         self.reads = -(-members // most)
         self.streams_at_once = -(-members // self.reads)
-        self.evaluate, self.accumulate = jax.jit(self.engine.evaluate), jax.jit(self.engine.accumulate)
+        self.evaluate, self.votes = jax.jit(self._evaluate), jax.jit(self._votes)
         self.prepare, self.infer = jax.jit(self.engine.prepare), jax.jit(self.engine.infer)
         self.draw = jax.jit(self._noise)
         self.calls: dict[str, Callable[[], float]] = {
@@ -350,7 +350,7 @@ class Workload:
 
         def step() -> Any:
             trainer.state, report = trainer.step(trainer.state, self.read, self.number, setting)
-            self.losses = report.seen
+            self.seen = report.seen
             return trainer.state, report
 
         trainer.update += 1
@@ -359,19 +359,25 @@ class Workload:
     def evaluation(self) -> float:
         """Time the population's evaluation on its text."""
         state = self.trainer.state
-        return _timed(lambda: self.evaluate(state.parameters, *self.read, state.members, self.number))
+        return _timed(lambda: self.evaluate(state.parameters, self.read, state.members, state.common, self.number))
 
     def accumulation(self) -> float:
-        """Time gathering the votes from the last update's losses."""
-        fitness, rank = self.population.estimator.fitness, self.population.estimator.rank
-        shaped = fitness.shape(self.losses, rank, self.population.units, fitness.totals(self.losses))
-        jax.block_until_ready(shaped)
-        return _timed(lambda: self.accumulate(shaped, self.number))
+        """Time gathering the votes from the last update's losses; `token` has gathered them in its evaluation."""
+        return _timed(lambda: self.votes(self.seen, self.number))
+
+    def _evaluate(
+        self, parameters: Parameters, batch: tuple[Array, ...], members: Any, common: Any, update: Array
+    ) -> Any:
+        return self.population.estimator.evaluate(self.engine, parameters, batch, members, common, update, FIRST)
+
+    def _votes(self, seen: Any, update: Array) -> Any:
+        estimator = self.population.estimator
+        return estimator.votes(self.engine, seen, estimator.totals(seen), update, FIRST)
 
     def inference(self) -> float:
         """Time the shared weights on the population's text."""
         count = self.streams_at_once
-        texts = np.repeat(self.batch.tokens, 2 * self.population.group_size, axis=0)
+        texts = np.repeat(self.batch.tokens, self.population.members // self.population.texts, axis=0)
         texts = np.resize(texts, (self.reads, count, texts.shape[1]))
         tokens = [jnp.asarray(some, jnp.uint16) for some in texts]
         states = zero_states((count,), self.population.architecture)
@@ -397,6 +403,8 @@ class Workload:
             return {**found, "rest": max(0.0, took - sum(found.values()))}
         if part == "accumulation":
             return {"noise and its products with fitness": took}
+        if not isinstance(self.population.estimator, Member):
+            return {"noise": 0.0, "members and their votes": took}
         made, _ = _mean(lambda: _timed(lambda: self.draw(self.number)))
         return {"noise": made, "all but noise": max(0.0, took - made)}
 

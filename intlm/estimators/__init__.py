@@ -102,6 +102,10 @@ class Estimator(Part):
         """The number of each unit's state values that are at an end of their range: int32 [units]."""
         raise NotImplementedError
 
+    def noise_values(self, specifications: "Iterable[Specification]", members: int, tokens: int) -> int:
+        """The number of random values of an update, for `intlm bench`."""
+        raise NotImplementedError
+
     def states_of_a_unit(self, architecture: "Architecture") -> int:
         """The number of state values of a unit."""
         raise NotImplementedError

@@ -137,6 +137,11 @@ class Member(Estimator):
         """See `Estimator.saturated`."""
         return jnp.sum(jnp.abs(kept) == MAX8, axis=(1, 2, 3), dtype=jnp.int32)
 
+    def noise_values(self, specifications: Iterable[Specification], members: int, tokens: int) -> int:
+        """See `Estimator.noise_values`: of each pair both factors of a matrix, and every element of a vector."""
+        values = (s.shape[0] if len(s.shape) == 1 else self.rank * sum(s.shape) for s in specifications)
+        return self.units(members) * sum(values)
+
     def states_of_a_unit(self, architecture: Architecture) -> int:
         """See `Estimator.states_of_a_unit`."""
         return 2 * architecture.num_layers * architecture.state_size

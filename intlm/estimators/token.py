@@ -31,8 +31,8 @@ from intlm.model.parameters import (
     stack_layers,
     unstack_layers,
 )
-from intlm.population.chunks import scan_in_chunks
-from intlm.settings import key
+from intlm.population.chunks import numbered, scan_in_chunks
+from intlm.settings import INT32_MAX, key
 
 if TYPE_CHECKING:
     from intlm.objectives import Objective
@@ -57,6 +57,9 @@ class Token(Estimator):
     )
     credit: int = key("eighths of the next token's credit that a token has", 4, low=0, high=7)
     sigma_shift: int = key("noise is scaled by 2**-sigma_shift", 0, low=0, high=4)
+    reset_updates: int = key(
+        "updates after which a text's recurrent state starts at zero again; 0: never", 64, low=0, high=INT32_MAX
+    )
 
     def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         """See `Part.check`."""
@@ -115,6 +118,9 @@ class Token(Estimator):
     ) -> tuple["Seen", Array]:  # fmt: skip
         """See `Estimator.evaluate`. With `halves`, each half of the noisy members also votes alone."""
         tokens, targets = batch
+        if self.reset_updates:
+            again = (update + first + numbered(kept)) % self.reset_updates == 0
+            kept = jnp.where(again[:, None, None], jnp.int8(0), kept)
 
         def read(voters: Array | None) -> Evaluation:
             return engine.evaluate_tokens(parameters, tokens, targets, kept, common, update, first, there, voters)
@@ -167,6 +173,12 @@ class Token(Estimator):
     def saturated(self, kept: Array) -> Array:
         """See `Estimator.saturated`."""
         return jnp.sum(jnp.abs(kept) == MAX8, axis=(1, 2), dtype=jnp.int32)
+
+    def noise_values(self, specifications: Iterable[Specification], members: int, tokens: int) -> int:
+        """See `Estimator.noise_values`: a sign for each unit, token and noisy member."""
+        outputs = {s.name: s.shape[0] if s.kind is Kind.MATRIX else s.shape[1] for s in specifications if s.shape[1:]}
+        units = sum(size for name, size in outputs.items() if name != "head" and not name.endswith("_state"))
+        return (members - self.units(members)) * tokens * units
 
     def states_of_a_unit(self, architecture: Architecture) -> int:
         """See `Estimator.states_of_a_unit`."""
