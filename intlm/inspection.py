@@ -12,7 +12,7 @@ from intlm.errors import DataError
 from intlm.language_model import LanguageModel
 from intlm.model.forward import PlainWeights, step
 from intlm.model.parameters import Layered, Parameters, initialise, specifications, stack_layers
-from intlm.run import load, open_corpus, open_run, read_checkpoints
+from intlm.run import load, open_corpus, open_run, population_of, read_checkpoints
 from intlm.tracking.table import format_table
 
 STREAMS, TOKENS = 32, 64
@@ -120,4 +120,8 @@ def inspect(directory: Path) -> str:
         f"logits: {logits.min() / 256:.2f} … {logits.max() / 256:.2f} bits, "
         f"{width.mean() / 256:.2f} between the likeliest token and the least likely"
     )]  # fmt: skip
+    population = population_of(config, tokenizer.vocab_size)
+    headers, rows = population.estimator.inspect(population, model.parameters, jnp.asarray(tokens, jnp.int32))
+    if rows:
+        report += ["", format_table(headers, rows)]
     return "\n".join(report)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from intlm.population.engine import Engine, Population
 
 
+Table = tuple[list[str], list[tuple[str, ...]]]  # headers and rows
+
+
 class Estimator(Part):
     """An update's method, from the shared weights to votes. `evaluate` and `votes` run on each device, for some units.
 
@@ -101,6 +104,13 @@ class Estimator(Part):
     def saturated(self, kept: Any) -> Array:
         """The number of each unit's state values that are at an end of their range: int32 [units]."""
         raise NotImplementedError
+
+    def inspect(self, population: "Population", parameters: "Parameters", tokens: Array) -> Table:
+        """A table of the noise of these weights' members, for `intlm inspect`; without rows where there is none to show.
+
+        tokens: int32 [texts, T], of held-out text.
+        """
+        return [], []
 
     def noise_values(self, specifications: "Iterable[Specification]", members: int, tokens: int) -> int:
         """The number of random values of an update, for `intlm bench`."""

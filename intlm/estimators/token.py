@@ -8,7 +8,7 @@ clean member's input. The head has no noise: it votes by the loss's own slope.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from intlm.arithmetic.digits import DIGITS, MOST_TERMS, digits_of, quotient, square_root, sum_digits
 from intlm.arithmetic.fixed_point import MAX8, ONE, rounding_shift, saturate8
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
-from intlm.estimators import ESTIMATORS, Estimator
-from intlm.lazy import Array, jax, jnp
+from intlm.estimators import ESTIMATORS, Estimator, Table
+from intlm.lazy import Array, jax, jnp, np
 from intlm.model import SEPARATOR
 from intlm.model.forward import matrix_product, observed_step, zero_states
 from intlm.model.parameters import (
@@ -184,6 +184,26 @@ class Token(Estimator):
         """See `Estimator.states_of_a_unit`."""
         return architecture.num_layers * architecture.state_size
 
+    def inspect(self, population: "Population", parameters: Parameters, tokens: Array) -> Table:
+        """See `Estimator.inspect`: what the noise of each kind of units does to the loss."""
+        architecture, objective = population.architecture, population.objective
+        settings = self.settings(population)._replace(texts=len(tokens))
+        kinds = ("embedding", *(units.kind for units in layer_units(architecture)))
+        given = (
+            stack_layers(parameters), jnp.uint32(0), jnp.arange(len(tokens), dtype=jnp.uint32),
+            zero_states((len(tokens),), architecture), tokens[:, :-1], tokens[:, 1:, None],
+        )  # fmt: skip
+        rows = []
+        for label, noisy in (("all", kinds), *((kind, (kind,)) for kind in kinds)):
+            losses = read_members(architecture, objective, settings, *given, noisy)[0]
+            d = np.asarray(losses[..., :1] - losses[..., 1:]) / 256
+            far = np.asarray(credits(losses[..., :1] - losses[..., 1:], tokens[:, :-1].T, self.credit)) / 256
+            sigma = f"2^-{settings.sigma(label)}" if label in kinds else ""
+            rows.append(
+                (label, sigma, *(f"{value:.4f}" for value in (np.abs(d).mean(), np.abs(far).mean(), -d.mean())))
+            )
+        return ["noise", "of 1.0", "mean |d|, bits", "mean |R|", "mean loss added"], rows
+
     def read_tokens(self, population: "Population", chunk: int, parameters: Parameters, *given: Any) -> "Evaluation":
         """`Engine.evaluate_tokens` in plain JAX, `chunk` texts at a time."""
         settings = self.settings(population)
@@ -317,7 +337,7 @@ class NoisyWeights:
         self.parameters, self.noise = parameters.outer, noise.outer
         self.layers = (parameters.layers, noise.layers)
         self.settings = settings
-        self.kinds = kinds  # of a layer's units, by the product that their noise enters
+        self.kinds = kinds  # of the units that have noise, by the product that it enters
         self.seen: dict[str, Array] = {}  # int8 [texts, fan-in], what the clean member's products read
 
     def layer(self, entry: tuple[dict[str, Array], dict[str, Array]]) -> "NoisyWeights":
@@ -331,14 +351,16 @@ class NoisyWeights:
 
     def embed(self, tokens: Array) -> Array:
         """tokens: int32 [texts, 1 + members]."""
-        row = self.parameters["embedding"][tokens].astype(jnp.int32)
-        return saturate8(row + self.settings.embedding_amplitude * self._signs("embedding"))
+        row = self.parameters["embedding"][tokens]
+        if "embedding" not in self.kinds:
+            return row
+        return saturate8(row.astype(jnp.int32) + self.settings.embedding_amplitude * self._signs("embedding"))
 
     def multiply(self, name: str, x: Array) -> Array:
         """x: int8 [texts, 1 + members, fan-in]. Returns int32 [texts, 1 + members, fan-out]."""
         self.seen[name] = x[:, 0]
         product = matrix_product(x, self.parameters[name])
-        if name in self.noise:
+        if name in self.kinds:
             product += self.settings.amplitude(self.kinds[name], x.shape[-1]) * self._signs(name)
         return product
 
@@ -444,18 +466,19 @@ def no_votes(parameters: Parameters) -> Sums:
     )
 
 
-def _evaluate_chunk(
-    architecture: Architecture, objective: "Objective", settings: Settings, shared: Layered[Array], means: Array,
-    update: Array, shift: int, voters: Array | None, states: Array, tokens: Array, targets: Array, texts: Array,
-    there: Array,
-) -> Evaluation:  # fmt: skip
-    """`evaluate` of one chunk. texts: uint32 [texts], their numbers; there: bool [texts]."""
+def read_members(
+    architecture: Architecture, objective: "Objective", settings: Settings, shared: Layered[Array], update: Array,
+    texts: Array, states: Array, tokens: Array, targets: Array, noisy: Collection[str] | None = None,
+) -> tuple[Array, Array, tuple[Layered[Array], Array]]:  # fmt: skip
+    """Read some texts with their members. texts: uint32 [texts], their numbers. noisy: the kinds of units that have
+    noise (None: all).
+
+    Returns losses, int32 [T, texts, 1 + members]; the clean members' states, int8 [texts, layers, state size]; what the
+    clean members' products read, int8 [T, (layers,) texts, fan-in], and the head's votes, int8 [T, texts, vocabulary].
+    """
     everyone = 1 + settings.members
-    reading = tokens.astype(jnp.int32).T  # [T, texts]
-    follow = jnp.moveaxis(targets.astype(jnp.int32), 1, 0)  # [T, texts, K]
-    places = jnp.arange(reading.shape[0], dtype=jnp.uint32)
-    every_units = layer_units(architecture)
-    kinds = {units.noise: units.kind for units in every_units}
+    kinds = {units.noise: units.kind for units in layer_units(architecture)} | {"embedding": "embedding"}
+    kinds = {product: kind for product, kind in kinds.items() if noisy is None or kind in noisy}
 
     def read(states: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Any]:
         token, wanted, place = at
@@ -469,8 +492,25 @@ def _evaluate_chunk(
     start = jnp.broadcast_to(
         jnp.moveaxis(states, 1, 0)[:, :, None], (states.shape[1], len(texts), everyone, states.shape[2])
     )
-    # losses [T, texts, 1 + members]; head [T, texts, vocabulary]
+    reading = tokens.astype(jnp.int32).T  # [T, texts]
+    follow = jnp.moveaxis(targets.astype(jnp.int32), 1, 0)  # [T, texts, K]
+    places = jnp.arange(len(reading), dtype=jnp.uint32)
     after, (losses, seen, head) = jax.lax.scan(read, start, (reading, follow, places))
+    return losses, jnp.moveaxis(after[:, :, 0], 0, 1), (seen, head)
+
+
+def _evaluate_chunk(
+    architecture: Architecture, objective: "Objective", settings: Settings, shared: Layered[Array], means: Array,
+    update: Array, shift: int, voters: Array | None, states: Array, tokens: Array, targets: Array, texts: Array,
+    there: Array,
+) -> Evaluation:  # fmt: skip
+    """`evaluate` of one chunk. texts: uint32 [texts], their numbers; there: bool [texts]."""
+    every_units = layer_units(architecture)
+    places = jnp.arange(tokens.shape[1], dtype=jnp.uint32)
+    losses, states, (seen, head) = read_members(
+        architecture, objective, settings, shared, update, texts, states, tokens, targets
+    )
+    reading = tokens.astype(jnp.int32).T  # [T, texts]
     losses, head = jnp.where(there[:, None], losses, 0), jnp.where(there[:, None], head, 0)
     d = losses[..., :1] - losses[..., 1:]
     far = credits(d, reading, settings.credit)
@@ -523,7 +563,7 @@ def _evaluate_chunk(
         unstack_layers(Layered(outer_chance, chance), architecture),
         sizes,
     )
-    return Evaluation(jnp.sum(losses[..., 0], axis=0), jnp.moveaxis(after[:, :, 0], 0, 1), sums)
+    return Evaluation(jnp.sum(losses[..., 0], axis=0), states, sums)
 
 
 def matrix_chance(variance: Array, x: Array) -> Array:
