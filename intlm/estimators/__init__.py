@@ -106,7 +106,7 @@ class Estimator(Part):
         raise NotImplementedError
 
     def inspect(self, population: "Population", parameters: "Parameters", tokens: Array) -> Table:
-        """A table of the noise of these weights' members, for `intlm inspect`; without rows where there is none to show.
+        """A table of the noise of these weights' members, for `intlm inspect`; no rows where there is none.
 
         tokens: int32 [texts, T], of held-out text.
         """
