@@ -172,10 +172,10 @@ struct Scale {
   int64_t reciprocal;
   Scale(int noisy, int32_t mean_)
       : largest(INTLM_MAX8 / noisy), mean(mean_), reciprocal((((int64_t)1 << 49) + 4 * mean - 1) / (4 * mean)) {}
-  int8_t operator()(int32_t credit) const {
+  int32_t operator()(int32_t credit) const {
     const int32_t size = std::min(credit < 0 ? -credit : credit, 4 * mean);
-    const int32_t found = std::min(largest, (int32_t)(((int64_t)size * largest + 2 * mean) * reciprocal >> 49));
-    return (int8_t)(credit < 0 ? -found : found);
+    const int32_t found = (int32_t)((int64_t)(size * largest + 2 * mean) * reciprocal >> 49);
+    return credit < 0 ? -found : found;
   }
 };
 
@@ -283,27 +283,32 @@ struct Reader {
   /* Credit and fitness of the texts that were read (T3, T4), and their sums of squares. */
   void score(const uint16_t* tokens, int count, const int32_t* means, const bool* there, const bool* voters) {
     const Scale scales[kCredits] = {{p.noisy, means[kOwn]}, {p.noisy, means[kFuture]}};
+    const int noisy = p.noisy, eighths = p.credit;
     for (int text = 0; text < count; ++text) {
       int32_t after[127] = {};
-      const int64_t begin = (int64_t)text * tile.change.rows;
+      const bool counts = there[text];
       for (int64_t at = length; at-- > 0;) {
-        const int32_t* loss = losses.data() + (text * length + at) * of_text;
-        int32_t squares[kCredits] = {};
-        const int64_t row = (text * length + at) * p.noisy;
-        const bool breaks = at + 1 < length && tokens[text * length + at + 1] == 0;
-        for (int m = 0; m < p.noisy; ++m) {
-          const int32_t r = breaks ? 0 : after[m], share = ((r < 0 ? -r : r) * p.credit) >> 3;
-          const int32_t d = there[text] ? loss[0] - loss[1 + m] : 0;
+        const int64_t row = text * length + at;
+        const int32_t* loss = losses.data() + row * of_text;
+        if (at + 1 < length && tokens[row + 1] == 0) std::fill_n(after, noisy, 0);
+        int8_t* const own[kCredits] = {fitness[kOwn].data() + row * noisy, fitness[kFuture].data() + row * noisy};
+        int32_t squares[kCredits] = {}, magnitudes[kCredits] = {};
+        for (int m = 0; m < noisy; ++m) {
+          const int32_t r = after[m], share = ((r < 0 ? -r : r) * eighths) >> 3;
+          const int32_t d = counts ? loss[0] - loss[1 + m] : 0;
           const int32_t credits[kCredits] = {d, d + (r < 0 ? -share : share)};
           after[m] = credits[kFuture];
           for (int c = 0; c < kCredits; ++c) {
-            sizes[c] += credits[c] < 0 ? -credits[c] : credits[c];
-            const int8_t f = voters[m] ? scales[c](credits[c]) : 0;
-            fitness[c][row + m] = f;
+            const int32_t f = voters[m] ? scales[c](credits[c]) : 0;
+            magnitudes[c] += credits[c] < 0 ? -credits[c] : credits[c];
             squares[c] += f * f;
+            own[c][m] = (int8_t)f;
           }
         }
-        for (int c = 0; c < kCredits; ++c) energy[c][begin + at] = squares[c];
+        for (int c = 0; c < kCredits; ++c) {
+          energy[c][(int64_t)text * tile.change.rows + at] = squares[c];
+          sizes[c] += magnitudes[c];
+        }
       }
     }
   }

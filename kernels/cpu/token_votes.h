@@ -6,30 +6,34 @@
  */
 #pragma once
 
-#include <type_traits>
-
 #include "token.h"
 
 namespace INTLM_TARGET {
 
 constexpr int kPanel = 16;
 
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+/* Sixteen columns of two rows, side by side. */
+static inline u16x16 pair_rows(const void* first, const void* second) {
+  const u16x16 a = __builtin_convertvector(load<u8x16>(first), u16x16);
+  return a | __builtin_convertvector(load<u8x16>(second), u16x16) << 8;
+}
+static inline u32x16 pair_rows(u16x16 first, u16x16 second) {
+  return __builtin_convertvector(first, u32x16) | __builtin_convertvector(second, u32x16) << 16;
+}
+
 /* Sixteen columns of kDepth rows, side by side. */
-template <class Word, class Lane, class T>
+template <class T>
 static inline void interleave(const T* rows, int64_t stride, T* out) {
-  typedef Lane From __attribute__((vector_size(kPanel * sizeof(Lane))));
-  typedef Word To __attribute__((vector_size(kPanel * sizeof(Word))));
-  To all = {};
-#pragma GCC unroll 4
-  for (int j = 0; j < kDepth; ++j)
-    all |= __builtin_convertvector(load<From>(rows + j * stride), To) << (Word)(8 * sizeof(T) * j);
-  store(out, all);
-}
-static inline void interleave_outputs(const int8_t* rows, int64_t stride, int8_t* out) {
-  interleave<std::conditional_t<kDepth == 4, uint32_t, uint16_t>, uint8_t>(rows, stride, out);
-}
-static inline void interleave_inputs(const Encoded* rows, int64_t stride, Encoded* out) {
-  interleave<uint32_t, std::make_unsigned_t<Encoded>>(rows, stride, out);
+  if constexpr (sizeof(T) == 2) {
+    store(out, pair_rows(load<u16x16>(rows), load<u16x16>(rows + stride)));
+  } else {
+    const u16x16 pairs = pair_rows(rows, rows + stride);
+    if constexpr (kDepth == 2) store(out, pairs);
+    else store(out, pair_rows(pairs, pair_rows(rows + 2 * stride, rows + 3 * stride)));
+  }
 }
 
 /* The sums of KB inputs times OB panels of outputs over some groups. */
@@ -66,10 +70,10 @@ static int vote_shift(int64_t texts, int64_t length) {
 struct Tally {
   struct Place {
     int64_t offset, fan_out, fan_in;  // of a parameter
-    int64_t outputs;                  // a matrix's fan_out with padding; 0 for the embedding and biases
+    bool transposed;                  // a matrix, whose sums are [fan_in][stride]; [fan_out][stride] of others
     int64_t variances;                // the number of values of its chance
-    int64_t votes, chance;            // where its own begin
-    int64_t size() const { return outputs ? fan_in * outputs : rounded(fan_out * fan_in, kPanel); }
+    int64_t stride, votes, chance;    // of its sums
+    int64_t size() const { return (transposed ? fan_in : fan_out) * stride; }
   };
   const TokenProblem& p;
   const Plan& plan;
@@ -87,13 +91,13 @@ struct Tally {
       : p(problem), plan(plan_), places(plan.products.size()), shift(vote_shift(p.texts, length)) {
     plan.model.each_matrix([&](const Matrix& w) {
       const bool is_embedding = w.number == plan.model.embedding.number;
-      places[w.number] = {w.offset, w.fan_out, w.fan_in, is_embedding ? 0 : rounded(w.fan_out, kPanel),
-                          is_embedding ? w.fan_out : w.fan_in};
+      places[w.number] = {w.offset, w.fan_out, w.fan_in, !is_embedding, is_embedding ? w.fan_out : w.fan_in};
     });
     for (const Layer& layer : plan.model.layers)
-      for (const VectorParameter& v : layer.vectors) places[v.number] = {v.offset, 1, p.hidden, 0, 1};
+      for (const VectorParameter& v : layer.vectors) places[v.number] = {v.offset, 1, p.hidden, false, 1};
     int64_t size = 0, width = 0;
     for (Place& place : places) {
+      place.stride = rounded(place.transposed ? place.fan_out : place.fan_in, kPanel);
       place.votes = size, place.chance = width;
       size += place.size(), width += place.variances;
     }
@@ -148,8 +152,9 @@ struct Tally {
         for (int i = 0; i < p.hidden; i += 64) {
           int8_t own[64];
           sum_members(reader, kFuture, text, at, units.first + i, own);
-          int32_t* out = votes.data() + place.votes + token * p.hidden + i;
-          for (int j = 0; j < std::min(64, p.hidden - i); ++j) out[j] += own[j];
+          int32_t* out = votes.data() + place.votes + token * place.stride + i;
+          for (int j = 0; j < std::min<int64_t>(64, place.stride - i); j += kPanel)
+            store(out + j, load<i32x16>(out + j) + widen(widen(load<i8x16>(own + j))));
         }
       }
   }
@@ -165,7 +170,7 @@ struct Tally {
             sum_members(reader, credit, text, at, units.first + i, own[j]);
           else std::fill_n(own[j], 64, 0);
         for (int o = 0; o < std::min(64, outputs - i); o += kPanel)
-          interleave_outputs(own[0] + o, 64, y.data() + (i + o) / kPanel * y_panel() + group * kPanel * kDepth);
+          interleave(own[0] + o, 64, y.data() + (i + o) / kPanel * y_panel() + group * kPanel * kDepth);
       }
     sum_tokens(outputs);
   }
@@ -176,7 +181,7 @@ struct Tally {
     const int8_t* rows = reader.head.data();
     for (int64_t group = 0; group < texts * groups; ++group, rows += kDepth * reader.width)
       for (int o = 0; o < outputs; o += kPanel)
-        interleave_outputs(rows + o, reader.width, y.data() + o / kPanel * y_panel() + group * kPanel * kDepth);
+        interleave(rows + o, reader.width, y.data() + o / kPanel * y_panel() + group * kPanel * kDepth);
     sum_tokens(outputs);
   }
 
@@ -215,14 +220,14 @@ struct Tally {
     x.reserve(panels * x_panel());
     for (int64_t group = 0; group < texts * groups; ++group, rows += kDepth * stride)
       for (int i = 0; i < panels; ++i)
-        interleave_inputs(rows + i * kPanel, stride, x.data() + i * x_panel() + group * kPanel * kDepth);
+        interleave(rows + i * kPanel, stride, x.data() + i * x_panel() + group * kPanel * kDepth);
     const Place& place = places[w.number];
     add_chance(place, w.fan_in, credit);
     constexpr int KB = kSums >= 24 ? 8 : 4;
     int panel = 0;
     if (kSums >= 24)
-      for (; panel + 3 <= place.outputs / kPanel; panel += 3) outputs<KB, 3>(place, w.fan_in, panel);
-    for (; panel < place.outputs / kPanel; ++panel) outputs<KB, 1>(place, w.fan_in, panel);
+      for (; panel + 3 <= place.stride / kPanel; panel += 3) outputs<KB, 3>(place, w.fan_in, panel);
+    for (; panel < place.stride / kPanel; ++panel) outputs<KB, 1>(place, w.fan_in, panel);
   }
 
   /* Some panels of a matrix's outputs. */
@@ -231,7 +236,7 @@ struct Tally {
     const int8_t* from = y.data() + panel * y_panel();
     for (int k = 0; k < fan_in; k += KB) {
       const Encoded* in = x.data() + k / kPanel * x_panel() + k % kPanel * kDepth;
-      int32_t* out = votes.data() + place.votes + k * place.outputs + panel * kPanel;
+      int32_t* out = votes.data() + place.votes + k * place.stride + panel * kPanel;
       auto part = [&](int64_t first_text, int64_t count, const int32_t* sum) {
         Sums acc[KB][OB];
         for (int o = 0; o < OB; ++o) {
@@ -242,12 +247,12 @@ struct Tally {
         sum_products<KB, OB>(acc, in + skipped, from + skipped, y_panel(), count * groups);
         for (int i = 0; i < KB; ++i)
           for (int o = 0; o < OB; ++o) {
-            int32_t* at = out + i * place.outputs + o * kPanel;
+            int32_t* at = out + i * place.stride + o * kPanel;
             store(at, load<Lanes>(at) + rounding_shift(load<Lanes>(&acc[i][o]), shift));
           }
       };
-      if (!shift) part(0, texts, sums.data() + texts * place.outputs);
-      for (int64_t text = 0; shift && text < texts; ++text) part(text, 1, sums.data() + text * place.outputs);
+      if (!shift) part(0, texts, sums.data() + texts * place.stride);
+      for (int64_t text = 0; shift && text < texts; ++text) part(text, 1, sums.data() + text * place.stride);
     }
   }
 
@@ -285,7 +290,7 @@ static void transpose_votes(const Tally::Place& place, const int32_t* votes, int
   for (int64_t o = 0; o < place.fan_out; o += kPanel)
     for (int64_t i = 0; i < place.fan_in; i += 8)
       for (int64_t row = o; row < std::min(o + kPanel, place.fan_out); ++row)
-        for (int64_t k = i; k < i + 8; ++k) out[row * place.fan_in + k] = votes[k * place.outputs + row];
+        for (int64_t k = i; k < i + 8; ++k) out[row * place.fan_in + k] = votes[k * place.stride + row];
 }
 
 static void evaluate_tokens(const TokenProblem& p, const int8_t* parameters, const uint16_t* tokens,
@@ -338,8 +343,9 @@ static void evaluate_tokens(const TokenProblem& p, const int8_t* parameters, con
         for (int64_t i = 0; i < place->size(); ++i) sum[i] += tally.votes[place->votes + i];
       }
     int32_t* out = votes + place->offset;
-    if (place->outputs) transpose_votes(*place, sum.data(), out);
-    else std::copy_n(sum.data(), place->fan_out * place->fan_in, out);
+    if (place->transposed) transpose_votes(*place, sum.data(), out);
+    for (int64_t o = 0; !place->transposed && o < place->fan_out; ++o)
+      std::copy_n(sum.data() + o * place->stride, place->fan_in, out + o * place->fan_in);
     for (int64_t i = 0; i < place->variances; ++i) {
       int64_t all = 0;
       for (const auto& worker : workers)
