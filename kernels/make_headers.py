@@ -6,6 +6,8 @@ import numpy as np
 
 from intlm import config, generation
 from intlm.arithmetic.tables import SHA256, tables
+from intlm.arithmetic.fixed_point import MAX8
+from intlm.estimators import token
 from intlm.estimators.member import MAX_PAIRS
 
 CTYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
@@ -23,6 +25,15 @@ RANGED = {
 def key(name: str) -> dict:
     """The configuration's description of a key."""
     return dict(config.keys()[name].field.metadata)
+
+
+# The same of the estimator `token`, with their ranges.
+OF_TOKEN = {
+    "texts": (1, token.MOST_TEXTS, 1),
+    "noisy": (1, MAX8, 1),
+    "credit": (0, 7, 1),
+    **{f"sigma_{kind}": (0, 8, 1) for kind in ("embedding", "gate", "candidate", "up", "down")},
+}
 
 
 def tables_header() -> str:
@@ -51,16 +62,21 @@ def ranges_header() -> str:
         "TOKENS": config.MAX_TOKENS_PER_UPDATE,
         "TARGETS": key("next_token.targets")["high"],
         "INVERSE": generation.MAX_INVERSE_TEMPERATURE,
+        "TEXT_TOKENS": token.MOST_TEXT_TOKENS,
+        "MEAN": 8 * 36_865,  # the largest |R|: no token's loss is larger than 36,865
     }
+
+    def listed(name: str, rows: dict[str, tuple[int, int, int]]) -> str:
+        return " \\\n".join([f"#define {name}(X)", *(f"  X({n}, {', '.join(map(str, row))})" for n, row in rows.items())])
+
     return "\n".join(
         [
             "/* Made by kernels/make_headers.py from intlm.config and intlm.generation (docs/numerics.md, 11). */",
             "#ifndef INTLM_RANGES_H",
             "#define INTLM_RANGES_H",
             "/* X(name, low, high, what it is a multiple of) */",
-            " \\\n".join(
-                ["#define INTLM_RANGES(X)", *(f"  X({name}, {', '.join(map(str, row))})" for name, row in rows.items())]
-            ),
+            listed("INTLM_RANGES", rows),
+            listed("INTLM_TOKEN_RANGES", OF_TOKEN),
             *(f"#define INTLM_MAX_{name} {value}" for name, value in longest.items()),
             "#endif",
             "",

@@ -11,7 +11,18 @@
   X(sigma_shift, 0, 12, 1) \
   X(threads, 0, 1024, 1) \
   X(pairs, 1, 524288, 1)
+#define INTLM_TOKEN_RANGES(X) \
+  X(texts, 1, 524288, 1) \
+  X(noisy, 1, 127, 1) \
+  X(credit, 0, 7, 1) \
+  X(sigma_embedding, 0, 8, 1) \
+  X(sigma_gate, 0, 8, 1) \
+  X(sigma_candidate, 0, 8, 1) \
+  X(sigma_up, 0, 8, 1) \
+  X(sigma_down, 0, 8, 1)
 #define INTLM_MAX_TOKENS 32768
 #define INTLM_MAX_TARGETS 1024
 #define INTLM_MAX_INVERSE 32768
+#define INTLM_MAX_TEXT_TOKENS 16777216
+#define INTLM_MAX_MEAN 294920
 #endif

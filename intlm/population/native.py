@@ -1,6 +1,7 @@
 """The native engine: fused C++ kernels (kernels/cpu), called through XLA's FFI, so that jit goes through them."""
 
 import ctypes
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 from intlm.cells.mgu import Mgu
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
+from intlm.estimators.token import Evaluation, Votes, no_votes
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.objectives.next_token import NextToken
@@ -21,7 +23,9 @@ from intlm.population.engine import Population, Prepared, unserved
 from intlm.population.sharding import FIRST
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
-_CALLS = ("evaluate", "accumulate", "prepare", "infer", "generate")
+_CALLS = ("evaluate", "accumulate", "evaluate_tokens", "prepare", "infer", "generate")
+
+_KINDS = ("embedding", "gate", "candidate", "up", "down")  # of the units that have noise
 
 
 @cache
@@ -41,7 +45,7 @@ def missing() -> str:
         if not instruction_set():
             raise ConfigError(f"INTLM_ISA = {os.environ['INTLM_ISA']}: this processor has no such instruction set")
         for name in _CALLS:
-            symbol = getattr(library, f"Intlm{name.title()}")
+            symbol = getattr(library, "Intlm" + name.title().replace("_", ""))
             jax.ffi.register_ffi_target(f"intlm_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
         NativeEngine(Population(Architecture(2, 8, 1, 8, "clip"))).probe()
     except (OSError, AttributeError, ValueError, jax.errors.JaxRuntimeError) as error:
@@ -169,8 +173,42 @@ class NativeEngine:
         call = jax.ffi.ffi_call("intlm_accumulate", jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32))
         epoch = self.population.perturbation.epoch(update)
         flat = call(fitness, epoch, first, **self._attributes(fitness.shape[0]))
-        parts = jax.lax.split(flat, self.sizes)
-        return {s.name: part.reshape(s.shape) for s, part in zip(self.specifications, parts, strict=True)}
+        return self._by_name(flat, [s.shape for s in self.specifications])
+
+    def evaluate_tokens(
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, means: Array, update: Array,
+        first: Array = FIRST, there: Array | None = None, voters: Array | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """See `Engine.evaluate_tokens`."""
+        population = self.population
+        settings, count = population.estimator.settings(population), tokens.shape[0]
+        widths = {name: chance.shape for name, chance in no_votes(parameters).chance.items()}
+        chances = [widths[s.name] for s in self.specifications]
+        shapes = (
+            jax.ShapeDtypeStruct((count,), jnp.int32),
+            jax.ShapeDtypeStruct(states.shape, jnp.int8),
+            jax.ShapeDtypeStruct((sum(self.sizes),), jnp.int32),
+            jax.ShapeDtypeStruct((sum(math.prod(shape) for shape in chances),), jnp.int32),
+            jax.ShapeDtypeStruct((2, 4), jnp.int32),
+        )
+        there = jnp.ones(count, bool) if there is None else there
+        voters = jnp.ones(settings.members, bool) if voters is None else voters
+        losses, states, votes, chance, sizes = jax.ffi.ffi_call("intlm_evaluate_tokens", shapes)(
+            self._flat(parameters), tokens, targets, states, means, update, first, there, voters,
+            **self._attributes(count), texts=np.int64(settings.texts), noisy=np.int32(settings.members),
+            credit=np.int32(settings.credit),
+            **{f"sigma_{kind}": np.int32(sigma) for kind, sigma in zip(_KINDS, settings.sigmas, strict=False)},
+        )  # fmt: skip
+        told = Votes(
+            self._by_name(votes, [s.shape for s in self.specifications]), self._by_name(chance, chances), sizes
+        )
+        return Evaluation(losses, states, told)
+
+    def _by_name(self, flat: Array, shapes: list[tuple[int, ...]]) -> Parameters:
+        """Cuts flat values into arrays of these shapes, one for each parameter."""
+        parts = jax.lax.split(flat, [math.prod(shape) for shape in shapes])
+        named = zip(self.specifications, shapes, parts, strict=True)
+        return {s.name: part.reshape(shape) for s, shape, part in named}
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""

@@ -149,16 +149,25 @@ struct Planes {
 };
 constexpr Planes kExp2;
 
-static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
+/* The bytes 0 to 63. */
+struct Count {
+  uint8_t byte[64] = {};
+  constexpr Count() {
+    for (int i = 0; i < 64; ++i) byte[i] = (uint8_t)i;
+  }
+};
+constexpr Count kCount;
+
+/* The terms of two vectors of differences, as `packs` takes them to make the vectors of 32 of which byte b of the first 16
+ * is of difference b / 2 of `first` or, where b is odd, `second`. */
+static inline void terms(__m512i first, __m512i second, __m512i e[4]) {
   const __m512i low8 = _mm512_set1_epi16(0xFF), high8 = _mm512_set1_epi16((int16_t)0xFF00), one8 = _mm512_set1_epi8(1);
-  const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512(), tops = _mm512_set1_epi16((int16_t)top);
+  const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
   /* The low bytes of 64 differences together, as indices, and the high ones, in the same order. */
-  const __m512i first = _mm512_sub_epi16(tops, _mm512_loadu_si512(logits));
-  const __m512i second = _mm512_sub_epi16(tops, _mm512_loadu_si512(logits + 32));
   const __m512i index = _mm512_ternarylogic_epi32(low8, first, _mm512_slli_epi16(second, 8), 0xEA);
   const __m512i shift = _mm512_ternarylogic_epi32(high8, second, _mm512_srli_epi16(first, 8), 0xEA);
   const __mmask64 upper = _mm512_movepi8_mask(index);
-  __m512i b[4], e[4], q[4];
+  __m512i b[4], q[4];
   for (int j = 0; j < 3; ++j) {
     const uint8_t* plane = kExp2.byte[j];
     __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(plane), index, _mm512_load_si512(plane + 64));
@@ -175,9 +184,59 @@ static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
   e[3] = _mm512_unpackhi_epi16(high01, high23), q[3] = _mm512_unpackhi_epi16(high_q, zero);
   for (int j = 0; j < 4; ++j) {
     const __m512i rounding = _mm512_srli_epi32(_mm512_sllv_epi32(one, q[j]), 1);
-    acc += (Lanes)_mm512_srlv_epi32(_mm512_add_epi32(e[j], rounding), q[j]);
+    e[j] = _mm512_srlv_epi32(_mm512_add_epi32(e[j], rounding), q[j]);
   }
+}
+
+static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
+  const __m512i tops = _mm512_set1_epi16((int16_t)top);
+  __m512i e[4];
+  terms(_mm512_sub_epi16(tops, _mm512_loadu_si512(logits)), _mm512_sub_epi16(tops, _mm512_loadu_si512(logits + 32)), e);
+  for (const __m512i& four : e) acc += (Lanes)four;
   return acc;
+}
+
+static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {
+  /* Unsigned differences that saturate at 0: both operands are moved by 2^15. */
+  const __m512i half = _mm512_set1_epi16(INT16_MIN), zero = _mm512_setzero_si512();
+  const __m512i lses = _mm512_xor_si512(_mm512_set1_epi16((int16_t)lse), half);
+  auto below = [=](const int16_t* at) {
+    return _mm512_subs_epu16(lses, _mm512_xor_si512(_mm512_loadu_si512(at), half));
+  };
+  __m512i e[4];
+  terms(below(logits), below(logits + 32), e);
+  for (__m512i& four : e)
+    four = _mm512_srli_epi32(
+        _mm512_add_epi32(_mm512_mullo_epi32(four, _mm512_set1_epi32(INTLM_MAX8)), _mm512_set1_epi32(1 << 15)), 16);
+  /* Byte 2 i of the terms is logit i, byte 2 i + 1 logit 32 + i. */
+  __m512i order = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)kCount.byte));
+  order = _mm512_or_si512(order, _mm512_slli_epi16(_mm512_add_epi16(order, _mm512_set1_epi16(32)), 8));
+  const __m512i drawn = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(octets));
+  const __m512i low = _mm512_sub_epi16(_mm512_unpacklo_epi8(drawn, zero), _mm512_packus_epi32(e[0], e[1]));
+  const __m512i high = _mm512_sub_epi16(_mm512_unpackhi_epi8(drawn, zero), _mm512_packus_epi32(e[2], e[3]));
+  const __m512i found = _mm512_packs_epi16(_mm512_srai_epi16(low, 8), _mm512_srai_epi16(high, 8));
+  const __m512i even = _mm512_loadu_si512(kCount.byte);  // 0 .. 63: byte i comes from 2 i, or 2 (i - 32) + 1
+  const __m512i back = _mm512_add_epi8(even, even);
+  _mm512_storeu_si512(
+      out, _mm512_permutexvar_epi8(_mm512_mask_sub_epi8(back, 0xFFFFFFFF00000000, back, _mm512_set1_epi8(63)), found));
+}
+
+/* The bit of each lane's column is tested in a word of 32 bits that all lanes have. */
+static inline Lanes add_signs(Lanes v, const uint8_t* bits, int part, int32_t a) {
+  const Lanes first = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
+  const __m512i by = _mm512_set1_epi32(a), column = (__m512i)((broadcast(1) << first) << 4 * part);
+  const __mmask16 plus = _mm512_test_epi32_mask(_mm512_set1_epi32(load<int32_t>(bits)), column);
+  return (Lanes)_mm512_mask_add_epi32(_mm512_sub_epi32((__m512i)v, by), plus, (__m512i)v, by);
+}
+
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+  __m512i plus = _mm512_setzero_si512();
+  int32_t total = 0;
+  for (int m = 0; m < count; ++m, bits += stride) {
+    plus = _mm512_mask_add_epi8(plus, load<uint64_t>(bits), plus, _mm512_set1_epi8(f[m]));
+    total += f[m];
+  }
+  _mm512_storeu_si512(out, _mm512_sub_epi8(_mm512_add_epi8(plus, plus), _mm512_set1_epi8((int8_t)total)));
 }
 
 }  // namespace avx512

@@ -163,15 +163,61 @@ static inline int32_t largest(Wide v) {
   return 32767 - _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_sub_epi16(_mm_set1_epi16(32767), last))) % 65536;
 }
 
+/* The terms of eight differences. */
+static inline __m256i terms(__m256i below) {
+  const __m256i one = _mm256_set1_epi32(1), low8 = _mm256_set1_epi32(255);
+  const __m256i found = _mm256_i32gather_epi32((const int*)intlm_exp2, _mm256_and_si256(below, low8), 4);
+  const __m256i shift = _mm256_srli_epi32(below, 8), rounding = _mm256_srli_epi32(_mm256_sllv_epi32(one, shift), 1);
+  return _mm256_srlv_epi32(_mm256_add_epi32(found, rounding), shift);
+}
+
 static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  const __m256i tops = _mm256_set1_epi32(top), one = _mm256_set1_epi32(1), low8 = _mm256_set1_epi32(255);
+  const __m256i tops = _mm256_set1_epi32(top);
   return acc + each([&](int i) {
-           const __m256i below = _mm256_sub_epi32(tops, _mm256_cvtepi16_epi32(load<__m128i>(logits + 8 * i)));
-           const __m256i found = _mm256_i32gather_epi32((const int*)intlm_exp2, _mm256_and_si256(below, low8), 4);
-           const __m256i shift = _mm256_srli_epi32(below, 8),
-                         rounding = _mm256_srli_epi32(_mm256_sllv_epi32(one, shift), 1);
-           return _mm256_srlv_epi32(_mm256_add_epi32(found, rounding), shift);
+           return terms(_mm256_sub_epi32(tops, _mm256_cvtepi16_epi32(load<__m128i>(logits + 8 * i))));
          });
+}
+
+static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {
+  const __m256i lses = _mm256_set1_epi32(lse), zero = _mm256_setzero_si256();
+  const Lanes found = each([&](int i) {
+    const __m256i below = _mm256_sub_epi32(lses, _mm256_cvtepi16_epi32(load<__m128i>(logits + 8 * i)));
+    const __m256i e = _mm256_mullo_epi32(terms(_mm256_max_epi32(below, zero)), _mm256_set1_epi32(INTLM_MAX8));
+    const __m256i share = _mm256_srli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1 << 15)), 16);
+    const __m256i drawn = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(octets + 8 * i)));
+    return _mm256_srai_epi32(_mm256_sub_epi32(drawn, share), 8);
+  });
+  const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(found.half[0], found.half[1]), 0xD8);
+  store(out, _mm_packs_epi16(_mm256_castsi256_si128(narrow), _mm256_extracti128_si256(narrow, 1)));
+}
+
+/* The bit of each lane's column is tested in a word of 16 bits that all lanes have. */
+static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
+  const __m256i word = _mm256_set1_epi32(load<uint16_t>(bits)), by = _mm256_set1_epi32(a);
+  return each([&](int i) {
+    const __m256i column = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 256, 512, 1024, 2048), 4 * i);
+    const __m256i plus = _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column);
+    return _mm256_add_epi32(_mm256_sub_epi32(v.half[i], by), _mm256_and_si256(plus, _mm256_add_epi32(by, by)));
+  });
+}
+
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+  /* Each byte of 32 units is given the byte that holds its bit. */
+  const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i own = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+  __m256i plus[2] = {};
+  int32_t total = 0;
+  for (int m = 0; m < count; ++m, bits += stride) {
+    const __m256i by = _mm256_set1_epi8(f[m]);
+    for (int i = 0; i < 2; ++i) {
+      const __m256i held = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(bits + 4 * i)), from);
+      const __m256i one = _mm256_cmpeq_epi8(_mm256_and_si256(held, own), own);
+      plus[i] = _mm256_add_epi8(plus[i], _mm256_and_si256(one, by));
+    }
+    total += f[m];
+  }
+  for (int i = 0; i < 2; ++i)
+    store(out + 32 * i, _mm256_sub_epi8(_mm256_add_epi8(plus[i], plus[i]), _mm256_set1_epi8((int8_t)total)));
 }
 
 }  // namespace INTLM_TARGET

@@ -2,6 +2,7 @@
 #include "bounds.h"
 #include "inference.h"
 #include "low_rank.h"
+#include "token_votes.h"
 #include "votes.h"
 
 namespace INTLM_TARGET {
@@ -11,6 +12,7 @@ const intlm::Kernels kernels{INTLM_STRING(INTLM_TARGET),
                              supported,
                              evaluate,
                              accumulate,
+                             evaluate_tokens,
                              prepared_size,
                              prepare,
                              infer,

@@ -15,14 +15,20 @@ namespace ffi = xla::ffi;
 
 using intlm::Kernels;
 using intlm::Problem;
+using intlm::TokenProblem;
 
 /* The attributes of every call, by name. */
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Problem, StructMember<int32_t>("vocab"), StructMember<int32_t>("hidden"),
-                                      StructMember<int32_t>("layers"), StructMember<int32_t>("feed_forward"),
-                                      StructMember<bool>("table"), StructMember<int32_t>("rank"),
-                                      StructMember<int32_t>("sigma_shift"), StructMember<int64_t>("pairs"),
-                                      StructMember<int64_t>("group"), StructMember<int64_t>("seed"),
-                                      StructMember<int32_t>("threads"));
+#define INTLM_PROBLEM                                                                                       \
+  StructMember<int32_t>("vocab"), StructMember<int32_t>("hidden"), StructMember<int32_t>("layers"),         \
+      StructMember<int32_t>("feed_forward"), StructMember<bool>("table"), StructMember<int32_t>("rank"),    \
+      StructMember<int32_t>("sigma_shift"), StructMember<int64_t>("pairs"), StructMember<int64_t>("group"), \
+      StructMember<int64_t>("seed"), StructMember<int32_t>("threads")
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Problem, INTLM_PROBLEM);
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(TokenProblem, INTLM_PROBLEM, StructMember<int64_t>("texts"),
+                                      StructMember<int32_t>("noisy"), StructMember<int32_t>("credit"),
+                                      StructMember<int32_t>("sigma_embedding"), StructMember<int32_t>("sigma_gate"),
+                                      StructMember<int32_t>("sigma_candidate"), StructMember<int32_t>("sigma_up"),
+                                      StructMember<int32_t>("sigma_down"));
 
 /* The fastest target that this processor supports, or the one that INTLM_ISA names. */
 static const Kernels* choose() {
@@ -197,12 +203,43 @@ static ffi::Error Generate(ffi::Buffer<ffi::S8> prepared, ffi::Buffer<ffi::S16> 
   return ffi::Error::Success();
 }
 
+static ffi::Error EvaluateTokens(ffi::Buffer<ffi::S8> parameters, ffi::Buffer<ffi::U16> tokens,
+                                 ffi::Buffer<ffi::U16> targets, ffi::Buffer<ffi::S8> states,
+                                 ffi::Buffer<ffi::S32> means, ffi::Buffer<ffi::U32> update, ffi::Buffer<ffi::U32> first,
+                                 ffi::Buffer<ffi::PRED> there, ffi::Buffer<ffi::PRED> voters,
+                                 ffi::ResultBuffer<ffi::S32> losses, ffi::ResultBuffer<ffi::S8> next,
+                                 ffi::ResultBuffer<ffi::S32> votes, ffi::ResultBuffer<ffi::S32> chance,
+                                 ffi::ResultBuffer<ffi::S32> sizes, TokenProblem p) {
+  if (ffi::Error e = check(p); e.failure()) return e;
+  INTLM_TOKEN_RANGES(INTLM_CHECK)
+  if (tokens.dimensions().size() != 2 || targets.dimensions().size() != 3)
+    return refuse("evaluate_tokens: a buffer's shape does not fit the problem");
+  const int64_t length = tokens.dimensions()[1], count = targets.dimensions()[2], h = p.hidden;
+  const int64_t variances = p.vocab + p.layers * (5 * h + p.feed_forward + 2) + h;
+  if (!has(parameters, {weights(p)}) || !has(tokens, {p.pairs, length}) || length < 1 || length > INTLM_MAX_TOKENS ||
+      !has(targets, {p.pairs, length, count}) || count < 1 || count > INTLM_MAX_TARGETS || count & (count - 1) ||
+      !has(states, {p.pairs, p.layers, h}) || !has(*next, {p.pairs, p.layers, h}) || !has(means, {2}) ||
+      update.element_count() != 1 || first.element_count() != 1 || !has(there, {p.pairs}) || !has(voters, {p.noisy}) ||
+      !has(*losses, {p.pairs}) || !has(*votes, {weights(p)}) || !has(*chance, {4 * variances}) || !has(*sizes, {2, 4}))
+    return refuse("evaluate_tokens: a buffer's shape does not fit the problem");
+  if (ffi::Error e = within("texts * tokens", p.texts * length, 1, INTLM_MAX_TEXT_TOKENS, 1); e.failure()) return e;
+  for (int i = 0; i < 2; ++i)
+    if (ffi::Error e = within("means", means.typed_data()[i], 1, INTLM_MAX_MEAN, 1); e.failure()) return e;
+  if (!known(tokens, p) || !known(targets, p)) return refuse("evaluate_tokens: a token is outside the vocabulary");
+  choose()->evaluate_tokens(p, parameters.typed_data(), tokens.typed_data(), targets.typed_data(), length,
+                            __builtin_ctzll(count), states.typed_data(), means.typed_data(), *update.typed_data(),
+                            *first.typed_data(), there.typed_data(), voters.typed_data(), losses->typed_data(),
+                            next->typed_data(), votes->typed_data(), chance->typed_data(), sizes->typed_data());
+  return ffi::Error::Success();
+}
+
 extern "C" int64_t intlm_prepared_size(int32_t vocab, int32_t hidden, int32_t layers, int32_t feed_forward) {
   return choose()->prepared_size(Problem{vocab, hidden, layers, feed_forward});
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluate, Evaluate);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmAccumulate, Accumulate);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmEvaluateTokens, EvaluateTokens);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmPrepare, Prepare);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmInfer, Infer);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IntlmGenerate, Generate);

@@ -15,6 +15,13 @@ struct Problem {
   int32_t threads;
 };
 
+/* Of the estimator `token` (docs/numerics-token.md); `pairs` are the call's texts. */
+struct TokenProblem : Problem {
+  int64_t texts;          // of the update
+  int32_t noisy, credit;  // noisy members of a text; eighths
+  int32_t sigma_embedding, sigma_gate, sigma_candidate, sigma_up, sigma_down;
+};
+
 struct Kernels {
   const char* name;
   bool (*supported)();
@@ -25,6 +32,13 @@ struct Kernels {
                    int32_t* losses, int8_t* next);
   /* votes: one int32 a parameter, in the order of the parameters. */
   void (*accumulate)(const Problem&, const int8_t* fitness, uint32_t epoch, uint32_t first, int32_t* votes);
+  /* tokens [texts, length]; targets [texts, length, 2^log_targets]; states [texts, layers, hidden] in and out; means [2];
+   * there [texts]; voters [noisy]; losses [texts]; votes: as above; chance: by parameter, in their order, [4, fan-in] of
+   * a matrix, [4, vocab] of the embedding, [4, 1] of a bias; sizes [2, 4]. The first text's number is `first`. */
+  void (*evaluate_tokens)(const TokenProblem&, const int8_t* parameters, const uint16_t* tokens,
+                          const uint16_t* targets, int64_t length, int log_targets, const int8_t* states,
+                          const int32_t* means, uint32_t update, uint32_t first, const bool* there, const bool* voters,
+                          int32_t* losses, int8_t* next, int32_t* votes, int32_t* chance, int32_t* sizes);
   /* The shared weights in the form that the two calls below read: their size in bytes, and the data. */
   int64_t (*prepared_size)(const Problem&);
   void (*prepare)(const Problem&, const int8_t* parameters, int8_t* prepared);

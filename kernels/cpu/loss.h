@@ -7,10 +7,22 @@
 
 namespace INTLM_TARGET {
 
+struct Lane {
+  int16_t number[kLanes] = {};
+  constexpr Lane() {
+    for (int i = 0; i < kLanes; ++i) number[i] = (int16_t)i;
+  }
+};
+constexpr Lane kLane;
+
 /* logits has room for a multiple of kTerms entries; those beyond the vocabulary are overwritten. */
 static int32_t log_sum_exp2(int16_t* logits, int vocab) {
   const int whole = (vocab + kTerms - 1) / kTerms * kTerms;
-  for (int i = vocab; i < whole; ++i) logits[i] = -32768;  // its term is zero
+  /* The term of -32768 is zero. Whole vectors are stored, as they will be loaded. */
+  for (int i = vocab / kLanes * kLanes; i < whole; i += kLanes) {
+    const Wide some = load<Wide>(logits + i), lane = load<Wide>(kLane.number);
+    store(logits + i, lane < (int16_t)(vocab - i) ? some : (Wide){} + INT16_MIN);
+  }
   Wide most = load<Wide>(logits);
   for (int i = kLanes; i < whole; i += kLanes) {
     const Wide some = load<Wide>(logits + i);

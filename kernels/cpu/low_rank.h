@@ -49,7 +49,7 @@ struct LowRank {
   /* RANK: the rank, or 0 for any. */
   template <int RANK>
   struct Addend {
-    static constexpr bool kAny = true;
+    static constexpr bool kAny = true, kStarts = false;
     const int8_t* a;  // A of the first pair, and its strides from pair to pair and from rank to rank
     int64_t next_pair, next_rank;
     const int32_t* along;  // t

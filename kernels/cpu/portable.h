@@ -73,4 +73,18 @@ static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
   return acc;
 }
 
+static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {
+  for (int i = 0; i < 16; ++i) out[i] = (int8_t)((octets[i] - share_of(lse - logits[i])) >> 8);
+}
+
+static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
+  const Lanes column = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return v - a + (broadcast(load<uint16_t>(bits)) >> column & 1) * (2 * a);
+}
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+  std::memset(out, 0, 64);
+  for (int m = 0; m < count; ++m, bits += stride)
+    for (int j = 0; j < 64; ++j) out[j] = (int8_t)(out[j] + (bits[j / 8] >> (j % 8) & 1 ? f[m] : -f[m]));
+}
+
 }  // namespace INTLM_TARGET

@@ -32,9 +32,10 @@ struct None {
 
   /* The addend of one product's sums. With kAny it has `make<MB, UB>(m0, u0, each)`, which calls
    * each(m, u, part, change) for a block of MB members from m0 and UB vectors of outputs from u0, and
-   * `apply(m, sums, change)`, which returns the sums of the block's member m with it. */
+   * `apply(m, sums, change)`, which returns the sums of the block's member m with it. With kStarts it has
+   * `start(m, u, part, v)`: what the sums of member m start from in place of v. */
   struct Addend {
-    static constexpr bool kAny = false;
+    static constexpr bool kAny = false, kStarts = false;
   };
 
   const Model& model;
@@ -88,13 +89,14 @@ struct Tile {
 
   int8_t* vector_rows(int row) { return vectors.data() + (int64_t)row * (Change::kOwnVectors ? capacity : 1) * hidden; }
 
-  /* Everything that a tile of members needs before its first token. states: [members][layers][hidden]. */
-  void start(int count, const int8_t* states) {
+  /* Everything that a tile of members needs before its first token. states: [members / group][layers][hidden]; members
+   * of a group start from the same. */
+  void start(int count, const int8_t* states, int group = 1) {
     members = count;
     for (int l = 0; l < p.layers; ++l) {
       for (int m = 0; m < members; ++m) {
         Encoded* out = state.data() + ((int64_t)l * capacity + m) * hidden;
-        const int8_t* in = states + ((int64_t)m * p.layers + l) * p.hidden;
+        const int8_t* in = states + ((int64_t)(m / group) * p.layers + l) * p.hidden;
         for (int i = 0; i < p.hidden; ++i) out[i] = (Encoded)(in[i] + kEncoding);
       }
       for (int i = 0; i < kLayerVectors; ++i)
@@ -102,12 +104,13 @@ struct Tile {
     }
   }
 
-  void finish(int8_t* states) {
-    for (int m = 0; m < members; ++m)
+  /* Writes the states of each group's first member. */
+  void finish(int8_t* states, int group = 1) {
+    for (int m = 0; m < members; m += group)
       for (int l = 0; l < p.layers; ++l) {
         const Encoded* row = state.data() + ((int64_t)l * capacity + m) * hidden;
         for (int i = 0; i < p.hidden; ++i)
-          states[((int64_t)m * p.layers + l) * p.hidden + i] = (int8_t)(row[i] - kEncoding);
+          states[((int64_t)(m / group) * p.layers + l) * p.hidden + i] = (int8_t)(row[i] - kEncoding);
       }
   }
 
@@ -133,7 +136,13 @@ struct Tile {
       for (int part = 0; part < kParts; ++part) {
         Sums begin = load<Sums>(o.start + 16 * ((u0 + u) * kParts + part));
 #pragma GCC unroll 12
-        for (int m = 0; m < MB; ++m) acc[m][u][part] = begin;
+        for (int m = 0; m < MB; ++m)
+          if constexpr (Addend::kStarts) {
+            const Lanes own = addend.start(m0 + m, u0 + u, part, load<Lanes>(&begin));
+            acc[m][u][part] = load<Sums>(&own);
+          } else {
+            acc[m][u][part] = begin;
+          }
       }
     /* The change first: it does not wait for the sums, so it is made while those of the last block end and these begin.
      * Where registers are few the sums start from it. */
@@ -179,8 +188,8 @@ struct Tile {
                                                      const Sink& sink) {
     constexpr int kMost = kSums / (UB * kParts);
     int m = 0;
-    for (; m + (Addend::kAny ? 1 : kMost) <= members; m += kMost) block<kMost, UB>(o, addend, m, u, sink);
-    if constexpr (!Addend::kAny)
+    for (; m + (Change::kAny ? 1 : kMost) <= members; m += kMost) block<kMost, UB>(o, addend, m, u, sink);
+    if constexpr (!Change::kAny)
       for (; m < members; ++m) block<1, UB>(o, addend, m, u, sink);
   }
 

@@ -1,0 +1,317 @@
+/* The estimator `token`: members of a text that differ by the noise of each token (docs/numerics-token.md, T1 to T4). */
+#pragma once
+
+#include "loss.h"
+#include "noise.h"
+#include "tile.h"
+
+namespace INTLM_TARGET {
+
+using intlm::TokenProblem;
+
+constexpr uint32_t kTokenDomain = 3;
+constexpr int kTileMembers = 72, kTileTokens = 4096, kTileLogits = 1 << 24;
+
+static inline int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Pre-activations that share their noise and their votes. */
+struct Units {
+  const Matrix* noisy;  // the product whose accumulator the noise enters; null for the embedding
+  const Matrix* other;  // another product that is added up in these pre-activations, or null
+  const VectorParameter* bias;
+  int first, width;  // their numbers among a token's units
+  bool future;       // whether the next state depends on them: credited with R
+  int32_t amplitude;
+};
+
+/* The units of a token, and what the products of a token read, which is kept for the votes. */
+struct Plan {
+  struct Product {
+    int units = -1;  // whose noise enters it
+    int input = -1;  // the number of what it reads
+    bool keeps = false;
+  };
+  struct Input {
+    int fan_in;
+    int64_t stride;  // of a row
+  };
+  const Model& model;
+  std::vector<Units> units;
+  std::vector<Product> products;  // by the parameter's number
+  std::vector<Input> inputs;
+  int count = 0;    // units of a token
+  int64_t row = 0;  // bytes of a member's bits of a token
+
+  Plan(const TokenProblem& p, const Model& m) : model(m), products(m.head.number + 1) {
+    auto amplitude = [](int fan_in, int sigma) { return (int32_t)isqrt((uint64_t)fan_in << 2 * (8 - sigma)); };
+    auto add = [&](const Matrix* noisy, const Matrix* other, const VectorParameter* bias, bool future, int sigma) {
+      const int width = noisy ? noisy->fan_out : p.hidden;
+      const int32_t own = noisy ? amplitude(noisy->fan_in, sigma) : std::max(1, 1 << INTLM_ONE_BITS >> sigma);
+      if (noisy) products[noisy->number].units = (int)units.size();
+      units.push_back({noisy, other, bias, count, width, future, own});
+      count += width;
+    };
+    auto reads = [&](const Matrix& w) {
+      products[w.number].input = (int)inputs.size(), products[w.number].keeps = true;
+      inputs.push_back({w.fan_in, rounded(w.fan_in * (int64_t)sizeof(Encoded), 64) / (int64_t)sizeof(Encoded)});
+    };
+    add(nullptr, nullptr, nullptr, true, p.sigma_embedding);
+    for (const Layer& layer : model.layers) {
+      const Matrix* w = layer.products;
+      const bool future = &layer != &model.layers.back();
+      add(w + kGateInput, w + kGateState, layer.vectors + kGateBias, true, p.sigma_gate);
+      add(w + kCandidateInput, w + kCandidateState, layer.vectors + kCandidateBias, true, p.sigma_candidate);
+      add(w + kUp, nullptr, nullptr, future, p.sigma_up);
+      add(w + kDown, nullptr, nullptr, future, p.sigma_down);
+      for (int i : {kGateInput, kGateState, kCandidateState, kUp, kDown}) reads(w[i]);
+      products[w[kCandidateInput].number].input = products[w[kGateInput].number].input;
+    }
+    reads(model.head);
+    row = rounded(count, 128) / 8;
+  }
+};
+
+/* How members differ (see `None`): member m of a tile belongs to text m / of_text, and is the clean one if it is the
+ * text's first. */
+struct Noisy {
+  static constexpr bool kAny = true, kOwnVectors = false;
+
+  struct Addend {
+    static constexpr bool kAny = false, kStarts = true;
+    const uint8_t* bits;
+    int64_t row;
+    const int32_t* amplitudes;  // of each member
+    Lanes start(int m, int u, int part, Lanes v) const {
+      return add_signs(v, bits + m * row + u * (kLanes / 8), part, amplitudes[m]);
+    }
+  };
+
+  const Model& model;
+  const int8_t* parameters;
+  int of_text;
+  const Plan* plan = nullptr;
+  int rows = 0;                              // tokens of a text, rounded up to kDepth
+  int64_t drawn = 0, members = 0, capacity;  // bytes and members of a token's bits
+  Buffer<uint8_t> bits;                      // [tokens][members][plan.row]
+  Buffer<int32_t> amplitudes;                // [units][capacity]
+  std::vector<Buffer<Encoded>> kept;         // by input: [texts * rows][stride]
+  int token = 0;                             // that is read
+
+  Noisy(const Problem& p, const Model& m, const int8_t* parameters_, int capacity_)
+      : model(m), parameters(parameters_), of_text(1 + ((const TokenProblem&)p).noisy), members(rounded(capacity_, 16)),
+        capacity(capacity_) {}
+
+  void reserve(const Plan& plan_, int texts, int64_t length) {
+    plan = &plan_, rows = (int)rounded(length, kDepth), drawn = members * plan->row;
+    bits.reserve(drawn * length), amplitudes.reserve(plan->units.size() * capacity), kept.resize(plan->inputs.size());
+    for (size_t i = 0; i < kept.size(); ++i) kept[i].reserve((size_t)texts * rows * plan->inputs[i].stride);
+    for (size_t u = 0; u < plan->units.size(); ++u)
+      for (int m = 0; m < texts * of_text; ++m)
+        if (m % of_text) amplitudes[u * capacity + m] = plan->units[u].amplitude;
+  }
+
+  const uint8_t* bits_of(int64_t at, int64_t m, int unit) const {
+    return bits.data() + at * drawn + m * plan->row + unit / 8;
+  }
+
+  /* Draws the bits of a token's members (T2), of the clean ones too, whose amplitude is 0. */
+  void draw(const Counter& c, uint32_t first, int count, int at) {
+    alignas(64) uint32_t words[64];
+    token = at;
+    for (int m = 0; m < count; m += 16)
+      for (int64_t block = 0; block < plan->row / 16; ++block) {
+        draw_words(c, first + (uint32_t)m, 1, (uint32_t)at, (uint32_t)block, 0, words);
+        uint8_t* out = bits.data() + at * drawn + m * plan->row + 16 * block;
+        for (int i = 0; i < 16; ++i) store(out + i * plan->row, load<i8x16>(words + 4 * i));
+      }
+  }
+
+  void vector(const VectorParameter& v, int, int8_t* to, int) const {
+    std::copy_n(parameters + v.offset, model.embedding.fan_in, to);
+  }
+
+  void embed(const uint16_t* tokens, int count, int8_t* x, int stride) const {
+    const int width = model.embedding.fan_in;
+    const int8_t amplitude = (int8_t)plan->units[0].amplitude;
+    for (int m = 0; m < count; ++m, x += stride) {
+      const int8_t* row = parameters + model.embedding.offset + (int64_t)tokens[m] * width;
+      if (m % of_text == 0) {
+        std::copy_n(row, width, x);
+        continue;
+      }
+      for (int i = 0; i < width; i += 64) {
+        int8_t change[64];
+        sum_signs(bits_of(token, m, i), 0, &amplitude, 1, change);
+        for (int j = 0; j < 64 && i + j < width; j += kLanes)
+          store(x + i + j, narrow8(widen(load<Narrow>(row + i + j)) + widen(load<Narrow>(change + j))));
+      }
+    }
+  }
+
+  template <class Call>
+  void addend(Team& team, const Matrix& w, const Encoded* in, int stride, int count, const Call& call) {
+    const Plan::Product& product = plan->products[w.number];
+    if (product.keeps) {
+      team.watch.on(intlm::kCopies);
+      const Plan::Input& input = plan->inputs[product.input];
+      Encoded* to = kept[product.input].data() + token * input.stride;
+      for (int m = 0; m < count; m += of_text, to += rows * input.stride)
+        for (int64_t i = 0; i < input.stride; i += 64 / sizeof(Encoded))
+          store(to + i, load<u32x16>(in + (int64_t)m * stride + i));
+    }
+    if (product.units < 0) return call(None::Addend{});
+    call(Addend{bits_of(token, 0, plan->units[product.units].first), plan->row,
+                amplitudes.data() + product.units * capacity});
+  }
+};
+
+/* Fitness of one credit (T4), in place of a division a product with 2^49 / (4 mean), rounded up: numerators are below
+ * 2^28 and 4 mean is below 2^21, so the quotient is exact. */
+struct Scale {
+  int32_t largest, mean;
+  int64_t reciprocal;
+  Scale(int noisy, int32_t mean_)
+      : largest(INTLM_MAX8 / noisy), mean(mean_), reciprocal((((int64_t)1 << 49) + 4 * mean - 1) / (4 * mean)) {}
+  int32_t operator()(int32_t credit) const {
+    const int32_t size = std::min(credit < 0 ? -credit : credit, 4 * mean);
+    const int32_t found = (int32_t)((int64_t)(size * largest + 2 * mean) * reciprocal >> 49);
+    return credit < 0 ? -found : found;
+  }
+};
+
+enum Credit { kOwn, kFuture, kCredits };  // d and R
+
+/* A worker's tile of texts, from their tokens to fitness. */
+struct Reader {
+  const TokenProblem& p;
+  const Plan& plan;
+  int64_t length;
+  int texts, of_text, width;  // of the tile; members of a text; logits with padding
+  Tile<Noisy> tile;
+  Counter counter;
+  Buffer<int16_t> logits;                // [members][width]
+  Buffer<int32_t> wanted;                // [vocab]: how many of a token's targets each is, 0 between tokens
+  Buffer<int32_t> losses;                // [texts][length][of_text]
+  Buffer<int8_t> head;                   // node votes of the logits: [texts * rows][width]
+  Buffer<int8_t> fitness[kCredits];      // [texts][length][noisy]
+  Buffer<int32_t> energy[kCredits + 1];  // E: [texts * rows]; the last is the head's
+  int64_t sizes[kCredits] = {};
+
+  Reader(const TokenProblem& problem, const Model& model, const Plan& plan_, const int8_t* parameters, int texts_,
+         int64_t length_, uint32_t update)
+      : p(problem), plan(plan_), length(length_), texts(texts_), of_text(1 + p.noisy), width((p.vocab + 63) & ~63),
+        tile(p, model, parameters, texts * of_text), counter(p, update, kTokenDomain),
+        logits((size_t)tile.capacity * width), wanted(p.vocab), losses((size_t)texts * length * of_text) {
+    tile.change.reserve(plan, texts, length);
+    const size_t rows = (size_t)texts * tile.change.rows;
+    head.reserve(rows * width);
+    for (auto& f : fitness) f.reserve((size_t)texts * length * p.noisy);
+    for (auto& e : energy) e.reserve(rows);
+  }
+
+  /* Reads `count` texts, of which `number` is the first's. Writes the clean members' losses and states. */
+  void read(const uint16_t* tokens, const uint16_t* targets, int log_targets, const int8_t* states, uint32_t number,
+            int count, const bool* there, int32_t* totals, int8_t* next) {
+    Team alone;
+    uint16_t reading[kTileMembers > 128 ? kTileMembers : 128];
+    const int members = count * of_text;
+    const uint32_t first = number * (uint32_t)of_text;
+    int16_t* const scores = logits.data();
+    const int64_t stride = width;
+    tile.start(members, states, of_text);
+    std::fill_n(totals, count, 0);
+    for (int64_t at = 0; at < length; ++at) {
+      alone.watch.on(intlm::kNoise);
+      tile.change.draw(counter, first, members, (int)at);
+      for (int m = 0; m < members; ++m) reading[m] = tokens[m / of_text * length + at];
+      tile.step(alone, reading, [=](int m, int from, Wide found) { store(scores + m * stride + from, found); });
+      alone.watch.on(intlm::kLoss);
+      for (int m = 0; m < members; ++m) {
+        const int text = m / of_text, k = m % of_text;
+        int16_t* own = scores + m * stride;
+        const uint16_t* follow = targets + ((text * length + at) << log_targets);
+        int32_t chosen = 0;
+        for (int i = 0; i < 1 << log_targets; ++i) chosen += own[follow[i]];
+        const int32_t lse = log_sum_exp2(own, p.vocab), loss = lse - intlm_rshift(chosen, log_targets);
+        losses[(text * length + at) * of_text + k] = loss;
+        if (k == 0 && there[text]) {
+          totals[text] += loss;
+          vote_head(own, lse, follow, log_targets, first + (uint32_t)m, text, at);
+        } else if (k == 0) {
+          skip_head(text, at);
+        }
+      }
+    }
+    alone.watch.on(intlm::kCopies);
+    tile.finish(next, of_text);
+  }
+
+  /* The logits' node votes, by the loss's own slope (T5). */
+  void vote_head(const int16_t* own, int32_t lse, const uint16_t* follow, int log_targets, uint32_t member, int text,
+                 int64_t at) {
+    const int64_t row = (int64_t)text * tile.change.rows + at;
+    const int whole = (p.vocab + kTerms - 1) / kTerms * kTerms;  // log_sum_exp2 made those beyond the vocabulary 0
+    int8_t* y = head.data() + row * width;
+    alignas(64) uint32_t words[64];
+    const uint8_t* octets = (const uint8_t*)words;
+    int64_t squares = 0;
+    for (int i = 0; i < 1 << log_targets; ++i) ++wanted[follow[i]];
+    for (int from = 0; from < whole; from += 256) {
+      draw_words(counter, member, 0, (uint32_t)at, (uint32_t)from / 16, 1, words);
+      const int to = std::min(from + 256, whole);
+      for (int v = from; v < to; v += kTerms) slopes(lse, own + v, octets + v - from, y + v);
+      for (int i = 0; i < 1 << log_targets; ++i)
+        if (const int v = follow[i]; from <= v && v < to && wanted[v]) {
+          const int32_t g = (wanted[v] * INTLM_MAX8 << 8) >> log_targets;
+          y[v] = (int8_t)((g - share_of(lse - own[v]) + octets[v - from]) >> 8);
+          wanted[v] = 0;
+        }
+      int32_t sum = 0;
+      for (int v = from; v < to; ++v) sum += y[v] * y[v];
+      squares += sum;
+    }
+    energy[kCredits][row] = std::max<int32_t>(1, (int32_t)(squares / p.vocab));
+  }
+
+  /* Those of a text that does not count. */
+  void skip_head(int text, int64_t at) {
+    const int64_t row = (int64_t)text * tile.change.rows + at;
+    std::fill_n(head.data() + row * width, width, 0);
+    energy[kCredits][row] = 0;
+  }
+
+  /* Credit and fitness of the texts that were read (T3, T4), and their sums of squares. */
+  void score(const uint16_t* tokens, int count, const int32_t* means, const bool* there, const bool* voters) {
+    const Scale scales[kCredits] = {{p.noisy, means[kOwn]}, {p.noisy, means[kFuture]}};
+    const int noisy = p.noisy, eighths = p.credit;
+    for (int text = 0; text < count; ++text) {
+      int32_t after[127] = {};
+      const bool counts = there[text];
+      for (int64_t at = length; at-- > 0;) {
+        const int64_t row = text * length + at;
+        const int32_t* loss = losses.data() + row * of_text;
+        if (at + 1 < length && tokens[row + 1] == 0) std::fill_n(after, noisy, 0);
+        int8_t* const own[kCredits] = {fitness[kOwn].data() + row * noisy, fitness[kFuture].data() + row * noisy};
+        int32_t squares[kCredits] = {}, magnitudes[kCredits] = {};
+        for (int m = 0; m < noisy; ++m) {
+          const int32_t r = after[m], share = ((r < 0 ? -r : r) * eighths) >> 3;
+          const int32_t d = counts ? loss[0] - loss[1 + m] : 0;
+          const int32_t credits[kCredits] = {d, d + (r < 0 ? -share : share)};
+          after[m] = credits[kFuture];
+          for (int c = 0; c < kCredits; ++c) {
+            const int32_t f = voters[m] ? scales[c](credits[c]) : 0;
+            magnitudes[c] += credits[c] < 0 ? -credits[c] : credits[c];
+            squares[c] += f * f;
+            own[c][m] = (int8_t)f;
+          }
+        }
+        for (int c = 0; c < kCredits; ++c) {
+          energy[c][(int64_t)text * tile.change.rows + at] = squares[c];
+          sizes[c] += magnitudes[c];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace INTLM_TARGET
