@@ -208,8 +208,7 @@ def test_a_reader_that_leaves_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_nobody_can_read(tmp_path: Path) -> None:
-    """Neither stdout nor stderr can be written, as on a terminal that is gone: the run is saved, and says so by its exit
-    code."""
+    """Neither stdout nor stderr can be written, as on a terminal that is gone: the run is saved."""
     words = [*command("train", tiny.CONFIG, "--run-dir", tmp_path / "run"), "--train.checkpoint_seconds", "1000"]
     with open("/dev/full", "w") as full:
         assert subprocess.run(words, stdout=full, stderr=full, cwd=tiny.HOME).returncode == 130

@@ -1,7 +1,7 @@
 """The native engine's `evaluate_tokens` on each of this processor's instruction sets, against the reference, bit for
 bit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from test_native import here, parameters_of
 
 from intlm.estimators import token
 from intlm.model.parameters import Architecture
+from intlm.objectives.next_token import NextToken
 from intlm.population import native
 from intlm.population.engine import Population
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="installed withou
 class Given:
     """Stands for the estimator in a population: it has these settings."""
 
-    own: token.Token
+    own: token.Settings
 
-    def settings(self, population: Population) -> token.Token:
+    def settings(self, population: Population) -> token.Settings:
         return self.own
 
     def units(self, members: int) -> int:
@@ -59,30 +59,32 @@ def test_every_shape(
     """Odd remainders of tiles, blocks and lanes; extreme weights; separators; texts that do not count; members that do
     not vote; a vote shift, as that of a larger update."""
     rng = np.random.default_rng(members)
-    settings = token.Token(seed, texts, members, tuple(rng.integers(0, 9, 6).tolist()), members % 8)
+    settings = token.Settings(seed, texts, members, tuple(rng.integers(0, 9, 5).tolist()), members % 8)
     if parts["threads"] > 1:
         settings = settings._replace(texts=2**19)
     parameters = parameters_of(architecture, rng, kind)
     read = rng.integers(0, architecture.vocab_size, (texts, tokens))
     read[rng.random(read.shape) < 0.1] = 0
+    states = (texts, architecture.num_layers, architecture.hidden_size)
     given = {
         "parameters": parameters,
         "tokens": jnp.asarray(read, jnp.uint16),
         "targets": jnp.asarray(rng.integers(0, architecture.vocab_size, (texts, tokens, targets)), jnp.uint16),
-        "states": jnp.asarray(rng.integers(-127, 128, (texts, architecture.num_layers, architecture.hidden_size)), jnp.int8),
+        "states": jnp.asarray(
+            rng.integers(-127, 128, (texts, architecture.num_layers, architecture.hidden_size)), jnp.int8
+        ),
         "means": jnp.asarray(rng.integers(1, 3000, 2), jnp.int32),
         "update": jnp.uint32(rng.integers(0, 2**32)),
         "first": jnp.uint32(rng.integers(0, 2**18)),
     }
     voters = jnp.asarray(rng.random(members) < 0.7)
-    jit = partial(jax.jit, compiler_options=tiny.quick_options())
-    reference = jit(partial(token.evaluate, architecture, settings, chunk=16))
+    reference = jax.jit(partial(token.evaluate, architecture, NextToken(targets=targets), settings, 16))
     expected = {
-        "all": reference(**given, heard=jnp.ones(members, bool)),
-        "voters": reference(**given, heard=voters),
+        "all": reference(**given, voters=jnp.ones(members, bool)),
+        "voters": reference(**given, voters=voters),
     }
     population = Population(architecture, Given(settings), (1 + members) * texts, seed, **parts)
-    engine = jit(native.NativeEngine(population).evaluate_tokens)
+    engine = jax.jit(native.NativeEngine(population).evaluate_tokens)
     with pytest.MonkeyPatch.context() as patch:
         for name in here():
             patch.setenv("INTLM_ISA", name)
@@ -95,8 +97,8 @@ def compare(found: token.Evaluation, expected: token.Evaluation, where: str) -> 
     """Asserts that two evaluations are equal, sums of digits by their value."""
     np.testing.assert_array_equal(found.losses, expected.losses, where)
     np.testing.assert_array_equal(found.states, expected.states, where)
-    np.testing.assert_array_equal(exact(found.told.sizes.T), exact(expected.told.sizes.T), where)
-    for name in expected.told.votes:
-        np.testing.assert_array_equal(found.told.votes[name], expected.told.votes[name], f"{where} {name}")
-        values = (exact(evaluation.told.chance[name]) for evaluation in (found, expected))
+    np.testing.assert_array_equal(exact(found.sums.sizes.T), exact(expected.sums.sizes.T), where)
+    for name in expected.sums.votes:
+        np.testing.assert_array_equal(found.sums.votes[name], expected.sums.votes[name], f"{where} {name}")
+        values = (exact(evaluation.sums.chance[name]) for evaluation in (found, expected))
         np.testing.assert_array_equal(*values, f"{where} chance of {name}")
