@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from intlm import config, generation
-from intlm.arithmetic.tables import SHA256, tables
 from intlm.arithmetic.fixed_point import MAX8
+from intlm.arithmetic.tables import SHA256, tables
 from intlm.estimators import token
 from intlm.estimators.member import MAX_PAIRS
 
@@ -67,7 +67,9 @@ def ranges_header() -> str:
     }
 
     def listed(name: str, rows: dict[str, tuple[int, int, int]]) -> str:
-        return " \\\n".join([f"#define {name}(X)", *(f"  X({n}, {', '.join(map(str, row))})" for n, row in rows.items())])
+        return " \\\n".join(
+            [f"#define {name}(X)", *(f"  X({n}, {', '.join(map(str, row))})" for n, row in rows.items())]
+        )
 
     return "\n".join(
         [

@@ -13,8 +13,7 @@ import tiny
 
 def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
     """`intlm` in a process with so many devices."""
-    flags = [f"--xla_force_host_platform_device_count={count}"]
-    flags += [f"--{name}={int(value)}" for name, value in tiny.quick_options().items()]
+    flags = [f"--xla_force_host_platform_device_count={count}", os.environ.get("XLA_FLAGS", "")]
     given = {**os.environ, **(environment or {}), "XLA_FLAGS": " ".join(flags)}
     command = [sys.executable, "-P", "-m", "intlm.cli", *map(str, arguments)]
     pipe = subprocess.PIPE

@@ -2,18 +2,14 @@
 
 import json
 import struct
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import tiny
 
 from intlm import bench as module
-from intlm import lazy
 from intlm.bench import PARTS, Report, Round, Workload, bench, shown
 from intlm.cli import main
 from intlm.model import SEPARATOR
@@ -36,10 +32,7 @@ OF_THE_PEAK = {"peak_macs_per_second", "share_of_peak"}
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes benchmarks quick: nothing is repeated, and compiling is quick."""
-    # Functions compiled once a process, such as `sample`, are called by other tests too: they stay as they are.
-    monkeypatch.setattr(lazy, "jax", SimpleNamespace(jit=jax.jit))
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=tiny.quick_options()))
+    """Makes benchmarks quick: nothing is repeated."""
     monkeypatch.setattr(module, "COUNTED", 0.001)
     monkeypatch.setattr(module, "FEWEST_WRITTEN", 64)
 

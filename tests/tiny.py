@@ -205,17 +205,3 @@ def write_run(directory: Path, model: LanguageModel, updates: Sequence[int] = (1
         older = {**model.parameters, "head": model.parameters["head"].at[0, 0].add(updates[-1] - update)}
         checkpoints.save(update, TrainState(older, (), jnp.zeros((1, 2, 1, 8), jnp.int8)), {})
     return config
-
-
-@cache
-def quick_options() -> dict[str, Any]:
-    """Those of XLA's options below that this release knows. Compiling is most of what these tests cost; with them it
-    takes a quarter of the time, and of integers they change nothing."""
-    known = {}
-    for option in ({"xla_backend_optimization_level": 0}, {"xla_cpu_use_fusion_emitters": False}):
-        try:
-            jax.jit(lambda x: x + 1, compiler_options=option)(0)
-        except RuntimeError:  # XLA's own error for an option that it has not
-            continue
-        known |= option
-    return known

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-import tiny
 
 from intlm.cells import CELLS
 from intlm.model.forward import zero_states
@@ -17,6 +16,7 @@ from intlm.population import gpu, make_engine, native
 from intlm.update import TrainState
 
 ENGINES = ["xla"]
+AS_A_RUN = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # XLA's own defaults
 ENGINES += ["native"] if native.available() else []
 ENGINES += ["gpu"] if gpu.interpreted() or not gpu.missing() else []
 
@@ -131,8 +131,7 @@ def test_two_updates(engine: str, name: str, bridge: Any) -> None:
     """Losses, fitness, votes, weights and states, of an update and of the one that goes on from it."""
     case = {**CASES, **OF_CELLS}[name]
     population = bridge.population(case.shape, case.noise, case.pairs, case.group_size, case.fitness, case.chunk_size)
-    quickly = name != "extreme" or engine == "gpu"  # one as a run compiles it
-    run = bridge.update(engine, population, quickly)
+    run = bridge.update(engine, population, AS_A_RUN if name == "extreme" and engine != "gpu" else {})
     values = oracle.first_values(case.shape, case.noise.seed)
     if case.kind != "first":
         values = bridge.random_parameters(case.shape, np.random.default_rng(4), case.kind)
@@ -201,7 +200,7 @@ def test_targets(engine: str, count: int, bridge: Any) -> None:
     states = rng.integers(-127, 127, (4, shape.layers, shape.hidden), endpoint=True)
     expected, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
     made = make_engine(engine, bridge.population(shape, noise, 2))
-    evaluate = jax.jit(made.evaluate, compiler_options=tiny.quick_options())
+    evaluate = jax.jit(made.evaluate)
     members = jnp.asarray(states.reshape(2, 2, *states.shape[1:]), jnp.int8)
     arguments = (*uint16(tokens, targets), members, jnp.uint32(update))
     losses, found = evaluate(bridge.parameters(shape, values), *arguments)
@@ -248,7 +247,7 @@ def test_some_of_the_pairs(engine: str, bridge: Any) -> None:
 
     members = jnp.asarray(states.reshape(6, 2, *states.shape[1:])[first:], jnp.int8)
     arguments = (*uint16(tokens[first:], targets[first:]), members, jnp.uint32(update), jnp.uint32(first))
-    compiled = jax.jit(run, compiler_options=tiny.quick_options())
+    compiled = jax.jit(run)
     (found, states_after), counted = compiled(bridge.parameters(shape, values), *arguments)
     assert found.ravel().tolist() == losses[2 * first :] and len(set(losses)) > 6
     np.testing.assert_array_equal(np.asarray(states_after).reshape(-1, *after.shape[1:]), after[2 * first :])

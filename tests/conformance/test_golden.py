@@ -14,7 +14,6 @@ import jsonschema
 import numpy as np
 import oracle
 import pytest
-import tiny
 from test_engines import ENGINES
 
 from intlm.arithmetic.fixed_point import (
@@ -150,7 +149,7 @@ def drawn(case: Case, pairs: list[int]) -> tuple[Specification, Factors | jax.Ar
     perturbation = Perturbation(int(case["seed"]), case["rank"], 4, case["noise_reuse"])
     epoch = perturbation.epoch(jnp.uint32(case["update"]))
     assert int(epoch) == case.get("epoch", int(epoch))
-    compiled = jax.jit(parameter_noise, static_argnums=(0, 2), compiler_options=tiny.quick_options())
+    compiled = jax.jit(parameter_noise, static_argnums=(0, 2))
     number = jnp.uint32(case["parameter"])
     return described, compiled(described, number, perturbation, epoch, jnp.array(pairs, jnp.uint32))
 
@@ -171,7 +170,7 @@ def test_perturbation(case: Case) -> None:
     perturbation = Perturbation(int(case["seed"]), case["rank"], case["sigma_shift"], case["noise_reuse"])
     name = "w" if "token" not in case else "embedding"
 
-    @partial(jax.jit, compiler_options=tiny.quick_options())
+    @jax.jit
     def read(weights: jax.Array, noise: Any) -> jax.Array:
         member = PerturbedWeights(Layered({name: weights}, {}), Layered({name: noise}, {}), perturbation)
         if "token" in case:
@@ -246,8 +245,7 @@ def test_logits(engine: str, case: Case, bridge: Any) -> None:
 
 
 def test_loss() -> None:
-    quickly = partial(jax.jit, compiler_options=tiny.quick_options())
-    compiled_log_sum_exp2, compiled_loss = quickly(log_sum_exp2), quickly(loss)
+    compiled_log_sum_exp2, compiled_loss = jax.jit(log_sum_exp2), jax.jit(loss)
     for case in cases("loss"):
         row = jnp.array(case["logits"], jnp.int32)
         assert int(compiled_log_sum_exp2(row)) == case["log_sum_exp2"]

@@ -101,7 +101,7 @@ def test_every_shape(population: Population, kind: str, count: int, seed: int) -
     fitness = jnp.asarray(rng.integers(-most, most + 1, pairs), jnp.int8)
     update = jnp.uint32(rng.integers(0, 2**32))
     reference, engine = XlaEngine(population), native.NativeEngine(population)
-    jit = partial(jax.jit, compiler_options=tiny.quick_options())
+    jit = jax.jit
     texts = tokens.repeat(population.group_size, axis=0)
     logits = jnp.asarray(rng.integers(-16000, 16000, architecture.vocab_size), jnp.int16)
     key = jnp.asarray(rng.integers(0, 2**32, 4), jnp.uint32)

@@ -65,7 +65,6 @@ def test_every_shape(
     parameters = parameters_of(architecture, rng, kind)
     read = rng.integers(0, architecture.vocab_size, (texts, tokens))
     read[rng.random(read.shape) < 0.1] = 0
-    states = (texts, architecture.num_layers, architecture.hidden_size)
     given = {
         "parameters": parameters,
         "tokens": jnp.asarray(read, jnp.uint16),

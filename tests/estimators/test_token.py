@@ -10,7 +10,6 @@ import numpy as np
 import oracle
 import oracle_token
 import pytest
-import tiny
 
 from intlm.arithmetic import digits
 from intlm.estimators import token
@@ -34,7 +33,7 @@ def draw(shape: oracle.Shape, targets: int) -> tuple[Any, ...]:
 def compiled(architecture: Architecture, settings: token.Settings, chunk: int) -> Any:
     """`token.evaluate`, compiled once for each of these."""
     run = partial(token.evaluate, architecture, NextToken(targets=2), settings, chunk)
-    return jax.jit(run, compiler_options=tiny.quick_options())
+    return jax.jit(run)
 
 
 def evaluate(

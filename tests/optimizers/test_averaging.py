@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +40,7 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
         deviations = Member(rank=rank).deviations(None, described, energy)  # type: ignore[arg-type]
         return optimizer.update(kinds, parameters, votes, state, deviations, setting)
 
-    run = jax.jit(once, compiler_options=tiny.quick_options())
+    run = jax.jit(once)
     rng = np.random.default_rng(rank)
     values = bridge.random_parameters(SHAPE, rng)
     for w in values:
