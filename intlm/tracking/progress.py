@@ -7,6 +7,7 @@
 - Output that cannot be written (`intlm train CONFIG | head`) sets `unread`: the run is to save and stop.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -27,7 +28,7 @@ VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
+class _Bar(tqdm):
     """tqdm's bar, whose time left comes from a rate of our own."""
 
     updates_per_second = 0.0  # 0: not known yet
@@ -162,7 +163,9 @@ class Progress:
         return ", ".join(parts)
 
     def _updates_per_second(self) -> float:
-        """The rate since the first updates here; 0 where there is none yet."""
+        """The rate since the first updates here; 0 where there is none yet, infinity where nothing is left."""
+        if self._update >= self._total:
+            return math.inf
         if self._first is None:
             return 0.0
         elapsed = time.monotonic() - self._first[0]
