@@ -46,7 +46,8 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     # The saved configuration, which includes the values of flags.
     command = ["intlm", "train", str(directory / "config.toml"), "--run-dir", str(directory), "--resume"]
-    _say_last(f"stopped and saved; resume with: {shlex.join(command)}")
+    hint = "with --finish-now beside --resume, it ends after a last stretch in which its step falls to nothing"
+    _say_last(f"{hint}\nstopped and saved; resume with: {shlex.join(command)}")
     return INTERRUPTED
 
 

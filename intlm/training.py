@@ -32,7 +32,7 @@ from intlm.lock import exclusive
 from intlm.run import open_corpus, open_run, write_whole
 from intlm.settings import names_in
 from intlm.tracking.log import Log
-from intlm.tracking.progress import Progress
+from intlm.tracking.progress import Progress, waiting
 from intlm.tracking.trackers import check_installed
 from intlm.trainer import Trainer
 
@@ -177,7 +177,8 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None, fi
         if writes and not resume and (directory / "checkpoints").exists():
             shutil.rmtree(directory / "checkpoints")  # left from a run that was killed early (_begun)
         if writes:
-            trainer.references()
+            with waiting("measuring references on the held-out text"):
+                trainer.references()
         processes.wait("ladder")
         plan = ""
         if config.train.minutes:

@@ -4,12 +4,12 @@ alone."""
 import itertools
 import os
 import signal
-import subprocess
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import tiny
-from processes import finished, on_devices, together, wait_for_lines
+from processes import finished, together, wait_for_lines
 from test_training import REPORTED, stopped_train
 
 from intlm import config as configuration
@@ -20,6 +20,7 @@ from intlm.distributed import _resuming
 from intlm.optimizers.sgd import Sgd
 from intlm.planning import Costs, finishing, make_plan
 from intlm.schedule import Leg
+from intlm.sweep import load_study, plan
 from intlm.tracking import metrics
 
 SGD = ("--eggroll.optimizer", "sgd", "--eggroll.sgd.decay_updates", "12", "--train.checkpoint_seconds", "1000")
@@ -85,11 +86,18 @@ def test_finishing() -> None:
     assert finishing(config, 2495)[0].train.schedule == "2495-2500: 2495-3000"  # it would not end at nothing
 
 
-def interrupted(run: Path, lines: int, *training: "subprocess.Popen[str]") -> tuple[str, str]:
-    """What process 0 of a run prints that is asked to stop once it has so many lines."""
-    wait_for_lines(run, lines)
-    training[0].send_signal(signal.SIGINT if len(training) == 1 else signal.SIGTERM)  # a terminal sends it to all
-    return finished(*training, code=130)[0]
+def interrupt(run: Path, lines: int, *words: object) -> None:
+    """Runs a command here and presses Ctrl-C once a run has so many lines."""
+
+    def press() -> None:
+        wait_for_lines(run, lines)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = Thread(target=press)
+    thread.start()
+    code = main(list(map(str, words)))
+    thread.join()
+    assert code == 130
 
 
 def as_planned(run: Path, again: Path) -> None:
@@ -106,11 +114,11 @@ def test_a_run_of_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     run that its config.toml describes."""
     run, minutes = tmp_path / "run", ("--minutes", "0.4")
     saved, words = run / "config.toml", ("train", str(tiny.CONFIG), "--run-dir", str(run), *SGD)
-    done = stopped_train("line", 2, "SIGINT", run, *SGD, *minutes)  # of the lines that are thrown away
-    assert done.returncode == 130 and done.stderr.endswith("intlm: interrupted\n") and "Traceback" not in done.stderr
-    assert os.listdir(run) == [".lock"]
+    interrupt(run / ".measuring", 2, *words, *minutes)
+    assert capsys.readouterr().err.endswith("intlm: interrupted\n") and os.listdir(run) == [".lock"]
 
-    out, err = interrupted(run, 15, on_devices(1, *words, *minutes))
+    interrupt(run, 15, *words, *minutes)
+    out, err = capsys.readouterr()
     assert "trigram" in out and "stopped and saved; resume with: " in out.splitlines()[-1]
     assert set(os.listdir(run)) > {"learning_curve.png", "references.json"} and not (run / ".measuring").exists()
     planned = configuration.load(saved).train
@@ -130,7 +138,7 @@ def test_a_run_of_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"\n{finish} updates, " in capsys.readouterr().out
     assert metrics.read(run / "metrics.jsonl")[-1]["changed"] < metrics.read(run / "metrics.jsonl")[stopped]["changed"]
 
-    interrupted(run, finish + 5, on_devices(1, "train", saved, "--run-dir", run, "--resume", *minutes))
+    interrupt(run, finish + 5, "train", saved, "--run-dir", run, "--resume", *minutes)
     longer = configuration.load(saved).train
     first, second, third = schedule.parse(longer.schedule)
     assert first.last == planned.updates and second[:2] == (stopped, finish) and second.end == tiny.UPDATES
@@ -143,7 +151,10 @@ def test_a_run_of_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_processes_agree_on_the_length(tmp_path: Path) -> None:
     """Two processes plan one number of updates, and throw the same away."""
     run = tmp_path / "run"
-    interrupted(run, 5, *together(2, "train", tiny.CONFIG, "--run-dir", run, "--minutes", "0.4", *SGD))
+    both = together(2, "train", tiny.CONFIG, "--run-dir", run, "--minutes", "0.4", *SGD)
+    wait_for_lines(run, 5)
+    both[1].send_signal(signal.SIGTERM)
+    finished(*both, code=130)
     as_planned(run, tmp_path / "alone")
 
 
@@ -172,6 +183,16 @@ def test_lengths_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[st
     sweep = tmp_path / "a.toml"
     sweep.write_text(f'base = "{tiny.CONFIG}"\nkeys = {{ "train.minutes" = 1 }}\n')
     assert "a.toml: train.minutes = 1: " in refused(capsys, "sweep", sweep)
+
+
+def test_the_base_of_a_sweep_may_have_minutes(tmp_path: Path) -> None:
+    """They do not count, and the run that is started is told so."""
+    base, file = tiny.write_config(tmp_path / "base.toml", {**tiny.KEYS, "train.minutes": 5}), tmp_path / "a.toml"
+    file.write_text('base = "base.toml"\nkeys = { "train.updates" = 7 }\n')
+    (run,) = plan(load_study(file), {}, tmp_path, 1)
+    flags = dict(word[2:].split("=") for word in run.command if "=" in word)
+    assert run.config.train.minutes == 0 and flags["train.updates"] == "7"
+    assert configuration.load(base, flags) == run.config
 
 
 def test_updates_take_the_place_of_minutes_of_a_file(tmp_path: Path) -> None:

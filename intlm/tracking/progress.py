@@ -23,6 +23,7 @@ from tqdm import tqdm
 from intlm.tracking.table import human
 
 PLAIN_SECONDS = 10  # between plain lines
+SILENT_SECONDS = 2  # after which `waiting` says that it waits, and again
 # Text may hold any character: control characters are shown by their Unicode pictures instead.
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -40,15 +41,14 @@ class _Bar(tqdm):
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Shows on stderr what is being done, and for how long: every second on a terminal, else in plain lines."""
+    """Shows on stderr what is being done, and for how long, while it takes long: on a terminal in one line."""
     ended, began, terminal = Event(), time.monotonic(), sys.stderr.isatty()
 
     def show() -> None:
-        while not ended.is_set():
+        while not ended.wait(1 if terminal else SILENT_SECONDS):
             line = f"{text}, {time.monotonic() - began:.0f} s"
             with suppress(OSError):
                 print(f"\r{line:<79}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-            ended.wait(1 if terminal else PLAIN_SECONDS)
 
     thread = Thread(target=show, daemon=True)
     thread.start()
