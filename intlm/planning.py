@@ -29,6 +29,7 @@ from intlm.tracking.log import Log
 from intlm.tracking.progress import waiting
 from intlm.trainer import Trainer
 
+SCRATCH = ".measuring"  # in the run's directory, while its speed is measured
 LONGEST = 5  # seconds for which updates are timed, at most
 FEWEST = 3  # updates that are timed, at least
 REPORTING = 10  # measurements and samples take at most one part in so many
@@ -115,7 +116,7 @@ def measure(trainer: Trainer, seconds: float, stopped: Callable[[], bool]) -> Co
 
     All processes call it; the times are process 0's. Raises KeyboardInterrupt when `stopped` says so at any process.
     """
-    processes, place = trainer.processes, trainer.directory / ".measuring"
+    processes, place = trainer.processes, trainer.directory / SCRATCH
     quiet = replace(trainer.config, train=replace(trainer.config.train, updates=INT32_MAX, trackers=""))
 
     def agreed(wish: bool) -> bool:
@@ -141,7 +142,6 @@ def measure(trainer: Trainer, seconds: float, stopped: Callable[[], bool]) -> Co
         with trainer.undone(), closing(ReadAhead(trainer.streams, trainer.update, INT32_MAX)) as ahead:
             checkpoints = log = None
             if processes.writes:
-                shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
                 checkpoints, log = Checkpoints(place / "checkpoints"), Log(place, quiet)
 

@@ -168,6 +168,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None, fi
     with exclusive(directory) if writes else nullcontext(), interruptible() as stopped:
         if writes:
             check_directory(config, directory, resume)  # another process may have trained here meanwhile
+            shutil.rmtree(directory / planning.SCRATCH, ignore_errors=True)  # left from a run that was killed
         tokenizer = directory / "tokenizer.json"
         if resume and tokenizer.exists():
             open_corpus(config, open_run(directory)[1])
