@@ -145,10 +145,14 @@ def measure(trainer: Trainer, seconds: float, stopped: Callable[[], bool]) -> Co
                 place.mkdir()
                 checkpoints, log = Checkpoints(place / "checkpoints"), Log(place, quiet)
 
-            def update() -> None:
-                line = trainer.advance(ahead.next(), ahead.waited)
+            def update(health: bool = False) -> None:
+                line = trainer.advance(ahead.next(), ahead.waited, health)
                 if log:
                     log.write(line)
+
+            def report() -> None:
+                update(health=True)
+                Measure(quiet.train)(trainer, {})
 
             def save() -> None:
                 trainer.saved = None
@@ -156,7 +160,7 @@ def measure(trainer: Trainer, seconds: float, stopped: Callable[[], bool]) -> Co
 
             with log or nullcontext():
                 timed("updates", update)
-                measurement = timed("held-out text", lambda: Measure(quiet.train)(trainer, {}))
+                measurement = timed("held-out text", report)
                 sample = 0.0
                 if quiet.train.sample_every:
                     sample = timed("a sample", lambda: trainer.sample() if processes.writes else None)
@@ -169,6 +173,7 @@ def measure(trainer: Trainer, seconds: float, stopped: Callable[[], bool]) -> Co
                         update()
                         count += 1
                 each = (time.monotonic() - began) / count
+                measurement = max(0.0, measurement - each)
     finally:
         if processes.writes:
             shutil.rmtree(place, ignore_errors=True)

@@ -88,7 +88,10 @@ class Trainer:
         """Divide a whole state among the devices."""
         put = self.sharding
         self.state = TrainState(
-            put.put_same(state.parameters), put.put_slices(state.optimizer), put.put_units(state.members)
+            put.put_same(state.parameters),
+            put.put_slices(state.optimizer),
+            put.put_units(state.members),
+            put.put_same(state.common),
         )
 
     def whole_parameters(self) -> Any:
@@ -101,12 +104,16 @@ class Trainer:
             jax.block_until_ready(seen)
             self.processes.wait(f"update {next(self.meetings)}")
 
+    def whole_state(self) -> TrainState:
+        """The state, whole, on each process. All processes call it."""
+        take, state = self.sharding, self.state
+        optimizer, members = take.take_slices(state.optimizer), take.take_units(state.members)
+        return TrainState(self.whole_parameters(), optimizer, members, take.take_same(state.common))
+
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Goes back to the present state in the end, as if no update had been made. All processes call it."""
-        take, state = self.sharding, self.state
-        whole = take.take_same(state.parameters), take.take_slices(state.optimizer), take.take_units(state.members)
-        copy = jax.tree.map(np.array, TrainState(*whole))  # the state itself is donated to the next update
+        copy = jax.tree.map(np.array, self.whole_state())  # the state itself is donated to the next update
         kept = copy, self.update, self.seconds, self.saved
         try:
             yield
@@ -130,7 +137,7 @@ class Trainer:
                     "would not be the same run any more"
                 )
             like = jax.eval_shape(lambda: initial_state(self.population, self.optimizer))
-            state = TrainState(*checkpoints.restore(updates[-1], like, self.optimizer.former))
+            state = checkpoints.restore(updates[-1], like, self.optimizer.former)
             check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
             self.place(state)
             self.update = self.saved = updates[-1]
@@ -187,13 +194,14 @@ class Trainer:
         written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
         return written.decode(errors="replace")
 
-    def advance(self, batch: Batch, waited: float) -> dict[str, Any]:
-        """Make an update. waited: seconds for the batch. Returns what the metrics say of the update."""
+    def advance(self, batch: Batch, waited: float, health: bool) -> dict[str, Any]:
+        """Make an update. waited: seconds for the batch. health: whether `health` will be called after it. Returns what
+        the metrics say of the update."""
         began = time.monotonic() - waited
         own = tuple(map(self.sharding.put_texts, batch))
         position = schedule.position(self.config.train.schedule, self.update)
         setting = np.int32(self.optimizer.setting(position))
-        self.state, self.report = self.step(self.state, own, np.uint32(self.update), setting)
+        self.state, self.report = self.step(self.state, own, np.uint32(self.update), setting, health)
         loss = number(self.report.loss)
         took = time.monotonic() - began
         self.late = took > LATE
@@ -233,11 +241,10 @@ class Trainer:
         if self.update == self.saved:
             return
         self.saved = self.update
-        take = self.sharding
-        optimizer, members = take.take_slices(self.state.optimizer), take.take_units(self.state.members)
+        whole = self.whole_state()
         if checkpoints:
             meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
-            checkpoints.save(self.update, self.whole_parameters(), optimizer, members, meta)
+            checkpoints.save(self.update, whole, meta)
         self.processes.wait(f"saved {next(self.meetings)}")
 
     def summary(self) -> str:
