@@ -27,10 +27,10 @@ TRACEBACK = "INTLM_TRACEBACK"  # set: the traceback of an internal error is prin
 
 def _train(args: argparse.Namespace) -> int:
     from intlm import distributed
-    from intlm.training import train
+    from intlm.training import configure, train
 
-    config = configuration.load(args.config, configuration.overrides_from(args))
     directory = args.run_dir or Path("runs") / args.config.stem
+    config = configure(args.config, configuration.overrides_from(args), directory, args.resume, args.finish_now)
     place = distributed.place(distributed.Place(args.coordinator, args.processes, args.process), os.environ)
     if (place or args.supervise) and not distributed.is_worker():
         return distributed.supervise(args.given, directory, args.supervise)
@@ -38,7 +38,7 @@ def _train(args: argparse.Namespace) -> int:
         distributed.end_with_parent()
     if place:
         distributed.join(place, directory)
-    done = train(config, directory, args.resume, args.start)
+    done = train(config, directory, args.resume, args.start, args.finish_now)
     if not distributed.Processes().writes:
         return 0 if done else INTERRUPTED
     if done:
@@ -46,7 +46,8 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     # The saved configuration, which includes the values of flags.
     command = ["intlm", "train", str(directory / "config.toml"), "--run-dir", str(directory), "--resume"]
-    _say_last(f"stopped and saved; resume with: {shlex.join(command)}")
+    hint = "with --finish-now beside --resume, it ends after a last stretch in which its step falls to nothing"
+    _say_last(f"{hint}\nstopped and saved; resume with: {shlex.join(command)}")
     return INTERRUPTED
 
 
@@ -229,6 +230,11 @@ def parser() -> argparse.ArgumentParser:
     begin.add_argument(
         "--from", type=Path, dest="start", metavar="RUN", help="begin with the weights of another run, or of an export"
     )
+    made.add_argument(
+        "--minutes", dest="train.minutes", metavar="N", help="train for N minutes; with --resume: for N more"
+    )
+    about = "with --resume: let the step fall to nothing over a last stretch, and end the run"
+    made.add_argument("--finish-now", action="store_true", help=about)
     made.add_argument("--supervise", action="store_true", help="start it again from its last checkpoint if it is lost")
     several = made.add_argument_group("several processes", "One command each; SLURM's steps need none of these.")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is")

@@ -24,7 +24,7 @@ from typing import Any
 
 import tomli_w
 
-from intlm import plugins, settings
+from intlm import plugins, schedule, settings
 from intlm.cells import CELLS, Cell
 from intlm.data.tokenizers import MAX_VOCAB, MIN_VOCAB, TOKENIZERS, TokenizerTrainer
 from intlm.errors import ConfigError
@@ -36,6 +36,7 @@ from intlm.settings import COMMAND_LINE, INT32_MAX, Key, choice, flatten, key, n
 from intlm.tracking.trackers import TRACKERS
 
 MAX_TOKENS_PER_UPDATE = 32768
+MAX_MINUTES = 1_000_000
 
 _WRITTEN_IN = "written_in"  # beside the keys of a saved file: the directory that it was written in
 
@@ -80,6 +81,16 @@ class TrainConfig:
 
     tokens_per_update: int = key("tokens that each member reads in an update, at most 32768", 32, low=1)
     updates: int = key("updates in the whole run", 1000, low=1, high=INT32_MAX)
+    minutes: float = key(
+        "how long to train: the speed is measured, and train.updates, the schedule, evaluate_every and sample_every "
+        "are stretched alike; on resuming: so much longer; 0: as long as train.updates says",
+        0.0, low=0, high=MAX_MINUTES,
+    )  # fmt: skip
+    schedule: str = key(
+        f"how a run whose length was decided by --minutes or --finish-now goes through the optimizer's schedule: "
+        f"{schedule.FORM}",
+        "",
+    )  # fmt: skip
     evaluate_every: int = key(
         "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
     )
@@ -201,6 +212,8 @@ def from_toml(
         # Where a later source chooses another part, the settings of the one before are no mistake.
         for name in [n for n in given if n in known and any(named.get(f, part) != part for f, part in known[n].of)]:
             del given[name]
+        if "train.updates" in named and "train.minutes" not in named:
+            given.pop("train.minutes", None)  # of an earlier source
         given.update((name, (source, value)) for name, value in named.items())
 
     values = _missing(given, known, needed, trained)
@@ -217,6 +230,10 @@ def from_toml(
                     f'{source}: {name} = {shown(value)}: a setting of {family} = "{part}", but {family} is '
                     f'"{chosen}": remove it, or choose "{part}"'
                 )
+    both = [name for name in ("train.minutes", "train.updates") if given.get(name, ("",))[0] == COMMAND_LINE]
+    if len(both) == 2 and values["train.minutes"]:
+        what = " and ".join(f"{name} = {values[name]:g}" for name in both)
+        raise ConfigError(f"{COMMAND_LINE}: {what}: expected one of them")
     if not values.get("data.train"):
         raise ConfigError(f"{path}: data.train: missing: expected {known['data.train'].help}")
 
@@ -372,7 +389,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             else "PATH"
             if found.is_path
             else "N"
-            if found.is_number
+            if found.is_number or found.is_decimal
             else "TEXT"
         )
         groups[found.section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
@@ -431,6 +448,10 @@ def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("data.valid_split", "data.valid"),
             f"data.valid_split = {shown(data.valid_split)}: must be empty where data.valid names the held-out text",
         )
+    try:
+        schedule.parse(config.train.schedule)
+    except ValueError as error:
+        yield ("train.schedule",), f"train.schedule = {shown(config.train.schedule)}: {error}"
 
 
 def nearest(name: str) -> str:

@@ -151,6 +151,10 @@ class Processes:
             return list(wishes)
         return [bool(wish) for wish in self._all(np.array(wishes, np.uint8)).max(axis=0)]
 
+    def told(self, numbers: Sequence[int]) -> list[int]:
+        """Process 0's numbers, each an int32, on every process."""
+        return list(numbers) if self.alone else self._all(np.array(numbers, np.int32))[0].tolist()
+
     @staticmethod
     def _all(own: np.ndarray) -> np.ndarray:
         """Gathers an array of every process: [processes] + its shape."""
@@ -207,7 +211,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
 
     restart: start it again, to resume, where it is lost; until it is lost _PATIENCE times without a new checkpoint.
     """
-    failures, reached = 0, _last_checkpoint(directory)
+    failures, reached, begun = 0, _last_checkpoint(directory), _begun(directory)
     while True:
         child = start_worker(arguments)
         with _passed_on(child) as asked:
@@ -231,8 +235,14 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
             f"intlm: the run was lost ({how}); starting it again from its last checkpoint", file=sys.stderr, flush=True
         )
         time.sleep(failures)
-        if (directory / "config.toml").exists():
+        if _begun(directory) != begun:  # it was planned too
             arguments = _resuming(arguments)
+
+
+def _begun(directory: Path) -> int | None:
+    """When the run in a directory was begun or resumed last; None: never."""
+    path = directory / "config.toml"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _last_checkpoint(directory: Path) -> int | None:
@@ -243,10 +253,11 @@ def _last_checkpoint(directory: Path) -> int | None:
 
 
 def _resuming(arguments: Sequence[str]) -> list[str]:
-    """The arguments that resume the run that these arguments started."""
+    """The arguments that resume the run that these arguments started, as it was planned."""
     kept: list[str] = []
+    once = ("--from", "--minutes", "--train.minutes")
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        if argument not in ("--from", "--resume") and before != "--from" and not argument.startswith("--from="):
+        if argument.partition("=")[0] not in (*once, "--resume", "--finish-now") and before not in once:
             kept.append(argument)
     return [*kept, "--resume"]
 

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import math
 import os
 import pkgutil
 import re
@@ -107,7 +108,7 @@ def key(
     shares: bool = False,
     some_of: Family[Any] | None = None,
 ) -> Any:
-    """A setting, int or str by its annotation: `low` and `high` are inclusive, `why` gives the reason for `multiple`.
+    """A setting, int, float or str by its annotation: `low` and `high` are inclusive, `why` says why `multiple`.
 
     path: the value is a path. shares: it is several paths, a number before each. some_of: it is names of parts of that
     family, separated by commas, or empty; such parts have no settings.
@@ -164,6 +165,11 @@ class Key:
         return self.field.type in (int, "int")
 
     @property
+    def is_decimal(self) -> bool:
+        """Whether it is a number that may have a fraction."""
+        return self.field.type in (float, "float")
+
+    @property
     def is_path(self) -> bool:
         """Whether it is a path."""
         return not self.family and self.field.metadata["path"]
@@ -190,6 +196,8 @@ class Key:
             return "path"
         if limits["shares"]:
             return "SHARE PATH, SHARE PATH, ..., each share a positive integer"
+        if self.is_decimal:
+            return f"number from {limits['low']}"
         if not self.is_number:
             return "string"
         open_ended = limits["high"] in (None, INT32_MAX)
@@ -197,7 +205,7 @@ class Key:
         multiple = {1: "", 2: ", even"}.get(limits["multiple"], f", a multiple of {limits['multiple']}")
         return f"integer{span}{multiple}"
 
-    def valid(self, value: Any, source: str, directory: Path, written_in: str | Path) -> int | str:
+    def valid(self, value: Any, source: str, directory: Path, written_in: str | Path) -> float | str:
         """Checks `value` by itself and returns it; parses text from the command line, and makes a path absolute.
 
         directory: paths are relative to it. written_in: the directory when the file was written. Raises ConfigError
@@ -209,6 +217,8 @@ class Key:
 
         if self.is_number:
             return self._valid_number(value, source, refuse)
+        if self.is_decimal:
+            return self._valid_decimal(value, source, refuse)
         if not isinstance(value, str):
             raise refuse("expected a string")
         if self.choices and value not in self.choices:
@@ -254,6 +264,16 @@ class Key:
         if number % limits["multiple"]:
             wanted = "even" if limits["multiple"] == 2 else f"a multiple of {limits['multiple']}"
             raise refuse(f"must be {wanted} ({limits['why']})")
+        return number
+
+    def _valid_decimal(self, value: Any, source: str, refuse: Callable[[str], ConfigError]) -> float:
+        low, high = self.field.metadata["low"], self.field.metadata["high"]
+        try:
+            number = float(value) if source == COMMAND_LINE or type(value) in (int, float) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not low <= number <= high:  # also false of NaN
+            raise refuse(f"expected a number from {low} to {high}")
         return number
 
 

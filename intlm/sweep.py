@@ -182,7 +182,11 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
     for seed in study.seeds or [own]:
         for variant, keys in study.variants.items():
             try:
-                config = configuration.load(study.base, overrides, [(study.path, {**keys, "seed": seed})])
+                layer = {"train.minutes": 0, **keys, "seed": seed}  # the base's minutes do not count: its updates do
+                config = configuration.load(study.base, overrides, [(study.path, layer)])
+                if config.train.minutes:
+                    what = f"train.minutes = {config.train.minutes:g}"
+                    raise ConfigError(f"{study.path}: {what}: runs of a sweep are compared: expected train.updates")
                 check_installed(names_in(config.train.trackers))
                 data = config.data
                 if not (data.valid or data.valid_split or data.valid_bytes):

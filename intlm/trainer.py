@@ -1,19 +1,21 @@
 """A run's state and what can be done with it: make an update, measure, sample, save, resume."""
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from intlm import config as configuration
-from intlm import distributed, pictures
+from intlm import distributed, pictures, schedule
 from intlm.checkpoint import Checkpoints
 from intlm.config import Config
 from intlm.data.prepare import corpora
@@ -28,7 +30,7 @@ from intlm.model.parameters import specifications
 from intlm.optimizers import check_state
 from intlm.population import make_engine, native
 from intlm.population.sharding import DIVIDED, SAME, Sharding, number
-from intlm.run import load, population_of, write_whole
+from intlm.run import load, population_of
 from intlm.tracking import metrics
 from intlm.tracking.table import format_table, human
 from intlm.update import TrainState, compile_update, cosine, initial_state, make_health, saturated
@@ -79,6 +81,7 @@ class Trainer:
         self.seconds = 0.0  # of training, earlier parts of the run included
         self.ladder: dict[str, float] = {}
         self.saved: int | None = None  # the update whose checkpoint is there
+        self.meetings = count()  # of the processes, so that each has a name of its own
         self.late = True  # whether a process may be late at the next update: the first one compiles
 
     def place(self, state: TrainState) -> None:
@@ -99,7 +102,24 @@ class Trainer:
         """Wait for the other processes where one may be late."""
         if self.late:
             jax.block_until_ready(seen)
-            self.processes.wait(f"update {self.update}")
+            self.processes.wait(f"update {next(self.meetings)}")
+
+    def whole_state(self) -> TrainState:
+        """The state, whole, on each process. All processes call it."""
+        take, state = self.sharding, self.state
+        optimizer, members = take.take_slices(state.optimizer), take.take_units(state.members)
+        return TrainState(self.whole_parameters(), optimizer, members, take.take_same(state.common))
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Goes back to the present state in the end, as if no update had been made. All processes call it."""
+        copy = jax.tree.map(np.array, self.whole_state())  # the state itself is donated to the next update
+        kept = copy, self.update, self.seconds, self.saved
+        try:
+            yield
+        finally:
+            before, self.update, self.seconds, self.saved = kept
+            self.place(jax.tree.map(jnp.asarray, before))
 
     @property
     def identity(self) -> str:
@@ -162,7 +182,6 @@ class Trainer:
             self.ladder = read_ladder(path)
         elif self.valid:
             self.ladder = references(self.split.to_bytes(REFERENCE_BYTES), self.valid.to_bytes(REFERENCE_BYTES))
-            write_whole(path, json.dumps(self.ladder))
 
     def evaluate(self, limit: int | None) -> Evaluation | None:
         """The shared weights on the held-out text."""
@@ -180,7 +199,8 @@ class Trainer:
         the metrics say of the update."""
         began = time.monotonic() - waited
         own = tuple(map(self.sharding.put_texts, batch))
-        setting = np.int32(self.optimizer.setting(self.update))
+        position = schedule.position(self.config.train.schedule, self.update)
+        setting = np.int32(self.optimizer.setting(position))
         self.state, self.report = self.step(self.state, own, np.uint32(self.update), setting, health)
         loss = number(self.report.loss)
         took = time.monotonic() - began
@@ -221,22 +241,21 @@ class Trainer:
         if self.update == self.saved:
             return
         self.saved = self.update
-        take = self.sharding
-        optimizer, members = take.take_slices(self.state.optimizer), take.take_units(self.state.members)
+        whole = self.whole_state()
         if checkpoints:
             meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
-            whole = TrainState(self.whole_parameters(), optimizer, members, take.take_same(self.state.common))
             checkpoints.save(self.update, whole, meta)
-        self.processes.wait(f"saved {self.update}")
+        self.processes.wait(f"saved {next(self.meetings)}")
 
     def summary(self) -> str:
         """The ladder with the model in it, as a table; also draws the learning curve."""
         lines = metrics.read(self.directory / "metrics.jsonl")
         pictures.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
         rungs = list(self.ladder.items())
-        measured = [line["valid_bits_per_byte"] for line in lines if "valid_bits_per_byte" in line]
+        measured = [line for line in lines if "valid_bits_per_byte" in line]
         if measured:
-            rungs.append((f"→ this model ({human(self.weights)} parameters)", measured[-1]))
+            at = "" if measured[-1] is lines[-1] else f", after update {measured[-1]['update']}"
+            rungs.append((f"→ this model ({human(self.weights)} parameters{at})", measured[-1]["valid_bits_per_byte"]))
         rungs.sort(key=lambda rung: -rung[1])
         table = format_table(["held-out text", "bits per byte"], [(name, f"{bits:.3f}") for name, bits in rungs])
         if not rungs:

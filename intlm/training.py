@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,19 +19,20 @@ from typing import Any
 import jax
 
 from intlm import config as configuration
-from intlm import distributed
+from intlm import distributed, planning
 from intlm.checkpoint import Checkpoints, check_path
 from intlm.config import Config, flatten
 from intlm.data.prepare import corpora, prepare
+from intlm.data.references import LADDER
 from intlm.data.shards import Corpus
 from intlm.data.streams import ReadAhead
-from intlm.errors import RunError
+from intlm.errors import ConfigError, RunError
 from intlm.hooks import Hook, Measure, Sample, Save, Tell
 from intlm.lock import exclusive
 from intlm.run import open_corpus, open_run, write_whole
 from intlm.settings import names_in
 from intlm.tracking.log import Log
-from intlm.tracking.progress import Progress
+from intlm.tracking.progress import Progress, waiting
 from intlm.tracking.trackers import check_installed
 from intlm.trainer import Trainer
 
@@ -38,8 +41,30 @@ TEXTS = {"data.train", "data.valid", "data.tokenizer_file", "data.mixture"}  # p
 OF_A_MACHINE = {"engine", "threads", "eggroll.chunk_size", "data.prepared", "data.processes"}
 # The keys that a resumed run may change: how long to train and what to report, but nothing that changes a bit.
 FREE_ON_RESUME = OF_A_MACHINE | {
-    "train.updates", "train.evaluate_every", "train.sample_every", "train.checkpoint_seconds", "train.trackers",
+    "train.updates", "train.minutes", "train.evaluate_every", "train.sample_every", "train.checkpoint_seconds",
+    "train.trackers",
 }  # fmt: skip
+PLANNED = ("train.updates", "train.schedule", "train.evaluate_every", "train.sample_every")  # by intlm.planning
+
+
+def configure(
+    path: Path, overrides: Mapping[str, str], directory: Path, resume: bool = False, finish: bool = False
+) -> Config:
+    """The configuration of a run to train: of a file, under what was planned for the run, under flags.
+
+    Raises ConfigError for a mistake in it, and for flags that cannot be together.
+    """
+    if finish and not resume:
+        raise ConfigError("--finish-now: it ends a run that was begun: expected --resume beside it")
+    for name in ("train.minutes", "train.updates"):
+        if finish and name in overrides:
+            raise ConfigError(f"command line: {name} = {overrides[name]} and --finish-now: expected one of them")
+    saved = directory / "config.toml"
+    if not (resume and saved.exists()):
+        return configuration.load(path, overrides)
+    run = flatten(configuration.load(saved))
+    planned = {name: run[name] for name in PLANNED if run["train.schedule"]}
+    return configuration.load(path, overrides, [(saved, {"train.minutes": 0, **planned})])
 
 
 def prepare_corpus(config: Config) -> Corpus:
@@ -105,17 +130,20 @@ def kept(config: Config) -> dict[str, Any]:
     return found | {"data.mixture": [share for share, _ in config.data.others]}
 
 
-def train(config: Config, directory: Path, resume: bool = False, start: Path | None = None) -> bool:
+def train(
+    config: Config, directory: Path, resume: bool = False, start: Path | None = None, finish: bool = False
+) -> bool:
     """Run a configuration in a directory. Returns whether it reached its end (False: stopped by Ctrl-C).
 
-    start: a run, or an export, whose weights a new run begins with. Raises ConfigError, DataError or RunError for
-    mistakes that the user can correct.
+    start: a run, or an export, whose weights a new run begins with. finish: end the resumed run after a last stretch,
+    in which its step falls to nothing. Where `train.minutes` is set, the run is planned first (intlm.planning). Raises
+    ConfigError, DataError or RunError for mistakes that the user can correct.
     """
     with distributed.losses_named():
-        return _train(config, directory, resume, start)
+        return _train(config, directory, resume, start, finish)
 
 
-def _train(config: Config, directory: Path, resume: bool, start: Path | None) -> bool:
+def _train(config: Config, directory: Path, resume: bool, start: Path | None, finish: bool) -> bool:
     processes = distributed.Processes()
     writes = processes.writes
     check_directory(config, directory, resume)
@@ -127,6 +155,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         corpora(config.data)
     processes.wait("prepared")
     corpus = prepare_corpus(config)
+    began = time.monotonic()
     devices = jax.devices() if jax.device_count() > 1 else None
     trainer = Trainer(config, directory, corpus, devices)  # before anything is written: it may refuse the configuration
     processes.same("text", trainer.identity)
@@ -139,6 +168,7 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
     with exclusive(directory) if writes else nullcontext(), interruptible() as stopped:
         if writes:
             check_directory(config, directory, resume)  # another process may have trained here meanwhile
+            shutil.rmtree(directory / planning.SCRATCH, ignore_errors=True)  # left from a run that was killed
         tokenizer = directory / "tokenizer.json"
         if resume and tokenizer.exists():
             open_corpus(config, open_run(directory)[1])
@@ -147,21 +177,42 @@ def _train(config: Config, directory: Path, resume: bool, start: Path | None) ->
         processes.same("state", trainer.digest())
         if writes and not resume and (directory / "checkpoints").exists():
             shutil.rmtree(directory / "checkpoints")  # left from a run that was killed early (_begun)
+        if writes:
+            with waiting("measuring references on the held-out text"):
+                trainer.references()
+        processes.wait("ladder")
+        plan = ""
+        if config.train.minutes:
+            config, plan = planning.for_minutes(trainer, began, stopped)
+        elif finish:
+            config, plan = planning.finishing(config, trainer.update)
+        trainer.config = config
         if start:  # before the directory is a run: a resumed run needs its starting weights
             trainer.save(Checkpoints(directory / "checkpoints") if writes else None)
         if writes:
             # First: it makes the directory a run.
-            write_whole(directory / "config.toml", configuration.dumps(config, directory))
+            write_whole(directory / "config.toml", _with_plans(configuration.dumps(config, directory), directory, plan))
             write_whole(tokenizer, json.dumps(corpus.tokenizer.to_json()))
+            if trainer.ladder and not (directory / LADDER).exists():
+                write_whole(directory / LADDER, json.dumps(trainer.ladder))
+            if plan:
+                with suppress(OSError):
+                    print(plan, file=sys.stderr, flush=True)
         processes.wait("begun")
-        if writes:
-            trainer.references()
-        processes.wait("ladder")
         done = run(trainer, stopped)
-        if done and writes:
-            print(trainer.summary())
+        if writes and trainer.update:
+            with nullcontext() if done else suppress(OSError):  # nobody may read the output of a run that stopped
+                print(trainer.summary(), flush=True)
         processes.wait("ended")  # JAX gives a process little time to end after another
         return done
+
+
+def _with_plans(text: str, directory: Path, plan: str) -> str:
+    """The text of a run's config.toml, below comments that tell how its length was decided, the latest last."""
+    saved = directory / "config.toml"
+    old = saved.read_text("utf-8").splitlines() if saved.exists() else []
+    plans = [line for line in old if line.startswith("# ")] + ([f"# {plan}"] if plan else [])
+    return "\n".join([*plans, text])
 
 
 def run(trainer: Trainer, stopped: Callable[[], bool]) -> bool:

@@ -62,14 +62,14 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, key in config.keys().items():
-        kind = "PATH" if key.is_path else "N" if key.is_number else "TEXT"
+        kind = "PATH" if key.is_path else "N" if key.is_number or key.is_decimal else "TEXT"
         flag = f"--{name} {'|'.join(key.choices) or kind}"
         assert (f"{flag} {key.help} (" in text) == (command in ("prepare", "tokenizer", "train", "sweep", "bench"))
     wanted = {
         "bench": ["--json", "--picture FILE", "--rounds N"],
         "prepare": ["--report"],
         "tokenizer": ["--out FILE"],
-        "train": ["--run-dir DIR", "--resume", "--from RUN"],
+        "train": ["--run-dir DIR", "--resume", "--from RUN", "--minutes N", "--finish-now"],
         "sweep": ["FILE", "--jobs N", "--only VARIANT", "--seeds N", "--runs DIR", "--out FILE", "--picture FILE"],
         "runs": ["DIR", "--json"],
         "compare": ["RUN", "--picture FILE", "--reference LABEL=BITS", "--json"],
@@ -430,7 +430,7 @@ def test_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The default run directory is runs/NAME below the working directory."""
     seen: list[Path] = []
 
-    def done(config: object, directory: Path, resume: bool, start: Path | None) -> bool:
+    def done(config: object, directory: Path, *more: object) -> bool:
         seen.append(directory)
         return True
 

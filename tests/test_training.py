@@ -263,6 +263,7 @@ def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert len(metrics.read(run / "metrics.jsonl")) == 4
     assert Checkpoints(run / "checkpoints", read_only=True).updates() == [4]
+    assert "trigram" in done.stdout and (run / "learning_curve.png").exists()
     said = done.stdout.splitlines()[-1]
     head, _, hint = said.partition(": intlm ")
     assert head == "stopped and saved; resume with"
@@ -467,6 +468,7 @@ REFUSED = [
     ("eggroll.threshold.alpha", 5, 4),
     ("eggroll.threshold.decay_updates", 7, 1000),
     ("train.tokens_per_update", 16, 8),
+    ("train.schedule", "0-9: 0-12", ""),
     ("next_token.targets", 2, 1),
     ("data.valid_bytes", 2000, 3000),
     ("data.tokenizer", "bytes", "alphabet"),

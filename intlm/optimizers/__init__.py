@@ -44,6 +44,10 @@ class Optimizer(Part):
         """The schedule: an int32 for an update, counted from 0."""
         return 0
 
+    def schedule_end(self) -> int:
+        """The update at which the schedule has reached its end; 0: it has none."""
+        return 0
+
 
 def check_state(optimizer: Optimizer, state: Any, place: object) -> None:
     """Raise a RunError that names `place` and the field for a value that no update can make (numerics.md, 11)."""

@@ -39,6 +39,10 @@ class Stepped(Optimizer):
         left = max(0, self.decay_updates - update)
         return (self.step << 8) * left // max(1, self.decay_updates - self.warmup_updates)
 
+    def schedule_end(self) -> int:
+        """See `Optimizer.schedule_end`."""
+        return self.decay_updates
+
 
 def standardised(votes: Array, deviation: Array) -> Array:
     """Votes in standard deviations of chance, 256 = one, at most 64. votes, deviation: int32 (`Optimizer.update`)."""

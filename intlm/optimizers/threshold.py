@@ -31,6 +31,10 @@ class Threshold(Optimizer):
         """256 times the quantile that a vote must pass at this update (0 for the first: then every vote moves)."""
         return threshold_quantile(self.decay_updates, self.decay_updates + (2**self.alpha - 1) * update)
 
+    def schedule_end(self) -> int:
+        """See `Optimizer.schedule_end`."""
+        return self.decay_updates
+
     def update(
         self, kinds: Mapping[str, Kind], parameters: Parameters, votes: Parameters, state: Any,
         deviations: Parameters, setting: Array,
