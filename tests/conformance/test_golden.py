@@ -17,29 +17,34 @@ import pytest
 import tiny
 from test_engines import ENGINES
 
+from intlm.arithmetic.digits import DIGIT, DIGITS
 from intlm.arithmetic.fixed_point import (
     activation_rescale,
     logit_rescale,
     rank_multiplier,
 )
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
+from intlm.cells import CELLS
 from intlm.data.shards import Corpus, CorpusWriter, Split
 from intlm.data.streams import MixedStreams
 from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.estimators import token
 from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.estimators.token import Token
 from intlm.fitness import FITNESS
 from intlm.model.forward import PlainWeights, norm, read_layer, zero_states
 from intlm.model.loss import log_sum_exp2, loss
-from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
+from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise, specifications
 from intlm.model.sampling import sample
+from intlm.objectives.next_token import NextToken
 from intlm.optimizers import OPTIMIZERS
 from intlm.optimizers.threshold import Threshold
-from intlm.population import Population, make_engine, native
-from intlm.update import TrainState
+from intlm.population import Population, gpu, make_engine, native
+from intlm.population.xla import XlaEngine
+from intlm.update import TrainState, make_update_step
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-VERSIONS = {"inference": INFERENCE_VERSION, "training": TRAINING_VERSION}
 Case = dict[str, Any]
 
 
@@ -56,14 +61,14 @@ make = load_make()
 
 
 def path_of(stage: str) -> Path:
-    """A stage's file: in the folder of the version that its part of the arithmetic has."""
-    return GOLDEN / f"v{VERSIONS[make.part_of(stage)]}" / f"{stage}.json"
+    """A stage's file: in the folder of the version in which its results last changed."""
+    return GOLDEN / f"v{make.version_of(stage)}" / f"{stage}.json"
 
 
 def cases(stage: str) -> list[Case]:
     """The cases of a file."""
     content = json.loads(path_of(stage).read_text(encoding="utf-8"))
-    assert content["numerics_version"] == VERSIONS[content["part"]] and content["stage"] == stage and content["cases"]
+    assert content["numerics_version"] == make.version_of(stage) and content["stage"] == stage and content["cases"]
     return content["cases"]
 
 
@@ -75,7 +80,8 @@ def numbered(stage: str) -> list[Any]:
 def architecture(case: Case) -> Architecture:
     """The architecture of a case's model."""
     m = case["model"]
-    return Architecture(m["vocabulary"], m["hidden"], m["layers"], m["feed_forward"], m["nonlinearity"])
+    cell = CELLS[case.get("cell", "mgu")]()
+    return Architecture(m["vocabulary"], m["hidden"], m["layers"], m["feed_forward"], m["nonlinearity"], cell)
 
 
 def parameters(named: dict[str, Any], dtype: Any = jnp.int8) -> Parameters:
@@ -104,7 +110,16 @@ def test_the_oracle_makes_the_files(stage: Any) -> None:
 def test_there_are_no_other_files() -> None:
     files = {path_of(stage.__name__) for stage in make.STAGES}
     assert files == set(GOLDEN.glob("v*/*"))
-    assert sum(path.stat().st_size for path in files) < 300_000
+    assert sum(path.stat().st_size for path in files) < 400_000
+
+
+def test_versions() -> None:
+    """Each stage has the version of what it belongs to: inference, or an estimator; training has the last one."""
+    versions = {stage.__name__: make.version_of(stage.__name__) for stage in make.STAGES}
+    assert {versions[stage.__name__] for stage in make.INFERENCE} == {INFERENCE_VERSION}
+    assert {versions[stage.__name__] for stage in make.TRAINING} == {Member.training_version}
+    assert {versions[stage.__name__] for stage in make.TOKEN} == {Token.training_version}
+    assert max(versions.values()) == TRAINING_VERSION
 
 
 def test_the_schema_describes_every_file() -> None:
@@ -116,7 +131,7 @@ def test_the_schema_describes_every_file() -> None:
         content = json.loads(path_of(stage.__name__).read_text(encoding="utf-8"))
         assert valid(content), stage.__name__
         case = content["cases"][0]
-        for name in case if stage is not make.update else ():  # it is long
+        for name in case if stage not in (make.update, make.token_update) else ():  # they are long
             fewer = {key: value for key, value in case.items() if key != name}
             assert not valid(content | {"cases": [fewer]}) or name in ("token", "x", "positions", "before"), name
             assert not valid(content | {"cases": [case | {name: None}]}), name
@@ -359,3 +374,135 @@ def test_sampling_from_the_largest_vocabulary() -> None:
             for draw in draws(len(row)):
                 drawn = [int(draw(row.astype(np.int16), key, jnp.uint32(i), jnp.int32(v), 65536)) for i in range(3)]
                 assert drawn == expected
+
+
+def test_slopes() -> None:
+    compiled = jax.jit(NextToken().slopes)
+    for case in cases("slopes"):
+        for wanted, expected in zip(case["targets"], case["slopes"], strict=True):
+            found = compiled(jnp.array([case["logits"]], jnp.int32), jnp.array([wanted], jnp.int32))
+            assert found[0].tolist() == expected
+
+
+def settings(case: Case, **others: int) -> token.Settings:
+    """The settings of `token` in a case, of the texts of one device's largest update where it does not say."""
+    keys = {key: case[key] for key in ("members", "credit", "sigma_shift") if key in case} | others
+    made = Token(**keys)
+    texts = case.get("texts", token.MOST_TEXTS)
+    population = Population(Architecture(2, 8, 1, 8, "clip"), made, texts * (1 + made.members), int(case.get("seed", 0)))
+    return made.settings(population)
+
+
+def test_token_noise() -> None:
+    for case in cases("token_noise"):
+        if "signs" not in case:
+            own = settings(case, members=1)
+            size = {"embedding": lambda _, own=own: own.embedding_amplitude}.get(
+                case["kind"], partial(own.amplitude, case["kind"])
+            )
+            assert [size(fan_in) for fan_in in case["fan_in"]] == case["size"]
+            continue
+        shape = architecture(case)
+        draw = jax.jit(partial(token.noise, shape, settings(case)), compiler_options=tiny.quick_options())
+        found = draw(jnp.uint32(case["update"]), jnp.array([case["text"]], jnp.uint32), jnp.uint32(case["token"]))
+        q = case["noisy_member"]
+        named = {"embedding": found.outer["embedding"][0, q].tolist()}
+        for units in token.layer_units(shape):
+            for layer in range(shape.num_layers):
+                named[f"{units.kind}.{layer}"] = found.layers[units.noise][layer, 0, q].tolist()
+        assert named == case["signs"]
+
+
+def test_token_credit() -> None:
+    for case in cases("token_credit"):
+        own = settings(case)
+        if "sums" in case:
+            highest = DIGIT * (DIGITS - 1)
+            digits = [[s >> DIGIT * k & (1 << DIGIT) - 1 for k in range(DIGITS - 1)] + [s >> highest] for s in case["sums"]]
+            for pair in digits:
+                sizes = jnp.array([pair, pair], jnp.int32)
+                expected = case["means_after"][digits.index(pair)]
+                assert token.means(sizes, own, case["tokens_per_update"]).tolist() == [expected] * 2
+            continue
+        clean, noisy = jnp.array(case["clean"], jnp.int32), jnp.array(case["noisy"], jnp.int32)
+        diff = (clean - noisy).T[:, None]  # [T, texts, members]
+        far = token.credits(diff, jnp.array(case["tokens"], jnp.int32)[:, None], case["credit"])
+        scores = [token.fitness(x, jnp.int32(mean), own) for x, mean in zip((diff, far), case["means"], strict=True)]
+        for name, found in zip(("diff", "R", "fitness_diff", "fitness_R"), (diff, far, *scores), strict=True):
+            np.testing.assert_array_equal(found[:, 0].T, case[name], err_msg=name)
+
+
+def test_token_votes() -> None:
+    for case in cases("token_votes"):
+        if "slope" in case:
+            found = token.head_votes(
+                settings(case), jnp.uint32(case["update"]), jnp.array([case["text"]], jnp.uint32),
+                jnp.uint32(case["token"]), jnp.array([case["slope"]], jnp.int32),
+            )  # fmt: skip
+            assert found[0].tolist() == case["Y"]
+        elif "standardised" in case:
+            found = token.standardised(jnp.array(case["votes"], jnp.int32), jnp.int32(case["deviation"]))
+            assert found.tolist() == case["standardised"]
+        else:
+            highest = DIGIT * (DIGITS - 1)
+            held = [[c >> DIGIT * k & (1 << DIGIT) - 1 for c in case["C"]] for k in range(DIGITS - 1)]
+            held.append([c >> highest for c in case["C"]])
+            assert token.deviation(jnp.array(held, jnp.int32), case["vote_shift"]).tolist() == case["deviations"]
+            if "Y" in case:
+                shift = token.vote_shift(case["texts"], case["tokens_per_update"])
+                assert shift == case["vote_shift"]
+                y, x = (jnp.array(case[name], jnp.int8).swapaxes(0, 1) for name in ("Y", "x"))
+                assert token.matrix_votes(y, x, shift).tolist() == case["votes"]
+                chance = token.matrix_chance(jnp.array(case["variance"], jnp.int32).T, x)
+                assert [sum(int(d) << DIGIT * k for k, d in enumerate(column)) for column in chance.T] == case["C"]
+
+
+def serving(population: Population) -> list[str]:
+    """The engines here that serve a population."""
+    classes = {"xla": XlaEngine, "native": native.NativeEngine, "gpu": gpu.GpuEngine}
+    return [engine for engine in ENGINES if not classes[engine].serves(population)]
+
+
+def token_population(case: Case) -> Population:
+    """The population of a case of `token_update`."""
+    estimator = Token(members=case["members"], credit=case["credit"], sigma_shift=case["sigma_shift"])
+    texts, targets = case["updates"][0]["tokens"], case["updates"][0]["targets"]
+    return Population(
+        architecture(case), estimator, len(texts) * (1 + estimator.members), int(case["seed"]),
+        NextToken(targets=len(targets[0][0])), tokens=len(texts[0]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("engine", "case"),
+    [
+        pytest.param(engine, case, id=f"{engine}-{i}")
+        for i, case in enumerate(cases("token_update"))
+        for engine in serving(token_population(case))
+    ],
+)
+def test_token_update(engine: str, case: Case) -> None:
+    population = token_population(case)
+    keys = dict(case["optimizer"])
+    optimizer = OPTIMIZERS[keys.pop("name")](**keys)
+    made, estimator = make_engine(engine, population), population.estimator
+    assert made.name == engine
+    run = jax.jit(make_update_step(population, made, optimizer), compiler_options=tiny.quick_options())
+    weights = parameters(case["parameters"])
+    states, means = jnp.array(case["states"], jnp.int8), jnp.array(case["means"], jnp.int32)
+    state = TrainState(weights, optimizer.init(weights), states, means)
+    described = specifications(population.architecture)
+    for step in case["updates"]:
+        batch = tuple(jnp.array(step[name], jnp.uint16) for name in ("tokens", "targets"))
+        setting = jnp.int32(optimizer.setting(step["update"]))
+        state, report = run(state, batch, jnp.uint32(step["update"]), setting)
+        assert report.seen.losses.tolist() == step["losses"]
+        np.testing.assert_array_equal(state.members, step["states_after"])
+        sums = jax.tree.map(lambda whole: whole[0], report.seen.sums)
+        assert_parameters(sums.votes, step["votes"])
+        deviations = estimator.deviations(population, described, sums.chance)
+        for name, expected in parameters(step["deviations"], jnp.int32).items():
+            along = expected[:, None] if name == "embedding" else expected
+            np.testing.assert_array_equal(deviations[name], jnp.broadcast_to(along, deviations[name].shape), err_msg=name)
+        assert_parameters(state.parameters, step["parameters_after"])
+        assert state.common.tolist() == step["means_after"]
