@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +37,7 @@ from intlm.model.loss import log_sum_exp2, loss
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise, specifications
 from intlm.model.sampling import sample
 from intlm.objectives.next_token import NextToken
-from intlm.optimizers import OPTIMIZERS
+from intlm.optimizers import OPTIMIZERS, Optimizer
 from intlm.optimizers.threshold import Threshold
 from intlm.population import Population, gpu, make_engine, native
 from intlm.population.xla import XlaEngine
@@ -377,11 +377,14 @@ def test_sampling_from_the_largest_vocabulary() -> None:
 
 
 def test_slopes() -> None:
-    compiled = jax.jit(NextToken().slopes)
+    compiled = jax.jit(NextToken().slopes, compiler_options=tiny.quick_options())
+    alike: dict[tuple[int, int], list[tuple[list[int], ...]]] = {}  # of one size, hence of one compiled program
     for case in cases("slopes"):
         for wanted, expected in zip(case["targets"], case["slopes"], strict=True):
-            found = compiled(jnp.array([case["logits"]], jnp.int32), jnp.array([wanted], jnp.int32))
-            assert found[0].tolist() == expected
+            alike.setdefault((len(expected), len(wanted)), []).append((case["logits"], wanted, expected))
+    for some in alike.values():
+        logits, wanted, expected = (jnp.array(part, jnp.int32) for part in zip(*some, strict=True))
+        np.testing.assert_array_equal(compiled(logits, wanted), expected)
 
 
 def settings(case: Case, **others: int) -> token.Settings:
@@ -389,7 +392,9 @@ def settings(case: Case, **others: int) -> token.Settings:
     keys = {key: case[key] for key in ("members", "credit", "sigma_shift") if key in case} | others
     made = Token(**keys)
     texts = case.get("texts", token.MOST_TEXTS)
-    population = Population(Architecture(2, 8, 1, 8, "clip"), made, texts * (1 + made.members), int(case.get("seed", 0)))
+    population = Population(
+        Architecture(2, 8, 1, 8, "clip"), made, texts * (1 + made.members), int(case.get("seed", 0))
+    )
     return made.settings(population)
 
 
@@ -413,48 +418,60 @@ def test_token_noise() -> None:
         assert named == case["signs"]
 
 
+def digits_of(values: list[int]) -> jax.Array:
+    """Exact integers below 2^52 as `sum_digits` holds them: int32 [4, ...]."""
+    lower = [[value >> DIGIT * k & (1 << DIGIT) - 1 for value in values] for k in range(DIGITS - 1)]
+    return jnp.array([*lower, [value >> DIGIT * (DIGITS - 1) for value in values]], jnp.int32)
+
+
 def test_token_credit() -> None:
+    quickly = partial(jax.jit, compiler_options=tiny.quick_options())
     for case in cases("token_credit"):
         own = settings(case)
         if "sums" in case:
-            highest = DIGIT * (DIGITS - 1)
-            digits = [[s >> DIGIT * k & (1 << DIGIT) - 1 for k in range(DIGITS - 1)] + [s >> highest] for s in case["sums"]]
-            for pair in digits:
-                sizes = jnp.array([pair, pair], jnp.int32)
-                expected = case["means_after"][digits.index(pair)]
-                assert token.means(sizes, own, case["tokens_per_update"]).tolist() == [expected] * 2
+            compiled = quickly(lambda sizes, own=own, case=case: token.means(sizes.T, own, case["tokens_per_update"]))
+            assert compiled(digits_of(case["sums"])).tolist() == case["means_after"]
             continue
-        clean, noisy = jnp.array(case["clean"], jnp.int32), jnp.array(case["noisy"], jnp.int32)
-        diff = (clean - noisy).T[:, None]  # [T, texts, members]
-        far = token.credits(diff, jnp.array(case["tokens"], jnp.int32)[:, None], case["credit"])
-        scores = [token.fitness(x, jnp.int32(mean), own) for x, mean in zip((diff, far), case["means"], strict=True)]
-        for name, found in zip(("diff", "R", "fitness_diff", "fitness_R"), (diff, far, *scores), strict=True):
-            np.testing.assert_array_equal(found[:, 0].T, case[name], err_msg=name)
+
+        @quickly
+        def read(clean: Any, noisy: Any, tokens: Any, means: Any, own: Any = own, case: Case = case) -> Any:
+            diff = (clean - noisy).T[:, None]  # [T, texts, members]
+            far = token.credits(diff, tokens[:, None], case["credit"])
+            scores = [token.fitness(x, mean, own) for x, mean in zip((diff, far), means, strict=True)]
+            return [x[:, 0].T for x in (diff, far, *scores)]
+
+        found = read(*(jnp.array(case[name], jnp.int32) for name in ("clean", "noisy", "tokens", "means")))
+        for name, values in zip(("diff", "R", "fitness_diff", "fitness_R"), found, strict=True):
+            np.testing.assert_array_equal(values, case[name], err_msg=name)
 
 
 def test_token_votes() -> None:
+    quickly = partial(jax.jit, compiler_options=tiny.quick_options())
+    deviation, chance = quickly(token.deviation), quickly(token.matrix_chance)
+    votes = quickly(token.matrix_votes, static_argnames="shift")
+    standardised = []
     for case in cases("token_votes"):
         if "slope" in case:
-            found = token.head_votes(
-                settings(case), jnp.uint32(case["update"]), jnp.array([case["text"]], jnp.uint32),
-                jnp.uint32(case["token"]), jnp.array([case["slope"]], jnp.int32),
+            found = quickly(partial(token.head_votes, settings(case)))(
+                jnp.uint32(case["update"]), jnp.array([case["text"]], jnp.uint32), jnp.uint32(case["token"]),
+                jnp.array([case["slope"]], jnp.int32),
             )  # fmt: skip
             assert found[0].tolist() == case["Y"]
         elif "standardised" in case:
-            found = token.standardised(jnp.array(case["votes"], jnp.int32), jnp.int32(case["deviation"]))
-            assert found.tolist() == case["standardised"]
+            standardised += [
+                (z, case["deviation"], to) for z, to in zip(case["votes"], case["standardised"], strict=True)
+            ]
         else:
-            highest = DIGIT * (DIGITS - 1)
-            held = [[c >> DIGIT * k & (1 << DIGIT) - 1 for c in case["C"]] for k in range(DIGITS - 1)]
-            held.append([c >> highest for c in case["C"]])
-            assert token.deviation(jnp.array(held, jnp.int32), case["vote_shift"]).tolist() == case["deviations"]
+            assert deviation(digits_of(case["C"]), case["vote_shift"]).tolist() == case["deviations"]
             if "Y" in case:
                 shift = token.vote_shift(case["texts"], case["tokens_per_update"])
                 assert shift == case["vote_shift"]
                 y, x = (jnp.array(case[name], jnp.int8).swapaxes(0, 1) for name in ("Y", "x"))
-                assert token.matrix_votes(y, x, shift).tolist() == case["votes"]
-                chance = token.matrix_chance(jnp.array(case["variance"], jnp.int32).T, x)
-                assert [sum(int(d) << DIGIT * k for k, d in enumerate(column)) for column in chance.T] == case["C"]
+                assert votes(y, x, shift=shift).tolist() == case["votes"]
+                found = np.array(chance(jnp.array(case["variance"], jnp.int32).T, x)).T.tolist()
+                assert [sum(digit << DIGIT * k for k, digit in enumerate(column)) for column in found] == case["C"]
+    z, deviations, expected = (jnp.array(part, jnp.int32) for part in zip(*standardised, strict=True))
+    np.testing.assert_array_equal(quickly(token.standardised)(z, deviations), expected)
 
 
 def serving(population: Population) -> list[str]:
@@ -473,6 +490,14 @@ def token_population(case: Case) -> Population:
     )  # fmt: skip
 
 
+@cache
+def token_run(engine: str, population: Population, optimizer: Optimizer) -> Any:
+    """An update of `token`, compiled once."""
+    made = make_engine(engine, population)
+    assert made.name == engine
+    return jax.jit(make_update_step(population, made, optimizer), compiler_options=tiny.quick_options())
+
+
 @pytest.mark.parametrize(
     ("engine", "case"),
     [
@@ -485,9 +510,7 @@ def test_token_update(engine: str, case: Case) -> None:
     population = token_population(case)
     keys = dict(case["optimizer"])
     optimizer = OPTIMIZERS[keys.pop("name")](**keys)
-    made, estimator = make_engine(engine, population), population.estimator
-    assert made.name == engine
-    run = jax.jit(make_update_step(population, made, optimizer), compiler_options=tiny.quick_options())
+    estimator, run = population.estimator, token_run(engine, population, optimizer)
     weights = parameters(case["parameters"])
     states, means = jnp.array(case["states"], jnp.int8), jnp.array(case["means"], jnp.int32)
     state = TrainState(weights, optimizer.init(weights), states, means)
@@ -503,6 +526,8 @@ def test_token_update(engine: str, case: Case) -> None:
         deviations = estimator.deviations(population, described, sums.chance)
         for name, expected in parameters(step["deviations"], jnp.int32).items():
             along = expected[:, None] if name == "embedding" else expected
-            np.testing.assert_array_equal(deviations[name], jnp.broadcast_to(along, deviations[name].shape), err_msg=name)
+            np.testing.assert_array_equal(
+                deviations[name], jnp.broadcast_to(along, deviations[name].shape), err_msg=name
+            )
         assert_parameters(state.parameters, step["parameters_after"])
         assert state.common.tolist() == step["means_after"]

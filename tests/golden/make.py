@@ -485,11 +485,11 @@ def sampling() -> list[Fields]:
 def slopes() -> list[Fields]:
     """How losses fall with each logit: even, certain and wrong predictions, one target to 1024, the same ones too."""
     cases = []
-    rows = [[0, 0], [LARGEST, -LARGEST], [-LARGEST] * 3, [5, 0, -5, 300, 299], numbers(1, 40, 700).tolist()]
-    rows += [[LARGEST - 256 * below for below in (0, 7, 8, 9, 15, 16, 17, 25, 26, 27)], *SUMS_NEAR_AN_ENTRY]
+    rows = [[0, 0, 0], [LARGEST, -LARGEST, -LARGEST], [300, 0, 299], numbers(1, 19, 700).tolist()]
+    rows += [[LARGEST - 256 * min(i + i // 2, 127) for i in range(19)], *SUMS_NEAR_AN_ENTRY]
     for row in rows:
         last = len(row) - 1
-        targets = [[0], [last], [0, last], [last, last, 0, last], [3 * k % len(row) for k in range(8)]]
+        targets = [[0], [last], [last, last, 0, last], [3 * k % len(row) for k in range(4)]]
         if len(row) == 3:
             targets += [[0] * 1023 + [2], [k % 3 for k in range(1024)]]
         found = [oracle.slopes(np.array(row), some) for some in targets]
@@ -505,7 +505,10 @@ def settings_of(settings: Any) -> Fields:
 def by_kind(shape: oracle.Shape, values: list[Any]) -> Fields:
     """What belongs to each kind of units, by its name."""
     kinds = [units.kind for units in oracle_token.every_units(shape)]
-    return {f"{kind}.{kinds[:i].count(kind)}" if i else kind: v for i, (kind, v) in enumerate(zip(kinds, values))}
+    return {
+        f"{kind}.{kinds[:i].count(kind)}" if i else kind: v
+        for i, (kind, v) in enumerate(zip(kinds, values, strict=True))
+    }
 
 
 def token_noise() -> list[Fields]:
@@ -543,7 +546,14 @@ def token_credit() -> list[Fields]:
         (4, 5, (7, 3), [1] * 6, [60] * 6, numbers(3, (4, 6), 9) + 60),
         (1, 7, (most, 294_920), [1] * 40, [most] * 40, np.zeros((1, 40), int)),  # the largest there are
         (2, 7, (1, 1), [1] * 40, [0] * 40, np.full((2, 40), most)),
-        (8, 4, (15, 30), [1, 0] * 8, [200] * 16, np.array([[200 + s, 200 - s][i % 2] for i in range(8) for s in steps])),
+        (
+            8,
+            4,
+            (15, 30),
+            [1, 0] * 8,
+            [200] * 16,
+            np.array([[200 + s, 200 - s][i % 2] for i in range(8) for s in steps]),
+        ),
         (127, 1, (3, 2), [1, 1], [10, 10], numbers(4, (127, 2), 9) + 10),
     ):
         settings = oracle_token.Settings(0, 1, members, credit, 0)
@@ -636,9 +646,9 @@ def token_update() -> Iterator[Fields]:
             Shape(3, 8, 8, 1, "clip", "rnn"), (127, 5, 2), (1, 3, 1), (700, 900),
             Averaging("momentum", 0, 512, 1000), ("sgd",), (2**32 - 1 - 2**20,), "first",
         ),
-        (
-            Shape(3, 8, 8, 2, "clip"), (2, 3, 0), (2, 3, 1), (1, 1),
-            oracle.Threshold(2, 3), ("threshold",), (2,), "extreme",
+        (  # as the first, but for weights at their ends
+            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (2000, 4000),
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (4,), "extreme",
         ),
     ):  # fmt: skip
         settings = oracle_token.Settings(2**63 + shape.vocabulary, texts, members, credit, sigma_shift)
