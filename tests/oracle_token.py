@@ -298,7 +298,8 @@ class Votes(NamedTuple):
     chance: list[list[int]]  # C: by column of a matrix, by row of the embedding, one of a bias
     deviations: list[list[int]]  # δ, likewise
     standardised: list[Array]
-    means: tuple[int, int]  # μ_diff and μ_R, for the next update
+    sums: tuple[int, int]  # of |diff| and of |R|
+    means: tuple[int, int]  # μ_diff and μ_R, for the next update, where these are all texts
 
 
 def evaluate(
@@ -310,11 +311,15 @@ def evaluate(
     means: tuple[int, int],
     tokens: Array,
     targets: Array,
+    first: int = 0,
 ) -> Votes:
-    """An update up to its votes. states: [G, L, H]. means: μ_diff, μ_R. tokens: [G, T]. targets: [G, T, K]."""
+    """An update up to its votes, or what some texts add to it, the first of which is number `first`.
+
+    states: [texts, L, H]. means: μ_diff, μ_R. tokens: [texts, T]. targets: [texts, T, K].
+    """
     texts, length = tokens.shape
-    assert texts == settings.texts
-    shift = vote_shift(texts, length)
+    assert first + texts <= settings.texts
+    shift = vote_shift(settings.texts, length)
     votes = [np.zeros(w.shape, dtype=np.int64) for w in parameters]
     chance = [[0] * (w.shape[0] if n == 0 else w.shape[1] if w.ndim == 2 else 1) for n, w in enumerate(parameters)]
     losses: list[int] = []
@@ -341,10 +346,12 @@ def evaluate(
             logits, state = step(read, shape, state, text[t])
             clean.append(token_loss(logits, wanted[t]))
             inputs.append(read.inputs)
-            head.append(head_votes(settings, update, i, t, slopes(logits, wanted[t])))
+            head.append(head_votes(settings, update, first + i, t, slopes(logits, wanted[t])))
         losses.append(int32(sum(clean)))
         after.append(state)
-        drawn = [[signs(shape, settings, update, i, q, t) for t in range(length)] for q in range(settings.members)]
+        drawn = [
+            [signs(shape, settings, update, first + i, q, t) for t in range(length)] for q in range(settings.members)
+        ]
         own, far = [], []
         for q in range(settings.members):
             state, noisy = states[i], []
@@ -372,7 +379,7 @@ def evaluate(
         z = [standardised(*pair) for pair in zip(votes[n].ravel().tolist(), along.ravel().tolist(), strict=True)]
         finished.append(np.array(z, dtype=np.int64).reshape(w.shape))
     new_means = next_mean(settings, totals[0], length), next_mean(settings, totals[1], length)
-    return Votes(losses, np.stack(after), votes, chance, deviations, finished, new_means)
+    return Votes(losses, np.stack(after), votes, chance, deviations, finished, (totals[0], totals[1]), new_means)
 
 
 Optimizer = Threshold | Averaging

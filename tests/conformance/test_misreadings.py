@@ -605,6 +605,12 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "token_noise": [
         (
+            "units by kind, then by layer",
+            "\n    return found\n\n\ndef member_number",
+            "\n    order = ['embedding', 'gate', 'candidate', 'up', 'down']\n"
+            "    return sorted(found, key=lambda units: order.index(units.kind))\n\n\ndef member_number",
+        ),
+        (
             "the domain of member's noise",
             "_block(key_of(settings.seed, TOKEN), counter)",
             "_block(key_of(settings.seed, 0), counter)",
@@ -663,11 +669,6 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             'name.partition("_input.")',
             'name.partition("_state." if "_state." in name else "_input.")',
         ),
-        (
-            "units by kind, then by layer",
-            "\n    return found\n\n\ndef member_number",
-            "\n    return found[:1] + sorted(found[1:], key=lambda u: ['gate', 'candidate', 'up', 'down'].index(u.kind))\n\n\ndef member_number",
-        ),
         ("σ of the key alone", 'SIGMAS[kind if kind in SIGMAS else "candidate"] + within', "4 + within"),
         ("no key sigma_shift", "+ within(settings.sigma_shift, 0, 4), 1, 8)", ", 1, 8)"),
         ("the gate's σ as the candidate's", '"gate": 1,', '"gate": 2,'),
@@ -680,16 +681,16 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "(isqrt(4 * fan_in * 4 ** (8 - sigma)) + 1) // 2",
         ),
         ("the root before the shift", "isqrt(fan_in * 4 ** (8 - sigma))", "isqrt(fan_in) << 8 - sigma"),
-        ("the accumulator's 256 shifted", "isqrt(fan_in * 4 ** (8 - sigma))", "isqrt(fan_in * 4**8) >> sigma"),
         ("a shift by half of σ", "isqrt(fan_in * 4 ** (8 - sigma))", "isqrt(fan_in * 2 ** (16 - sigma))"),
     ],
     "token_credit": [
-        ("worse is better", "within(own - other, -36_865, 36_865)", "within(other - own, -36_865, 36_865)"),
         (
             "credit of the tokens before",
-            "for t in reversed(range(len(diff))):\n        after = found[t + 1] if t + 1 < len(diff) and tokens[t + 1] != 0 else 0",
-            "for t in range(len(diff)):\n        after = found[t - 1] if t > 0 and tokens[t] != 0 else 0",
+            "reversed(range(len(diff))):\n"
+            "        after = found[t + 1] if t + 1 < len(diff) and tokens[t + 1] != 0 else 0",
+            "range(len(diff)):\n        after = found[t - 1] if t > 0 and tokens[t] != 0 else 0",
         ),
+        ("worse is better", "within(own - other, -36_865, 36_865)", "within(other - own, -36_865, 36_865)"),
         ("no reset at separators", "t + 1 < len(diff) and tokens[t + 1] != 0", "t + 1 < len(diff)"),
         ("a reset at the separator itself", "and tokens[t + 1] != 0", "and tokens[t] != 0"),
         ("a reset a token too late", "and tokens[t + 1] != 0", "and tokens[(t + 2) % len(tokens)] != 0"),
@@ -752,6 +753,12 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ("sums held in int32", "within(total, 0, 2**50) //", "(total & 0x7FFFFFFF) //"),
     ],
     "token_votes": [
+        (
+            "standardised votes with the sign before the rounding",
+            "    return sign_of(z) * min(2**14, size)",
+            "    size = max(-(2**22), min(2**22, sign_of(z) * (abs(z) >> beta))) * 256 + (deviation >> beta) // 2\n"
+            "    return max(-(2**14), min(2**14, size // (deviation >> beta)))",
+        ),
         ("slopes rounded to nearest", "int8((s + byte) >> 8)", "(s + 128) >> 8"),
         ("slopes rounded toward 0", "int8((s + byte) >> 8)", "((abs(s) + byte) >> 8) * (1 if s > 0 else -1)"),
         ("the byte as a signed number", "int8((s + byte) >> 8)", "(s + (byte + 128) % 256 - 128) >> 8"),
@@ -832,7 +839,6 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ("the whole root", "isqrt(variance >> 2 * kappa) << kappa", "isqrt(variance)"),
         ("odd shifts of C", "variance >> 2 * kappa >= 2**30", "variance >> kappa >= 2**30"),
         ("C held below 2^31", "variance >> 2 * kappa >= 2**30", "variance >> 2 * kappa >= 2**31"),
-        ("C held to 2^30 too", "variance >> 2 * kappa >= 2**30", "variance >> 2 * kappa > 2**30"),
         (
             "the root rounded to nearest",
             "isqrt(variance >> 2 * kappa) << kappa",
@@ -854,18 +860,68 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ("the vote not cut", "min(abs(int32(z)) >> beta, 2**22) * 256", "(abs(z) >> beta) % 2**24 * 256 % 2**32"),
         ("votes cut to 2^21", "min(abs(int32(z)) >> beta, 2**22)", "min(abs(int32(z)) >> beta, 2**21)"),
         ("standardised votes rounded down", " * 256 + (deviation >> beta) // 2)", " * 256)"),
-        ("half of the whole δ", "+ (deviation >> beta) // 2)", "+ (deviation // 2 >> beta))"),
         ("ties downward", "+ (deviation >> beta) // 2)", "+ ((deviation >> beta) - 1) // 2)"),
-        (
-            "standardised votes floored below 0",
-            "return sign_of(z) * min(2**14, size)",
-            "return min(2**14, size) if z >= 0 else -min(2**14, -((-256 * (-z >> beta) + (deviation >> beta) // 2) // (deviation >> beta)))",
-        ),
         ("at most 2^14 - 1", "min(2**14, size)", "min(2**14 - 1, size)"),
         ("at most 8 deviations", "min(2**14, size)", "min(2**11, size)"),
         ("128 for one deviation", "2**22) * 256 +", "2**22) * 128 +"),
     ],
+    "token_part": [
+        ("texts numbered in the part", "update, first + i, q, t)", "update, i, q, t)"),
+        ("the head's texts numbered in the part", "update, first + i, t, slopes", "update, i, t, slopes"),
+        (
+            "the vote shift of the part",
+            "shift = vote_shift(settings.texts, length)",
+            "shift = vote_shift(texts, length)",
+        ),
+        ("the embedding's votes shifted", "    return int32(total)", "    return rshift(total, 4)"),
+        ("biases' votes shifted", "z, c = sum(y, start=np.zeros_like(y[0]))", "z, c = rshift(sum(y), shift)"),
+        ("the embedding's deviation shifted", "shift if n and w.ndim == 2 else 0)", "shift if w.ndim == 2 else 0)"),
+        ("biases' deviation shifted", "shift if n and w.ndim == 2 else 0)", "shift if n else 0)"),
+        ("the deviation of matrices as it is", "shift if n and w.ndim == 2 else 0)", "0)"),
+    ],
     "token_update": [
+        (
+            "the input of the part's first product for all",
+            "x = [read[n] for read in inputs]",
+            "x = [read[n - ('_state' in parameter_names(shape)[n])] for read in inputs]",
+        ),
+        (
+            "the state itself for the candidate of mgu",
+            "x = [read[n] for read in inputs]",
+            "x = [read[n - 3 * (shape.cell == 'mgu' and 'candidate_state' in parameter_names(shape)[n])]"
+            " for read in inputs]",
+        ),
+        (
+            "the inputs of a noisy member",
+            "            inputs.append(read.inputs)\n",
+            "            own, kind = signs(shape, settings, update, i, 0, t), type('Both', (Noisy, Clean), {})\n"
+            "            other = kind(parameters, shape, settings, own)\n"
+            "            step(other, shape, states[i], text[t])\n"
+            "            inputs.append(other.inputs)\n",
+        ),
+        (
+            "slopes of a noisy member's logits",
+            "            head.append(",
+            "            own = signs(shape, settings, update, first + i, 0, t)\n"
+            "            logits, _ = step(Noisy(parameters, shape, settings, own), shape, states[i], text[t])\n"
+            "            head.append(",
+        ),
+        (
+            "the means of this update",
+            "            own.append([fitness(settings, x, means[0])",
+            "            means = tuple(next_mean(settings, total, length) for total in totals)\n"
+            "            own.append([fitness(settings, x, means[0])",
+        ),
+        (
+            "a deviation for each row of a matrix",
+            "found[:, None] if embedding else found, shape)",
+            "found[:, None] if embedding or (len(shape) == 2 and len(found) == shape[0]) else found, shape)",
+        ),
+        (
+            "biases of the first layer for all layers",
+            "driven = tuple(names.index(other) for other in of_part if other in names)",
+            "driven = tuple(names.index(n.replace('bias.1', 'bias.0')) for n in of_part if n in names)",
+        ),
         (
             "noisy members go on from their own states",
             "state, noisy = states[i], []",
@@ -907,22 +963,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         (
             "noise in the state's product",
             "driven, far))\n        for kind",
-            "driven, far))\n            found[-1] = found[-1]._replace(product=driven[1])\n        for kind",
-        ),
-        (
-            "the inputs of the last noisy member",
-            "logits, state = step(Noisy(parameters, shape, settings, drawn[q][t]), shape, state, text[t])",
-            "(read := Noisy(parameters, shape, settings, drawn[q][t])); read.inputs = {}; read.product = lambda n, x, own=read: (own.inputs.update({n: x.copy()}), Noisy.product(own, n, x))[1]; logits, state = step(read, shape, state, text[t]); inputs[t] = read.inputs",
-        ),
-        (
-            "the input of the part's first product for all",
-            "x = [read[n] for read in inputs]",
-            "x = [read[n - 1 if names[n].partition('.')[0] in ('gate_state', 'candidate_state') else n] for read in inputs]",
-        ),
-        (
-            "the state itself for the candidate",
-            "x = [read[n] for read in inputs]",
-            "x = [read[n - 3 if shape.cell == 'mgu' and names[n].startswith('candidate_state') else n] for read in inputs]",
+            "driven, far))\n                found[-1] = found[-1]._replace(product=driven[1])\n        for kind",
         ),
         ("the input after the state was written", "int8(x).copy()", "x"),
         ("credit R for the last layer's feed-forward", "(number,), not last))", "(number,), True))"),
@@ -937,11 +978,6 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "credit of the token alone for the embedding",
             "shape.hidden, 0, (0,), True)",
             "shape.hidden, 0, (0,), False)",
-        ),
-        (
-            "the means of this update",
-            "            own.append([fitness(settings, x, means[0]) for x in diff])",
-            "            means = next_mean(settings, totals[0], length), next_mean(settings, totals[1], length)\n            own.append([fitness(settings, x, means[0]) for x in diff])",
         ),
         ("one mean for both", "fitness(settings, x, means[1]) for x in r", "fitness(settings, x, means[0]) for x in r"),
         (
@@ -961,11 +997,6 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "sum(scores) ** 2",
         ),
         ("the variance by magnitudes", "within(sum(f * f for f in scores), 0, 127**2)", "sum(abs(f) for f in scores)"),
-        (
-            "biases by their part's first layer",
-            "found.append(Units(part, sizes[number][0], number, driven, far))",
-            "found.append(Units(part, sizes[number][0], number, driven[:2] + tuple(names.index(names[n].replace('.1', '.0')) for n in driven[2:]), far))",
-        ),
         ("no vote of biases", 'for what in ("input", "state", "bias")]', 'for what in ("input", "state")]'),
         (
             "the state's matrix votes by the candidate",
@@ -981,11 +1012,6 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "zip(variances, tokens, strict=True)) for j",
         ),
         (
-            "a deviation for each row of a matrix",
-            "found[:, None] if embedding else found, shape)",
-            "found[: shape[0], None] if len(shape) == 2 and found.size >= shape[0] else found[:, None] if embedding else found, shape)",
-        ),
-        (
             "C of this text alone",
             "chance[n] = [old + new for old, new in zip(chance[n], c, strict=True)]",
             "chance[n] = c",
@@ -995,11 +1021,6 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "the head by the means' variance",
             "variance_of_head(y) for y in head], text",
             "variance_of_units([row[0] for row in own]) for y in head], text",
-        ),
-        (
-            "slopes of the noisy members' logits",
-            "head.append(head_votes(settings, update, i, t, slopes(logits, wanted[t])))",
-            "head.append(head_votes(settings, update, i, t, slopes(step(Noisy(parameters, shape, settings, signs(shape, settings, update, i, 0, t)), shape, states[i], text[t])[0], wanted[t])))",
         ),
         ("threshold: σ_Z a 256th of the quantile", "np.abs(v) >= q, sat8", "np.abs(v) * 256 >= q, sat8"),
         ("threshold: beyond the quantile, not at it", "np.abs(v) >= q, sat8", "np.abs(v) > q, sat8"),

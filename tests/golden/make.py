@@ -485,7 +485,13 @@ def sampling() -> list[Fields]:
 def slopes() -> list[Fields]:
     """How losses fall with each logit: even, certain and wrong predictions, one target to 1024, the same ones too."""
     cases = []
-    rows = [[0, 0, 0], [LARGEST, -LARGEST, -LARGEST], [300, 0, 299], numbers(1, 19, 700).tolist()]
+    rows = [
+        [0, 0, 0],
+        [LARGEST, -LARGEST, -LARGEST],
+        [300, 0, 299],
+        [LARGEST, LARGEST - 2303, 0],  # a tie
+        numbers(1, 19, 700).tolist(),
+    ]
     rows += [[LARGEST - 256 * min(i + i // 2, 127) for i in range(19)], *SUMS_NEAR_AN_ENTRY]
     for row in rows:
         last = len(row) - 1
@@ -586,6 +592,8 @@ def token_votes() -> list[Fields]:
     for members, seed, (update, text, token), slope in (
         (8, 5, (0, 0, 0), [0, 1, -1, 128, -128, 255, -255, one, -one, *numbers(5, 31, one).tolist()]),
         (127, 2**64 - 1, (2**32 - 1, 2**19 - 1, 32_767), [one, -one, *numbers(6, 15, 300).tolist()]),
+        (1, 0, (1, 1, 1), [256, 512, -256, 0, 0, 0, 256 * 3]),  # a mean square of 15 / 7
+        (1, 0, (1, 2, 1), [256, 512, -256, 512, 0, 0, 256]),  # of 11 / 7
     ):
         settings = oracle_token.Settings(seed, 2**19, members, 4, 0)
         y = oracle_token.head_votes(settings, update, text, token, slope)
@@ -595,6 +603,7 @@ def token_votes() -> list[Fields]:
         (1, 3, 4, 127),
         (2, 4, 32_768, 127),  # 0
         (3, 5, 32_768, 127),  # 1
+        (7, 15_664, 17, 127),  # 2, for the rounding
         (4, 2**19, 32, 127),
         (5, 2**9, 2**15, 127),
         (6, 2**9, 2**15, 9),  # sums that are ties of the shift
@@ -612,7 +621,22 @@ def token_votes() -> list[Fields]:
         case |= {"variance": variances, "votes": votes.tolist(), "C": chance}
         cases.append(case | {"deviations": [oracle_token.deviation(c, shift) for c in chance]})
     edges = [4**k * 2**30 + d for k in range(11) for d in (-1, 0, 1)]
-    sums = [0, 1, 2, 3, 4, 127**2, 2**29, *edges, 127**4 * 2**24, 2**52 - 1, 10**15 + 7, 3 * 2**49 + 12_345]
+    sums = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        127**2,
+        2**29,
+        32_769**2,
+        4 * 46_339**2,
+        *edges,
+        127**4 * 2**24,
+        2**52 - 1,
+        10**15 + 7,
+        3 * 2**49 + 12_345,
+    ]
     for shift in (0, 1, 7):
         found = [oracle_token.deviation(c, shift) for c in sums]
         cases.append({"vote_shift": shift, "C": sums, "deviations": found})
@@ -629,33 +653,32 @@ def token_votes() -> list[Fields]:
 def token_update() -> Iterator[Fields]:
     """Whole updates of both cells: losses, states, votes, deviations of chance, weights, and the next means."""
     Shape, Averaging = oracle.Shape, oracle.Averaging
-    for shape, (members, credit, sigma_shift), (texts, tokens, count), means, optimizer, keys, numbers_of, kind in (
+    for shape, (members, credit, sigma_shift), (texts, tokens, count), means, optimizer, keys, numbers_of, limit in (
         (
             Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (1, 1),
-            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (0, 1), "first",
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (0, 1), 127,
         ),
         (
             Shape(3, 8, 16, 2, "table", "rnn"), (3, 7, 1), (2, 4, 4), (90, 200),
-            Averaging("adam", 3, 512, 2**31 - 1), ("adam",), (2**31 - 1,), "first",
+            Averaging("adam", 3, 512, 2**31 - 1), ("adam",), (2**31 - 1,), 127,
         ),
         (
             Shape(4, 16, 8, 1, "table"), (1, 6, 4), (2, 4, 2), (30, 50),
-            oracle.Threshold(4, 10), ("threshold",), (7,), "first",
+            oracle.Threshold(4, 10), ("threshold",), (7,), 30,
         ),
         (
             Shape(3, 8, 8, 1, "clip", "rnn"), (127, 5, 2), (1, 3, 1), (700, 900),
-            Averaging("momentum", 0, 512, 1000), ("sgd",), (2**32 - 1 - 2**20,), "first",
+            Averaging("momentum", 0, 512, 1000), ("sgd",), (2**32 - 1 - 2**20,), 127,
         ),
         (  # as the first, but for weights at their ends
             Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (2000, 4000),
-            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (4,), "extreme",
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (4,), -1,
         ),
     ):  # fmt: skip
         settings = oracle_token.Settings(2**63 + shape.vocabulary, texts, members, credit, sigma_shift)
         values = oracle.first_values(shape, settings.seed)
-        if kind == "extreme":
-            values = [np.where(w < 0, -127, 127) for w in values]
-        states = numbers(shape.hidden, (texts, shape.layers, shape.hidden)) * (kind != "first" or means != (1, 1))
+        values = [np.where(np.abs(w) > limit, np.where(w < 0, -127, 127), w) for w in values]
+        states = numbers(shape.hidden, (texts, shape.layers, shape.hidden)) * (means != (1, 1))
         case = {"model": described(shape), "cell": shape.cell, **settings_of(settings), "credit": credit}
         case |= {"sigma_shift": sigma_shift, "optimizer": {"name": keys[0], **keys_of(optimizer, keys[0])}}
         case |= {"parameters": named(shape, values), "states": states.tolist(), "means": means, "updates": []}
@@ -684,6 +707,25 @@ def token_update() -> Iterator[Fields]:
         yield case
 
 
+def token_part() -> list[Fields]:
+    """The last two texts of an update of so many that their votes for matrices are shifted: what they add to its sums,
+    and the deviations of these sums."""
+    shape, settings = oracle.Shape(3, 8, 8, 1, "clip"), oracle_token.Settings(11, 2**19, 3, 5, 0)
+    values, states = oracle.first_values(shape, 11), numbers(7, (2, 1, 8))
+    first, update, means = settings.texts - 2, 5, (100, 150)
+    read = numbers(9, (2, 5), 10**6) % shape.vocabulary
+    text, targets = read[:, :-1], read[:, 1:, None]
+    done = oracle_token.evaluate(shape, settings, update, values, states, means, text, targets, first)
+    names = oracle.parameter_names(shape)
+    case: Fields = {"model": described(shape), "cell": shape.cell, **settings_of(settings), "credit": settings.credit}
+    case |= {"sigma_shift": 0, "texts": settings.texts, "first": first, "update": update, "means": means}
+    case |= {"parameters": named(shape, values), "states": states.tolist(), "tokens": text.tolist()}
+    case |= {"targets": targets.tolist(), "vote_shift": oracle_token.vote_shift(settings.texts, 4)}
+    case |= {"losses": done.losses, "states_after": done.states.tolist(), "votes": named(shape, done.votes)}
+    case |= {"C": dict(zip(names, done.chance, strict=True)), "sums": done.sums}
+    return [case | {"deviations": dict(zip(names, done.deviations, strict=True))}]
+
+
 def keys_of(optimizer: Any, name: str) -> Fields:
     """The keys of an optimizer."""
     if name == "threshold":
@@ -695,7 +737,14 @@ def keys_of(optimizer: Any, name: str) -> Fields:
 Stage = Callable[[], Iterable[Fields]]
 INFERENCE: list[Stage] = [random_bits, rescale, norm, layer, logits, loss, sampling]
 TRAINING: list[Stage] = [first_values, texts, noise, perturbation, fitness, votes, update, optimizers]
-TOKEN: list[Stage] = [slopes, token_noise, token_credit, token_votes, token_update]  # of the estimator `token`
+TOKEN: list[Stage] = [
+    slopes,
+    token_noise,
+    token_credit,
+    token_votes,
+    token_part,
+    token_update,
+]  # of the estimator `token`
 STAGES = INFERENCE + TRAINING + TOKEN
 
 
