@@ -110,7 +110,7 @@ def test_the_oracle_makes_the_files(stage: Any) -> None:
 def test_there_are_no_other_files() -> None:
     files = {path_of(stage.__name__) for stage in make.STAGES}
     assert files == set(GOLDEN.glob("v*/*"))
-    assert sum(path.stat().st_size for path in files) < 400_000
+    assert sum(path.stat().st_size for path in files) < 420_000
 
 
 def test_versions() -> None:
@@ -424,6 +424,11 @@ def digits_of(values: list[int]) -> jax.Array:
     return jnp.array([*lower, [value >> DIGIT * (DIGITS - 1) for value in values]], jnp.int32)
 
 
+def values_of(sums: jax.Array) -> list[int]:
+    """The exact values of some sums of digits, int32 [4, any]."""
+    return [sum(digit << DIGIT * k for k, digit in enumerate(column)) for column in np.array(sums).T.tolist()]
+
+
 def test_token_credit() -> None:
     quickly = partial(jax.jit, compiler_options=tiny.quick_options())
     for case in cases("token_credit"):
@@ -468,8 +473,7 @@ def test_token_votes() -> None:
                 assert shift == case["vote_shift"]
                 y, x = (jnp.array(case[name], jnp.int8).swapaxes(0, 1) for name in ("Y", "x"))
                 assert votes(y, x, shift=shift).tolist() == case["votes"]
-                found = np.array(chance(jnp.array(case["variance"], jnp.int32).T, x)).T.tolist()
-                assert [sum(digit << DIGIT * k for k, digit in enumerate(column)) for column in found] == case["C"]
+                assert values_of(chance(jnp.array(case["variance"], jnp.int32).T, x)) == case["C"]
     z, deviations, expected = (jnp.array(part, jnp.int32) for part in zip(*standardised, strict=True))
     np.testing.assert_array_equal(quickly(token.standardised)(z, deviations), expected)
 
@@ -481,13 +485,52 @@ def serving(population: Population) -> list[str]:
 
 
 def token_population(case: Case) -> Population:
-    """The population of a case of `token_update`."""
+    """The population of a case of `token_update` or `token_part`."""
     estimator = Token(members=case["members"], credit=case["credit"], sigma_shift=case["sigma_shift"])
-    texts, targets = case["updates"][0]["tokens"], case["updates"][0]["targets"]
-    return Population(
-        architecture(case), estimator, len(texts) * (1 + estimator.members), int(case["seed"]),
-        NextToken(targets=len(targets[0][0])), tokens=len(texts[0]),
+    step = case["updates"][0] if "updates" in case else case
+    texts, targets = step["tokens"], step["targets"]
+    members = case.get("texts", len(texts)) * (1 + estimator.members)
+    objective = NextToken(targets=len(targets[0][0]))
+    return Population(architecture(case), estimator, members, int(case["seed"]), objective, tokens=len(texts[0]))
+
+
+def served(stage: str) -> list[Any]:
+    """Each engine and case of a stage that it serves, as a parameter."""
+    return [
+        pytest.param(engine, case, id=f"{engine}-{stage}{i}")
+        for i, case in enumerate(cases(stage))
+        for engine in serving(token_population(case))
+    ]
+
+
+def assert_votes(population: Population, sums: token.Sums, expected: Case) -> None:
+    """Asserts that sums over texts give the votes and the deviations of a case."""
+    assert_parameters(sums.votes, expected["votes"])
+    described = specifications(population.architecture)
+    deviations = population.estimator.deviations(population, described, sums.chance)
+    for name, along in parameters(expected["deviations"], jnp.int32).items():
+        along = along[:, None] if name == "embedding" else along
+        whole = np.broadcast_to(along, sums.votes[name].shape)
+        np.testing.assert_array_equal(deviations[name], whole, err_msg=name)
+
+
+@pytest.mark.parametrize(("engine", "case"), served("token_part"))
+def test_token_part(engine: str, case: Case) -> None:
+    population = token_population(case)
+    assert token.vote_shift(population.units, population.tokens) == case["vote_shift"] > 0
+    made = make_engine(engine, population)
+    assert made.name == engine
+    found = jax.jit(made.evaluate_tokens, compiler_options=tiny.quick_options())(
+        parameters(case["parameters"]), *(jnp.array(case[name], jnp.uint16) for name in ("tokens", "targets")),
+        jnp.array(case["states"], jnp.int8), jnp.array(case["means"], jnp.int32), jnp.uint32(case["update"]),
+        jnp.uint32(case["first"]),
     )  # fmt: skip
+    assert found.losses.tolist() == case["losses"]
+    np.testing.assert_array_equal(found.states, case["states_after"])
+    assert_votes(population, found.sums, case)
+    for name, expected in parameters(case["C"], jnp.int32).items():
+        assert values_of(found.sums.chance[name]) == expected.tolist(), name
+    assert values_of(found.sums.sizes.T) == case["sums"]
 
 
 @cache
@@ -498,36 +541,21 @@ def token_run(engine: str, population: Population, optimizer: Optimizer) -> Any:
     return jax.jit(make_update_step(population, made, optimizer), compiler_options=tiny.quick_options())
 
 
-@pytest.mark.parametrize(
-    ("engine", "case"),
-    [
-        pytest.param(engine, case, id=f"{engine}-{i}")
-        for i, case in enumerate(cases("token_update"))
-        for engine in serving(token_population(case))
-    ],
-)
+@pytest.mark.parametrize(("engine", "case"), served("token_update"))
 def test_token_update(engine: str, case: Case) -> None:
     population = token_population(case)
     keys = dict(case["optimizer"])
     optimizer = OPTIMIZERS[keys.pop("name")](**keys)
-    estimator, run = population.estimator, token_run(engine, population, optimizer)
+    run = token_run(engine, population, optimizer)
     weights = parameters(case["parameters"])
     states, means = jnp.array(case["states"], jnp.int8), jnp.array(case["means"], jnp.int32)
     state = TrainState(weights, optimizer.init(weights), states, means)
-    described = specifications(population.architecture)
     for step in case["updates"]:
         batch = tuple(jnp.array(step[name], jnp.uint16) for name in ("tokens", "targets"))
         setting = jnp.int32(optimizer.setting(step["update"]))
         state, report = run(state, batch, jnp.uint32(step["update"]), setting)
         assert report.seen.losses.tolist() == step["losses"]
         np.testing.assert_array_equal(state.members, step["states_after"])
-        sums = jax.tree.map(lambda whole: whole[0], report.seen.sums)
-        assert_parameters(sums.votes, step["votes"])
-        deviations = estimator.deviations(population, described, sums.chance)
-        for name, expected in parameters(step["deviations"], jnp.int32).items():
-            along = expected[:, None] if name == "embedding" else expected
-            np.testing.assert_array_equal(
-                deviations[name], jnp.broadcast_to(along, deviations[name].shape), err_msg=name
-            )
+        assert_votes(population, jax.tree.map(lambda whole: whole[0], report.seen.sums), step)
         assert_parameters(state.parameters, step["parameters_after"])
         assert state.common.tolist() == step["means_after"]

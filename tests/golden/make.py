@@ -664,7 +664,7 @@ def token_update() -> Iterator[Fields]:
         ),
         (
             Shape(4, 16, 8, 1, "table"), (1, 6, 4), (2, 4, 2), (30, 50),
-            oracle.Threshold(4, 10), ("threshold",), (7,), 30,
+            oracle.Threshold(4, 10), ("threshold",), (5,), 30,  # with votes at the quantile
         ),
         (
             Shape(3, 8, 8, 1, "clip", "rnn"), (127, 5, 2), (1, 3, 1), (700, 900),
