@@ -15,7 +15,7 @@ import numpy as np
 import oracle
 import pytest
 import tiny
-from test_engines import ENGINES
+from test_engines import ENGINES, serving
 
 from intlm.arithmetic.digits import DIGIT, DIGITS
 from intlm.arithmetic.fixed_point import (
@@ -39,8 +39,7 @@ from intlm.model.sampling import sample
 from intlm.objectives.next_token import NextToken
 from intlm.optimizers import OPTIMIZERS, Optimizer
 from intlm.optimizers.threshold import Threshold
-from intlm.population import Population, gpu, make_engine, native
-from intlm.population.xla import XlaEngine
+from intlm.population import Population, make_engine, native
 from intlm.update import TrainState, make_update_step
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
@@ -476,12 +475,6 @@ def test_token_votes() -> None:
                 assert values_of(chance(jnp.array(case["variance"], jnp.int32).T, x)) == case["C"]
     z, deviations, expected = (jnp.array(part, jnp.int32) for part in zip(*standardised, strict=True))
     np.testing.assert_array_equal(quickly(token.standardised)(z, deviations), expected)
-
-
-def serving(population: Population) -> list[str]:
-    """The engines here that serve a population."""
-    classes = {"xla": XlaEngine, "native": native.NativeEngine, "gpu": gpu.GpuEngine}
-    return [engine for engine in ENGINES if not classes[engine].serves(population)]
 
 
 def token_population(case: Case) -> Population:
