@@ -672,6 +672,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
         ("σ of the key alone", 'SIGMAS[kind if kind in SIGMAS else "candidate"] + within', "4 + within"),
         ("no key sigma_shift", "+ within(settings.sigma_shift, 0, 4), 1, 8)", ", 1, 8)"),
         ("the gate's σ as the candidate's", '"gate": 1,', '"gate": 2,'),
+        ("up's σ as down's", '"up": 3,', '"up": 4,'),
         ("down's σ as up's", '"down": 4}', '"down": 3}'),
         ("σ of the gate for other parts", 'in SIGMAS else "candidate"]', 'in SIGMAS else "gate"]'),
         ("no noise where it is finer than the embedding", "return max(1, 16 >> sigma)", "return 16 >> sigma"),
@@ -788,6 +789,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "stream_bytes(key_of(settings.seed, TOKEN)",
             "stream_bytes(key_of(settings.seed, 0)",
         ),
+        ("the head's variance of 0", "max(1, int((y * y).sum()) // y.size)", "int((y * y).sum()) // y.size"),
         ("the head's variance as a sum", "max(1, int((y * y).sum()) // y.size)", "max(1, int((y * y).sum()))"),
         (
             "the head's variance rounded",

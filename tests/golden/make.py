@@ -522,7 +522,7 @@ def token_noise() -> list[Fields]:
     cases: list[Fields] = []
     for shape, members, seed, where in (
         (oracle.Shape(3, 8, 16, 2, "clip"), 8, 0, (0, 0, 0, 0)),
-        (oracle.Shape(3, 16, 24, 3, "clip"), 1, 2**64 - 1, (3, 5, 0, 7)),  # more than 128 units
+        (oracle.Shape(3, 16, 24, 3, "clip"), 1, 2**64 - 1, (5, 5, 0, 7)),  # more than 128 units
         (oracle.Shape(3, 8, 24, 2, "table", "rnn"), 3, 2**40 + 9, (6, 2, 2, 1)),
         (oracle.Shape(3, 8, 8, 1, "clip"), 127, 2**63 + 5, (2**32 - 1, 2**19 - 1, 126, 32_767)),
     ):
@@ -594,6 +594,7 @@ def token_votes() -> list[Fields]:
         (127, 2**64 - 1, (2**32 - 1, 2**19 - 1, 32_767), [one, -one, *numbers(6, 15, 300).tolist()]),
         (1, 0, (1, 1, 1), [256, 512, -256, 0, 0, 0, 256 * 3]),  # a mean square of 15 / 7
         (1, 0, (1, 2, 1), [256, 512, -256, 512, 0, 0, 256]),  # of 11 / 7
+        (1, 0, (1, 3, 1), [256, -256, 0, 0, 0]),  # of less than 1
     ):
         settings = oracle_token.Settings(seed, 2**19, members, 4, 0)
         y = oracle_token.head_votes(settings, update, text, token, slope)
@@ -655,24 +656,24 @@ def token_update() -> Iterator[Fields]:
     Shape, Averaging = oracle.Shape, oracle.Averaging
     for shape, (members, credit, sigma_shift), (texts, tokens, count), means, optimizer, keys, numbers_of, limit in (
         (
-            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (1, 1),
-            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (0, 1), 127,
+            Shape(4, 16, 8, 1, "table"), (1, 6, 4), (2, 4, 2), (30, 50),
+            oracle.Threshold(4, 10), ("threshold",), (5,), 30,  # with votes at the quantile
         ),
         (
             Shape(3, 8, 16, 2, "table", "rnn"), (3, 7, 1), (2, 4, 4), (90, 200),
             Averaging("adam", 3, 512, 2**31 - 1), ("adam",), (2**31 - 1,), 127,
         ),
         (
-            Shape(4, 16, 8, 1, "table"), (1, 6, 4), (2, 4, 2), (30, 50),
-            oracle.Threshold(4, 10), ("threshold",), (5,), 30,  # with votes at the quantile
+            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (1, 1),
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (0, 1), 127,
+        ),
+        (  # as the one before, but for weights at their ends
+            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (2000, 4000),
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (4,), -1,
         ),
         (
             Shape(3, 8, 8, 1, "clip", "rnn"), (127, 5, 2), (1, 3, 1), (700, 900),
             Averaging("momentum", 0, 512, 1000), ("sgd",), (2**32 - 1 - 2**20,), 127,
-        ),
-        (  # as the first, but for weights at their ends
-            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (2000, 4000),
-            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (4,), -1,
         ),
     ):  # fmt: skip
         settings = oracle_token.Settings(2**63 + shape.vocabulary, texts, members, credit, sigma_shift)
