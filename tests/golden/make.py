@@ -604,8 +604,9 @@ def token_votes() -> list[Fields]:
         (1, 3, 4, 127),
         (2, 4, 32_768, 127),  # 0
         (3, 5, 32_768, 127),  # 1
-        (7, 15_664, 17, 127),  # 2, for the rounding
-        (4, 2**19, 32, 127),
+        (7, 15_664, 17, 127),  # 2; here and in the next two the rounding term decides
+        (4, 266_272, 32, 127),
+        (8, 501_280, 17, 127),
         (5, 2**9, 2**15, 127),
         (6, 2**9, 2**15, 9),  # sums that are ties of the shift
     ):
