@@ -26,13 +26,12 @@ from intlm.arithmetic.fixed_point import MAX8
 from intlm.errors import RunError
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.schema import check_range
-from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
+from intlm.version import INFERENCE_VERSION
 
 if TYPE_CHECKING:
     from intlm.update import TrainState
 
 KEPT = 3
-_VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
 _DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
@@ -108,7 +107,10 @@ class Checkpoints:
         shutil.rmtree(self._directory / _DROPPED, ignore_errors=True)
 
     def save(self, update: int, state: "TrainState", meta: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already."""
+        """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already.
+
+        meta: the fields of `Meta` that are not set here, and others.
+        """
         parameters, optimizer, members, common = state
         if update in self._manager.all_steps():
             if self._is_whole(update):
@@ -122,7 +124,7 @@ class Checkpoints:
         items = {
             "parameters": standard(parameters),
             "members": standard(_kept(members, common)),
-            "meta": ocp.args.JsonSave({**meta, "update": update, **_VERSIONS}),
+            "meta": ocp.args.JsonSave({**meta, "update": update, "inference_version": INFERENCE_VERSION}),
         }
         if jax.tree.leaves(optimizer):
             items["optimizer"] = standard(optimizer)
@@ -145,11 +147,11 @@ class Checkpoints:
                 reason = os.strerror(int(of_system[1])) if of_system else "No space left on device"
             raise RunError(f"{self._directory}: the checkpoint of update {update} was not written: {reason}") from None
 
-    def meta(self, update: int, resume: bool = False) -> Meta:
+    def meta(self, update: int, training_version: int | None = None) -> Meta:
         """Reads the meta item, after checking the checksums of the whole checkpoint.
 
-        Raises RunError where the inference version is not this package's, or, to `resume` training, the training
-        version.
+        training_version: that of the run's estimator, where the run is to be resumed. Raises RunError where the
+        checkpoint has another, or another inference version than this package.
         """
         step = self._directory / str(update)
         if changed := checksums.difference(step):
@@ -158,11 +160,11 @@ class Checkpoints:
             )
         item = self._restore(update, {"meta": self._ocp.args.JsonRestore()})["meta"]
         meta = schema.convert(item, Meta, f"{step}/meta", RunError)
-        for name in _VERSIONS if resume else ("inference_version",):
-            if (found := getattr(meta, name) or meta.numerics_version) != _VERSIONS[name]:
+        for name, expected in (("inference_version", INFERENCE_VERSION), ("training_version", training_version)):
+            if expected is not None and (found := getattr(meta, name) or meta.numerics_version) != expected:
                 raise RunError(
-                    f"{step}: {name} = {found}: expected {_VERSIONS[name]}, the one that this intlm computes: the bits "
-                    "of another differ"
+                    f"{step}: {name} = {found}: expected {expected}, the one that this intlm computes: the bits of "
+                    "another differ"
                 )
         if meta.update != update:
             raise RunError(f"{step}/meta: damaged: of update {meta.update}, expected {update}")

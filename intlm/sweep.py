@@ -46,7 +46,6 @@ from intlm.tracking import metrics, results
 from intlm.tracking.progress import Progress
 from intlm.tracking.trackers import check_installed
 from intlm.training import FREE_ON_RESUME, check_directory, interruptible
-from intlm.version import TRAINING_VERSION
 
 PARTS = ("base", "seeds", "keys", "variants", "grid", "plugins")
 POLL_SECONDS = 0.2
@@ -200,7 +199,7 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             counted = {key: flat.get(key, given) for key, given in overrides.items() if key not in UNCOUNTED}
             text = Path(data.train)
             identity = {"study": study.path.stem, "variant": variant, "seed": seed, "keys": keys | counted}
-            identity |= {"text": text.name, "numerics": TRAINING_VERSION}
+            identity |= {"text": text.name, "numerics": config.eggroll.estimator.training_version}
             directory = runs / f"{variant}-{text.stem}-{seed}"
             flags = [f"--{key}={setting}" for key, setting in flat.items() if key in always or base.get(key) != setting]
             command = ["train", str(study.base), "--run-dir", str(directory), *plugins.flags(), *flags]

@@ -126,12 +126,17 @@ class Trainer:
         """What tells the text apart, all of a mixture."""
         return " ".join(corpus.identity for _, corpus in self.mixture)
 
+    @property
+    def training_version(self) -> int:
+        """See `Estimator.training_version`."""
+        return self.population.estimator.training_version
+
     def resume(self) -> None:
         """Go back to the last checkpoint, if there is one, and drop the metrics past it."""
         path = self.directory / "checkpoints"
         checkpoints = Checkpoints(path, read_only=True) if path.is_dir() else None
         if checkpoints and (updates := checkpoints.updates()):
-            if checkpoints.meta(updates[-1], resume=True).corpus != self.identity:
+            if checkpoints.meta(updates[-1], self.training_version).corpus != self.identity:
                 raise RunError(
                     f"{self.directory}: the text in {self.config.data.train} is not what the run was started with: it "
                     "would not be the same run any more"
@@ -243,7 +248,11 @@ class Trainer:
         self.saved = self.update
         whole = self.whole_state()
         if checkpoints:
-            meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
+            meta = {
+                "tokenizer": self.corpus.tokenizer.to_json(),
+                "corpus": self.identity,
+                "training_version": self.training_version,
+            }
             checkpoints.save(self.update, whole, meta)
         self.processes.wait(f"saved {next(self.meetings)}")
 

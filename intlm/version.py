@@ -2,4 +2,4 @@
 
 __version__ = "0.1.0"
 INFERENCE_VERSION = 3  # a trained model's logits, losses and drawn tokens depend on it
-TRAINING_VERSION = 3  # the weights of a run depend on it; a change of inference changes it too
+TRAINING_VERSION = 4  # the weights of a run depend on it, as far as its estimator does (`Estimator.training_version`)

@@ -464,6 +464,16 @@ def token_loss(logits: Array, targets: Sequence[int]) -> int:
     return within(log_sum_exp2(logits) - rshift(total, shift), 0, 36_865)
 
 
+def slopes(logits: Array, targets: Sequence[int]) -> list[int]:
+    """How the loss of one prediction falls with each logit, 127·2^8 = 1."""
+    lse, found = log_sum_exp2(logits), []
+    for j, logit in enumerate(logits.tolist()):
+        wanted = int32(127 * 2**8 * targets.count(j)) >> len(targets).bit_length() - 1
+        share = int(exp2_share(np.array([lse - logit]))[0])
+        found.append(within(wanted - rshift(int32(127 * share), 16), -127 * 2**8, 127 * 2**8))
+    return found
+
+
 # -------------------------------------------------------------------------------------- 7.1 what an update reads
 
 SEGMENT = 2**26  # tokens whose contexts are sorted together

@@ -39,7 +39,9 @@ def begun(directory: Path, item: str, value: int, **keys: object) -> Path:
     directory.mkdir()
     (directory / "config.toml").write_text(configuration.dumps(config))
     (directory / "tokenizer.json").write_text(json.dumps(trainer.corpus.tokenizer.to_json()))
-    Checkpoints(directory / "checkpoints").save(0, state, {"corpus": trainer.identity})
+    Checkpoints(directory / "checkpoints").save(
+        0, state, {"corpus": trainer.identity, "training_version": trainer.training_version}
+    )
     return directory
 
 
@@ -74,6 +76,21 @@ def test_values_out_of_range_are_refused(
             said = refused(capsys, *command)
             assert f"{run / 'checkpoints' / '0'}: " in said and f": holds {end + step}: expected " in said
     assert not (tmp_path / "new").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("estimator", "version"), [("member", 3), ("token", 4)])
+def test_the_training_version_is_that_of_the_estimator(
+    estimator: str, version: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose checkpoint has another is not resumed, not even with the version of the other estimator."""
+    run = begun(tmp_path / "run", "weights", 0, eggroll__estimator=estimator, eggroll__population=36)
+    (path,) = (path for path in (run / "checkpoints" / "0" / "meta").iterdir() if "corpus" in path.read_text())
+    meta = json.loads(path.read_text())
+    assert meta["training_version"] == version
+    path.write_text(json.dumps(meta | {"training_version": 7 - version}))
+    rewrite_sums(run / "checkpoints" / "0")
+    said = refused(capsys, "train", run / "config.toml", "--run-dir", run, "--resume")
+    assert f"{run / 'checkpoints' / '0'}: training_version = {7 - version}: expected {version}, " in said
 
 
 @pytest.mark.parametrize(

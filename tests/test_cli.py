@@ -324,7 +324,10 @@ def change_versions(run: Path, **versions: int) -> None:
     [
         ({"numerics_version": 3}, {}),  # as checkpoints were before there were two versions
         ({"inference_version": 3, "training_version": 3}, {}),
-        ({"inference_version": 3, "training_version": 2}, {"train": "training_version = 2: expected 3"}),
+        *(
+            ({"inference_version": 3, "training_version": other}, {"train": f"training_version = {other}: expected 3"})
+            for other in (2, 4)
+        ),
         ({"numerics_version": 2}, dict.fromkeys(("train", "generate", "export"), "inference_version = 2: expected 3")),
         ({}, dict.fromkeys(("train", "generate", "export"), "inference_version = None: expected 3")),
     ],
@@ -333,8 +336,9 @@ def test_versions_of_a_run(
     versions: dict[str, int], refused_by: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run of another version of training is not resumed, but its model is used; of another inference, it is not
-    used."""
+    used. That of the estimator `member` is 3 also under later ones."""
     run = tiny.copied(tmp_path / "run")
+    assert json.loads((step_of(run) / "meta" / "metadata").read_text())["training_version"] == 3
     change_versions(run, **versions)
     exported = run / "exports" / "safetensors"
     for command in (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from intlm.lazy import Array
 from intlm.settings import Family, Part
+from intlm.version import TRAINING_VERSION
 
 if TYPE_CHECKING:
     from intlm.model.parameters import Architecture, Parameters, Specification
@@ -25,6 +26,9 @@ class Estimator(Part):
     A population is `intlm.population.engine.Population`: architecture, objective, seed, members. The first of the
     given units is number `first` (uint32 scalar) of the whole population.
     """
+
+    training_version: ClassVar[int] = TRAINING_VERSION
+    """The version of the arithmetic of training in which a run's results last changed; only runs of it are resumed."""
 
     evaluates_halves: ClassVar[bool] = False
     """Whether `evaluate` must be told when `votes` will be asked for halves."""

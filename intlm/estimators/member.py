@@ -8,7 +8,7 @@ is used, and made again for the votes (docs/numerics.md, sections 7 to 9).
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from intlm.arithmetic import LARGEST_NOISE
 from intlm.arithmetic.fixed_point import (
@@ -50,6 +50,8 @@ INPUT_PRODUCT_LIMIT = 1 << 23  # |x B| is clipped to this before its scaling, wh
 @dataclass(frozen=True, kw_only=True)
 class Member(Estimator):
     """The paper's: antithetic pairs, each with a low-rank perturbation for a whole text, compared by their losses."""
+
+    training_version: ClassVar[int] = 3
 
     rank: int = key("rank of each member's perturbation of a matrix", 1, low=1, high=256)
     sigma_shift: int = key("perturbations are scaled by 2**-sigma_shift", 4, low=0, high=12)

@@ -1,4 +1,4 @@
-"""Credit for each token: a rank-1 perturbation for each member and token (docs/numerics.md, sections 12 to 16).
+"""Credit for each token: a rank-1 perturbation for each member and token (docs/numerics.md, 7.4 to 9.3).
 
 A matrix's output at a token is perturbed by random signs u, for that token alone: W + u x^T / |x|^2 acts on the input
 x as W x + u, so that A is drawn and B is the input itself. Every text has a clean member and some noisy ones. A token's
@@ -50,6 +50,7 @@ _BLOCK = 128  # random bits from one counter
 class Token(Estimator):
     """Ours: noise of its own for each token, and credit for each token: learns more from every evaluated token."""
 
+    training_version: ClassVar[int] = 4
     evaluates_halves: ClassVar[bool] = True
 
     members: int = key(

@@ -64,7 +64,7 @@ class NextToken(Objective):
         """See `Objective.slopes`: target minus probability. target: int32 S + [K]."""
         shape = logits.shape
         logits, target = logits.reshape(-1, shape[-1]), target.reshape(-1, target.shape[-1])
-        share = exp2_terms(jnp.maximum(0, log_sum_exp2(logits)[:, None] - logits))  # 2^24 = 1
+        share = exp2_terms(log_sum_exp2(logits)[:, None] - logits)  # 2^24 = 1
         wanted = jnp.zeros(logits.shape, jnp.int32).at[jnp.arange(len(logits))[:, None], target].add(1)
         wanted = (wanted * (MAX8 << 8)) >> (target.shape[-1].bit_length() - 1)
         return (wanted - rounding_shift(share * MAX8, 16)).reshape(shape)

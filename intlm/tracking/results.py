@@ -3,7 +3,7 @@
 study, variant, seed     which run of which sweep
 keys                     the keys that the sweep set: dotted key -> value
 text                     the name of the training text
-numerics                 the training version of the arithmetic
+numerics                 the training version of the run's estimator
 bits_per_byte            held-out, at the end
 curve                    [update, tokens evaluated, seconds of training, held-out bits per byte], one a measurement
 parameters, read         int8 parameters; tokens of the text read at each measurement (lines of older sweeps lack both)

@@ -204,7 +204,7 @@ def product_over(size: int, part: Any, shape: tuple[int, int]) -> Array:
 
 
 def scale_projection(along: Array, rank: int) -> Array:
-    """t of docs/numerics.md, section 7: int32."""
+    """X_c of docs/numerics.md, section 7: int32."""
     held = jnp.clip(along, -INPUT_PRODUCT_LIMIT, INPUT_PRODUCT_LIMIT) * rank_multiplier(rank)
     return saturate16(rounding_shift(held, 11))
 

@@ -105,7 +105,7 @@ def _recurrence(setting: Setting, architecture: Architecture, steps: int, *refs:
     parts = [slice(start, start + width) for start in range(0, hidden, width)]
 
     def project(n: int, x: Parts) -> Array:
-        """t of docs/numerics.md: int32 [rows, rank]."""
+        """X_c of docs/numerics.md: int32 [rows, rank]."""
 
         def component(k: Array | int, t: Array) -> Array:
             each = [

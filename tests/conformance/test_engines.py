@@ -8,17 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import oracle_token
 import pytest
 
 from intlm.cells import CELLS
+from intlm.estimators.token import Token
 from intlm.model.forward import zero_states
-from intlm.population import gpu, make_engine, native
+from intlm.model.parameters import Architecture, specifications
+from intlm.objectives.next_token import NextToken
+from intlm.population import Population, gpu, make_engine, native
+from intlm.population.xla import XlaEngine
 from intlm.update import TrainState
 
 ENGINES = ["xla"]
 AS_A_RUN = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # XLA's own defaults
 ENGINES += ["native"] if native.available() else []
 ENGINES += ["gpu"] if gpu.interpreted() or not gpu.missing() else []
+
+
+def serving(population: Population) -> list[str]:
+    """The engines here that serve a population."""
+    classes = {"xla": XlaEngine, "native": native.NativeEngine, "gpu": gpu.GpuEngine}
+    return [engine for engine in ENGINES if not classes[engine].serves(population)]
 
 
 class Case(NamedTuple):
@@ -291,3 +302,40 @@ def test_infer(infer: Any, bridge: Any) -> None:
     second, last = read(tokens[:, 3:], between)
     np.testing.assert_array_equal(np.concatenate([first, second], axis=1), logits)
     np.testing.assert_array_equal(last, after)
+
+
+# More units than a block has bits, more logits than one has bytes; three texts, two in a chunk.
+TOKEN_SHAPE, TOKEN_SETTINGS = oracle.Shape(131, 16, 24, 2, "clip"), oracle_token.Settings(2**63 + 5, 3, 2, 5, 1)
+TOKEN_POPULATION = Population(
+    Architecture(131, 16, 2, 24, "clip"), Token(members=2, credit=5, sigma_shift=1), 3 * 3, TOKEN_SETTINGS.seed,
+    NextToken(targets=2), chunk_size=2 * 3, tokens=5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", serving(TOKEN_POPULATION))
+def test_votes_of_token(engine: str, bridge: Any) -> None:
+    """Losses, states, votes, their deviations by chance and the next means; a separator first, inside and last."""
+    shape, settings, population = TOKEN_SHAPE, TOKEN_SETTINGS, TOKEN_POPULATION
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, shape.vocabulary, (settings.texts, population.tokens))
+    tokens[0, 2] = tokens[1, 0] = tokens[2, 4] = 0
+    targets = rng.integers(0, shape.vocabulary, (*tokens.shape, 2))
+    states = rng.integers(-127, 127, (settings.texts, shape.layers, shape.hidden), endpoint=True)
+    values, means = oracle.first_values(shape, 3), (40, 90)
+    expected = oracle_token.evaluate(shape, settings, 2**32 - 1, values, states, means, tokens, targets)
+    assert all(np.any(vote) for vote in expected.votes)
+    read = jax.jit(make_engine(engine, population).evaluate_tokens)
+    found = read(
+        bridge.parameters(shape, values), *uint16(tokens, targets), jnp.asarray(states, jnp.int8),
+        jnp.asarray(means, jnp.int32), jnp.uint32(2**32 - 1), jnp.uint32(0),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.losses, expected.losses)
+    np.testing.assert_array_equal(found.states, expected.states)
+    bridge.assert_equal(shape, found.sums.votes, expected.votes)
+    assert population.estimator.learn(population, means, found.sums.sizes).tolist() == list(expected.means)
+    described = specifications(population.architecture)
+    deviations = population.estimator.deviations(population, described, found.sums.chance)
+    along = [
+        oracle_token.over(c, w.shape, n == 0) for n, (c, w) in enumerate(zip(expected.deviations, values, strict=True))
+    ]
+    bridge.assert_equal(shape, deviations, along)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,31 +14,35 @@ import jsonschema
 import numpy as np
 import oracle
 import pytest
-from test_engines import ENGINES
+from test_engines import ENGINES, serving
 
+from intlm.arithmetic.digits import DIGIT, DIGITS
 from intlm.arithmetic.fixed_point import (
     activation_rescale,
     logit_rescale,
     rank_multiplier,
 )
 from intlm.arithmetic.random_bits import Domain, random_bytes, seed_key, threefry4x32
+from intlm.cells import CELLS
 from intlm.data.shards import Corpus, CorpusWriter, Split
 from intlm.data.streams import MixedStreams
 from intlm.data.tokenizers.alphabet import AlphabetTokenizer
+from intlm.estimators import token
 from intlm.estimators.member import Factors, Member, Perturbation, PerturbedWeights, parameter_noise, votes
+from intlm.estimators.token import Token
 from intlm.fitness import FITNESS
 from intlm.model.forward import PlainWeights, norm, read_layer, zero_states
 from intlm.model.loss import log_sum_exp2, loss
-from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise
+from intlm.model.parameters import Architecture, Kind, Layered, Parameters, Specification, initialise, specifications
 from intlm.model.sampling import sample
-from intlm.optimizers import OPTIMIZERS
+from intlm.objectives.next_token import NextToken
+from intlm.optimizers import OPTIMIZERS, Optimizer
 from intlm.optimizers.threshold import Threshold
 from intlm.population import Population, make_engine, native
-from intlm.update import TrainState
+from intlm.update import TrainState, make_update_step
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-VERSIONS = {"inference": INFERENCE_VERSION, "training": TRAINING_VERSION}
 Case = dict[str, Any]
 
 
@@ -55,14 +59,14 @@ make = load_make()
 
 
 def path_of(stage: str) -> Path:
-    """A stage's file: in the folder of the version that its part of the arithmetic has."""
-    return GOLDEN / f"v{VERSIONS[make.part_of(stage)]}" / f"{stage}.json"
+    """A stage's file: in the folder of the version in which its results last changed."""
+    return GOLDEN / f"v{make.version_of(stage)}" / f"{stage}.json"
 
 
 def cases(stage: str) -> list[Case]:
     """The cases of a file."""
     content = json.loads(path_of(stage).read_text(encoding="utf-8"))
-    assert content["numerics_version"] == VERSIONS[content["part"]] and content["stage"] == stage and content["cases"]
+    assert content["numerics_version"] == make.version_of(stage) and content["stage"] == stage and content["cases"]
     return content["cases"]
 
 
@@ -74,7 +78,8 @@ def numbered(stage: str) -> list[Any]:
 def architecture(case: Case) -> Architecture:
     """The architecture of a case's model."""
     m = case["model"]
-    return Architecture(m["vocabulary"], m["hidden"], m["layers"], m["feed_forward"], m["nonlinearity"])
+    cell = CELLS[case.get("cell", "mgu")]()
+    return Architecture(m["vocabulary"], m["hidden"], m["layers"], m["feed_forward"], m["nonlinearity"], cell)
 
 
 def parameters(named: dict[str, Any], dtype: Any = jnp.int8) -> Parameters:
@@ -103,7 +108,16 @@ def test_the_oracle_makes_the_files(stage: Any) -> None:
 def test_there_are_no_other_files() -> None:
     files = {path_of(stage.__name__) for stage in make.STAGES}
     assert files == set(GOLDEN.glob("v*/*"))
-    assert sum(path.stat().st_size for path in files) < 300_000
+    assert sum(path.stat().st_size for path in files) < 420_000
+
+
+def test_versions() -> None:
+    """Each stage has the version of what it belongs to: inference, or an estimator; training has the last one."""
+    versions = {stage.__name__: make.version_of(stage.__name__) for stage in make.STAGES}
+    assert {versions[stage.__name__] for stage in make.INFERENCE} == {INFERENCE_VERSION}
+    assert {versions[stage.__name__] for stage in make.TRAINING} == {Member.training_version}
+    assert {versions[stage.__name__] for stage in make.TOKEN} == {Token.training_version}
+    assert max(versions.values()) == TRAINING_VERSION
 
 
 def test_the_schema_describes_every_file() -> None:
@@ -115,7 +129,7 @@ def test_the_schema_describes_every_file() -> None:
         content = json.loads(path_of(stage.__name__).read_text(encoding="utf-8"))
         assert valid(content), stage.__name__
         case = content["cases"][0]
-        for name in case if stage is not make.update else ():  # it is long
+        for name in case if stage not in (make.update, make.token_update) else ():  # they are long
             fewer = {key: value for key, value in case.items() if key != name}
             assert not valid(content | {"cases": [fewer]}) or name in ("token", "x", "positions", "before"), name
             assert not valid(content | {"cases": [case | {name: None}]}), name
@@ -357,3 +371,182 @@ def test_sampling_from_the_largest_vocabulary() -> None:
             for draw in draws(len(row)):
                 drawn = [int(draw(row.astype(np.int16), key, jnp.uint32(i), jnp.int32(v), 65536)) for i in range(3)]
                 assert drawn == expected
+
+
+def test_slopes() -> None:
+    compiled = jax.jit(NextToken().slopes)
+    alike: dict[tuple[int, int], list[tuple[list[int], ...]]] = {}  # of one size, hence of one compiled program
+    for case in cases("slopes"):
+        for wanted, expected in zip(case["targets"], case["slopes"], strict=True):
+            alike.setdefault((len(expected), len(wanted)), []).append((case["logits"], wanted, expected))
+    for some in alike.values():
+        logits, wanted, expected = (jnp.array(part, jnp.int32) for part in zip(*some, strict=True))
+        np.testing.assert_array_equal(compiled(logits, wanted), expected)
+
+
+def settings(case: Case, **others: int) -> token.Settings:
+    """The settings of `token` in a case, of the texts of one device's largest update where it does not say."""
+    keys = {key: case[key] for key in ("members", "credit", "sigma_shift") if key in case} | others
+    made = Token(**keys)
+    texts = case.get("texts", token.MOST_TEXTS)
+    population = Population(
+        Architecture(2, 8, 1, 8, "clip"), made, texts * (1 + made.members), int(case.get("seed", 0))
+    )
+    return made.settings(population)
+
+
+def test_token_noise() -> None:
+    for case in cases("token_noise"):
+        if "signs" not in case:
+            own = settings(case, members=1)
+            size = {"embedding": lambda _, own=own: own.embedding_amplitude}.get(
+                case["kind"], partial(own.amplitude, case["kind"])
+            )
+            assert [size(fan_in) for fan_in in case["fan_in"]] == case["size"]
+            continue
+        shape = architecture(case)
+        draw = jax.jit(partial(token.noise, shape, settings(case)))
+        found = draw(jnp.uint32(case["update"]), jnp.array([case["text"]], jnp.uint32), jnp.uint32(case["token"]))
+        q = case["noisy_member"]
+        named = {"embedding": found.outer["embedding"][0, q].tolist()}
+        for units in token.layer_units(shape):
+            for layer in range(shape.num_layers):
+                named[f"{units.kind}.{layer}"] = found.layers[units.noise][layer, 0, q].tolist()
+        assert named == case["signs"]
+
+
+def digits_of(values: list[int]) -> jax.Array:
+    """Exact integers below 2^52 as `sum_digits` holds them: int32 [4, ...]."""
+    lower = [[value >> DIGIT * k & (1 << DIGIT) - 1 for value in values] for k in range(DIGITS - 1)]
+    return jnp.array([*lower, [value >> DIGIT * (DIGITS - 1) for value in values]], jnp.int32)
+
+
+def values_of(sums: jax.Array) -> list[int]:
+    """The exact values of some sums of digits, int32 [4, any]."""
+    return [sum(digit << DIGIT * k for k, digit in enumerate(column)) for column in np.array(sums).T.tolist()]
+
+
+def test_token_credit() -> None:
+    quickly = jax.jit
+    for case in cases("token_credit"):
+        own = settings(case)
+        if "sums" in case:
+            compiled = quickly(lambda sizes, own=own, case=case: token.means(sizes.T, own, case["tokens_per_update"]))
+            assert compiled(digits_of(case["sums"])).tolist() == case["means_after"]
+            continue
+
+        @quickly
+        def read(clean: Any, noisy: Any, tokens: Any, means: Any, own: Any = own, case: Case = case) -> Any:
+            diff = (clean - noisy).T[:, None]  # [T, texts, members]
+            far = token.credits(diff, tokens[:, None], case["credit"])
+            scores = [token.fitness(x, mean, own) for x, mean in zip((diff, far), means, strict=True)]
+            return [x[:, 0].T for x in (diff, far, *scores)]
+
+        found = read(*(jnp.array(case[name], jnp.int32) for name in ("clean", "noisy", "tokens", "means")))
+        for name, values in zip(("diff", "R", "fitness_diff", "fitness_R"), found, strict=True):
+            np.testing.assert_array_equal(values, case[name], err_msg=name)
+
+
+def test_token_votes() -> None:
+    quickly = jax.jit
+    deviation, chance = quickly(token.deviation), quickly(token.matrix_chance)
+    votes = quickly(token.matrix_votes, static_argnames="shift")
+    standardised = []
+    for case in cases("token_votes"):
+        if "slope" in case:
+            found = quickly(partial(token.head_votes, settings(case)))(
+                jnp.uint32(case["update"]), jnp.array([case["text"]], jnp.uint32), jnp.uint32(case["token"]),
+                jnp.array([case["slope"]], jnp.int32),
+            )  # fmt: skip
+            assert found[0].tolist() == case["Y"]
+        elif "standardised" in case:
+            standardised += [
+                (z, case["deviation"], to) for z, to in zip(case["votes"], case["standardised"], strict=True)
+            ]
+        else:
+            assert deviation(digits_of(case["C"]), case["vote_shift"]).tolist() == case["deviations"]
+            if "Y" in case:
+                shift = token.vote_shift(case["texts"], case["tokens_per_update"])
+                assert shift == case["vote_shift"]
+                y, x = (jnp.array(case[name], jnp.int8).swapaxes(0, 1) for name in ("Y", "x"))
+                assert votes(y, x, shift=shift).tolist() == case["votes"]
+                assert values_of(chance(jnp.array(case["variance"], jnp.int32).T, x)) == case["C"]
+    z, deviations, expected = (jnp.array(part, jnp.int32) for part in zip(*standardised, strict=True))
+    np.testing.assert_array_equal(quickly(token.standardised)(z, deviations), expected)
+
+
+def token_population(case: Case) -> Population:
+    """The population of a case of `token_update` or `token_part`."""
+    estimator = Token(members=case["members"], credit=case["credit"], sigma_shift=case["sigma_shift"])
+    step = case["updates"][0] if "updates" in case else case
+    texts, targets = step["tokens"], step["targets"]
+    members = case.get("texts", len(texts)) * (1 + estimator.members)
+    objective = NextToken(targets=len(targets[0][0]))
+    return Population(architecture(case), estimator, members, int(case["seed"]), objective, tokens=len(texts[0]))
+
+
+def served(stage: str) -> list[Any]:
+    """Each engine and case of a stage that it serves, as a parameter."""
+    return [
+        pytest.param(engine, case, id=f"{engine}-{stage}{i}")
+        for i, case in enumerate(cases(stage))
+        for engine in serving(token_population(case))
+    ]
+
+
+def assert_votes(population: Population, sums: token.Sums, expected: Case) -> None:
+    """Asserts that sums over texts give the votes and the deviations of a case."""
+    assert_parameters(sums.votes, expected["votes"])
+    described = specifications(population.architecture)
+    deviations = population.estimator.deviations(population, described, sums.chance)
+    for name, along in parameters(expected["deviations"], jnp.int32).items():
+        along = along[:, None] if name == "embedding" else along
+        whole = np.broadcast_to(along, sums.votes[name].shape)
+        np.testing.assert_array_equal(deviations[name], whole, err_msg=name)
+
+
+@pytest.mark.parametrize(("engine", "case"), served("token_part"))
+def test_token_part(engine: str, case: Case) -> None:
+    population = token_population(case)
+    assert token.vote_shift(population.units, population.tokens) == case["vote_shift"] > 0
+    made = make_engine(engine, population)
+    assert made.name == engine
+    found = jax.jit(made.evaluate_tokens)(
+        parameters(case["parameters"]), *(jnp.array(case[name], jnp.uint16) for name in ("tokens", "targets")),
+        jnp.array(case["states"], jnp.int8), jnp.array(case["means"], jnp.int32), jnp.uint32(case["update"]),
+        jnp.uint32(case["first"]),
+    )  # fmt: skip
+    assert found.losses.tolist() == case["losses"]
+    np.testing.assert_array_equal(found.states, case["states_after"])
+    assert_votes(population, found.sums, case)
+    for name, expected in parameters(case["C"], jnp.int32).items():
+        assert values_of(found.sums.chance[name]) == expected.tolist(), name
+    assert values_of(found.sums.sizes.T) == case["sums"]
+
+
+@cache
+def token_run(engine: str, population: Population, optimizer: Optimizer) -> Any:
+    """An update of `token`, compiled once."""
+    made = make_engine(engine, population)
+    assert made.name == engine
+    return jax.jit(make_update_step(population, made, optimizer))
+
+
+@pytest.mark.parametrize(("engine", "case"), served("token_update"))
+def test_token_update(engine: str, case: Case) -> None:
+    population = token_population(case)
+    keys = dict(case["optimizer"])
+    optimizer = OPTIMIZERS[keys.pop("name")](**keys)
+    run = token_run(engine, population, optimizer)
+    weights = parameters(case["parameters"])
+    states, means = jnp.array(case["states"], jnp.int8), jnp.array(case["means"], jnp.int32)
+    state = TrainState(weights, optimizer.init(weights), states, means)
+    for step in case["updates"]:
+        batch = tuple(jnp.array(step[name], jnp.uint16) for name in ("tokens", "targets"))
+        setting = jnp.int32(optimizer.setting(step["update"]))
+        state, report = run(state, batch, jnp.uint32(step["update"]), setting)
+        assert report.seen.losses.tolist() == step["losses"]
+        np.testing.assert_array_equal(state.members, step["states_after"])
+        assert_votes(population, jax.tree.map(lambda whole: whole[0], report.seen.sums), step)
+        assert_parameters(state.parameters, step["parameters_after"])
+        assert state.common.tolist() == step["means_after"]

@@ -5,7 +5,7 @@ Usage: python tests/golden/make.py
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oracle
+import oracle_token
 
-VERSIONS = {"inference": 3, "training": 3}
 DIRECTORY = Path(__file__).resolve().parent
 Fields = dict[str, Any]
 LARGEST = 2**14 - 1  # the largest logit
@@ -482,21 +482,288 @@ def sampling() -> list[Fields]:
     return cases
 
 
-Stage = Callable[[], list[Fields]]
+def slopes() -> list[Fields]:
+    """How losses fall with each logit: even, certain and wrong predictions, one target to 1024, the same ones too."""
+    cases = []
+    rows = [
+        [0, 0, 0],
+        [LARGEST, -LARGEST, -LARGEST],
+        [300, 0, 299],
+        [LARGEST, LARGEST - 2303, 0],  # a tie
+        numbers(1, 19, 700).tolist(),
+    ]
+    rows += [[LARGEST - 256 * min(i + i // 2, 127) for i in range(19)], *SUMS_NEAR_AN_ENTRY]
+    for row in rows:
+        last = len(row) - 1
+        targets = [[0], [last], [last, last, 0, last], [3 * k % len(row) for k in range(4)]]
+        if len(row) == 3:
+            targets += [[0] * 1023 + [2], [k % 3 for k in range(1024)]]
+        found = [oracle.slopes(np.array(row), some) for some in targets]
+        cases.append({"logits": row, "targets": targets, "slopes": found})
+    return cases
+
+
+def settings_of(settings: Any) -> Fields:
+    """The settings of the estimator `token`, as they are written into a case."""
+    return {"seed": str(settings.seed), "members": settings.members}
+
+
+def by_kind(shape: oracle.Shape, values: list[Any]) -> Fields:
+    """What belongs to each kind of units, by its name."""
+    kinds = [units.kind for units in oracle_token.every_units(shape)]
+    return {
+        f"{kind}.{kinds[:i].count(kind)}" if i else kind: v
+        for i, (kind, v) in enumerate(zip(kinds, values, strict=True))
+    }
+
+
+def token_noise() -> list[Fields]:
+    """The signs of a noisy member's units at one token; then the size of the noise, by kind and fan-in."""
+    cases: list[Fields] = []
+    for shape, members, seed, where in (
+        (oracle.Shape(3, 8, 16, 2, "clip"), 8, 0, (0, 0, 0, 0)),
+        (oracle.Shape(3, 16, 24, 3, "clip"), 1, 2**64 - 1, (5, 5, 0, 7)),  # more than 128 units
+        (oracle.Shape(3, 8, 24, 2, "table", "rnn"), 3, 2**40 + 9, (6, 2, 2, 1)),
+        (oracle.Shape(3, 8, 8, 1, "clip"), 127, 2**63 + 5, (2**32 - 1, 2**19 - 1, 126, 32_767)),
+    ):
+        settings = oracle_token.Settings(seed, 2**19, members, 4, 0)
+        update, text, member, token = where
+        found = by_kind(shape, [s.tolist() for s in oracle_token.signs(shape, settings, *where)])
+        case = {"model": described(shape), "cell": shape.cell, **settings_of(settings), "update": update}
+        cases.append({**case, "text": text, "noisy_member": member, "token": token, "signs": found})
+    for shift in range(5):
+        settings = oracle_token.Settings(0, 1, 1, 4, shift)
+        for kind in ("embedding", "gate", "candidate", "up", "down", "reset"):
+            fan_ins = [8, 16, 24, 40, 256, 1000, 65_536] if kind != "embedding" else [1]
+            found = [oracle_token.size_of_noise(settings, kind, fan_in) for fan_in in fan_ins]
+            cases.append({"kind": kind, "sigma_shift": shift, "fan_in": fan_ins, "size": found})
+    return cases
+
+
+def token_credit() -> list[Fields]:
+    """Losses of one text's members to differences, credit, and fitness by given means; then means from sums."""
+    cases: list[Fields] = []
+    most = 36_865
+    steps = [0, 1, 2, 3, 5, 8, 15, 16, 17, 30, 45, 59, 60, 61, 90, 120]
+    for members, credit, means, tokens, clean, noisy in (
+        (3, 4, (1, 1), [2, 3, 0, 2, 2], [500] * 5, numbers(1, (3, 5), 200) + 500),
+        (2, 7, (40, 90), [0, 0, 1, 1, 0], [900, 3, 40, 77, 812], numbers(2, (2, 5), 300) + 600),
+        (1, 0, (9, 11), [1, 2, 1], [100, 101, 99], np.array([[90, 101, 110]])),
+        (4, 5, (7, 3), [1] * 6, [60] * 6, numbers(3, (4, 6), 9) + 60),
+        (1, 7, (most, 294_920), [1] * 40, [most] * 40, np.zeros((1, 40), int)),  # the largest there are
+        (2, 7, (1, 1), [1] * 40, [0] * 40, np.full((2, 40), most)),
+        (
+            8,
+            4,
+            (15, 30),
+            [1, 0] * 8,
+            [200] * 16,
+            np.array([[200 + s, 200 - s][i % 2] for i in range(8) for s in steps]),
+        ),
+        (127, 1, (3, 2), [1, 1], [10, 10], numbers(4, (127, 2), 9) + 10),
+    ):
+        settings = oracle_token.Settings(0, 1, members, credit, 0)
+        noisy = noisy.reshape(members, len(tokens)).tolist()
+        diff = [oracle_token.differences(clean, own) for own in noisy]
+        r = [oracle_token.credits(own, tokens, credit) for own in diff]
+        case: Fields = {"members": members, "credit": credit, "means": means, "tokens": tokens}
+        case |= {"clean": clean, "noisy": noisy, "diff": diff, "R": r}
+        for name, some, mean in (("fitness_diff", diff, means[0]), ("fitness_R", r, means[1])):
+            case[name] = [[oracle_token.fitness(settings, x, mean) for x in own] for own in some]
+        cases.append(case)
+    for texts, members, tokens, sums in (
+        (1, 1, 1, [0, 1, most, 294_920]),
+        (3, 8, 5, [119, 120, 239, 240, 120 * most - 1, 120 * 294_920]),
+        (2**19, 127, 32, [0, 2**31, 2**45 - 1, 127 * 2**24 * most, 127 * 2**24 * 294_920]),
+        (2**9, 127, 2**15, [127 * 2**24 * 294_920 - 1]),
+    ):
+        settings = oracle_token.Settings(0, texts, members, 4, 0)
+        found = [oracle_token.next_mean(settings, total, tokens) for total in sums]
+        case = {"texts": texts, "members": members, "tokens_per_update": tokens}
+        cases.append({**case, "sums": sums, "means_after": found})
+    return cases
+
+
+def token_votes() -> list[Fields]:
+    """Slopes rounded to the head's votes; votes and chance of a matrix from the first texts of an update, with and
+    without a vote shift; deviations from C; standardised votes."""
+    cases: list[Fields] = []
+    one = 127 * 2**8
+    for members, seed, (update, text, token), slope in (
+        (8, 5, (0, 0, 0), [0, 1, -1, 128, -128, 255, -255, one, -one, *numbers(5, 31, one).tolist()]),
+        (127, 2**64 - 1, (2**32 - 1, 2**19 - 1, 32_767), [one, -one, *numbers(6, 15, 300).tolist()]),
+        (1, 0, (1, 1, 1), [256, 512, -256, 0, 0, 0, 256 * 3]),  # a mean square of 15 / 7
+        (1, 0, (1, 2, 1), [256, 512, -256, 512, 0, 0, 256]),  # of 11 / 7
+        (1, 0, (1, 3, 1), [256, -256, 0, 0, 0]),  # of less than 1
+    ):
+        settings = oracle_token.Settings(seed, 2**19, members, 4, 0)
+        y = oracle_token.head_votes(settings, update, text, token, slope)
+        case = {**settings_of(settings), "update": update, "text": text, "token": token, "slope": slope}
+        cases.append({**case, "Y": y.tolist(), "variance": oracle_token.variance_of_head(y)})
+    for seed, texts, tokens, bound in (
+        (1, 3, 4, 127),
+        (2, 4, 32_768, 127),  # 0
+        (3, 5, 32_768, 127),  # 1
+        (7, 15_664, 17, 127),  # 2; here and in the next two the rounding term decides
+        (4, 266_272, 32, 127),
+        (8, 501_280, 17, 127),
+        (5, 2**9, 2**15, 127),
+        (6, 2**9, 2**15, 9),  # sums that are ties of the shift
+    ):
+        shift = oracle_token.vote_shift(texts, tokens)
+        y, x = numbers(seed, (2, 3, 3), bound), numbers(10 + seed, (2, 3, 4), bound)
+        variances = (np.abs(numbers(20 + seed, (2, 3), bound)) ** 2).tolist()
+        if bound == 9:
+            y[:, 1:], x[:, 1:] = 0, 0
+            y[0, 0], x[0, 0] = [32, -32, 96], [2, -2, 6, 1]  # halves of 2^7
+        votes = sum(oracle_token.matrix_votes(list(y[i]), list(x[i]), shift) for i in range(2))
+        parts = [oracle_token.matrix_chance(variances[i], list(x[i])) for i in range(2)]
+        chance = [sum(column) for column in zip(*parts, strict=True)]
+        case = {"texts": texts, "tokens_per_update": tokens, "vote_shift": shift, "Y": y.tolist(), "x": x.tolist()}
+        case |= {"variance": variances, "votes": votes.tolist(), "C": chance}
+        cases.append(case | {"deviations": [oracle_token.deviation(c, shift) for c in chance]})
+    edges = [4**k * 2**30 + d for k in range(11) for d in (-1, 0, 1)]
+    sums = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        127**2,
+        2**29,
+        32_769**2,
+        4 * 46_339**2,
+        *edges,
+        127**4 * 2**24,
+        2**52 - 1,
+        10**15 + 7,
+        3 * 2**49 + 12_345,
+    ]
+    for shift in (0, 1, 7):
+        found = [oracle_token.deviation(c, shift) for c in sums]
+        cases.append({"vote_shift": shift, "C": sums, "deviations": found})
+    for deviation in (1, 2, 3, 10, 256, 65_535, 65_536, 65_537, 65_539, 131_073, 2**20 + 5, 2**26 - 1):
+        near = [deviation // 512, deviation // 2, deviation, 3 * deviation, 64 * deviation - 1, 64 * deviation]
+        near += [(2 * k + 1) * deviation // 512 for k in range(3)]
+        votes = sorted({abs(z + d) for z in near for d in (-1, 0, 1)} | {2**31 - 1, 2**30, 12_345_678})
+        votes = [z for pair in votes if pair < 2**31 for z in (pair, -pair)]
+        found = [oracle_token.standardised(z, deviation) for z in votes]
+        cases.append({"deviation": deviation, "votes": votes, "standardised": found})
+    return cases
+
+
+def token_update() -> Iterator[Fields]:
+    """Whole updates of both cells: losses, states, votes, deviations of chance, weights, and the next means."""
+    Shape, Averaging = oracle.Shape, oracle.Averaging
+    for shape, (members, credit, sigma_shift), (texts, tokens, count), means, optimizer, keys, numbers_of, limit in (
+        (
+            Shape(4, 16, 8, 1, "table"), (1, 6, 4), (2, 4, 2), (30, 50),
+            oracle.Threshold(4, 10), ("threshold",), (5,), 30,  # with votes at the quantile
+        ),
+        (
+            Shape(3, 8, 16, 2, "table", "rnn"), (3, 7, 1), (2, 4, 4), (90, 200),
+            Averaging("adam", 3, 512, 2**31 - 1), ("adam",), (2**31 - 1,), 127,
+        ),
+        (
+            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (1, 1),
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (0, 1), 127,
+        ),
+        (  # as the one before, but for weights at their ends
+            Shape(5, 8, 16, 2, "clip"), (2, 4, 0), (3, 5, 1), (2000, 4000),
+            Averaging("momentum", 2, 400, 9, 2, 200), ("momentum",), (4,), -1,
+        ),
+        (
+            Shape(3, 8, 8, 1, "clip", "rnn"), (127, 5, 2), (1, 3, 1), (700, 900),
+            Averaging("momentum", 0, 512, 1000), ("sgd",), (2**32 - 1 - 2**20,), 127,
+        ),
+    ):  # fmt: skip
+        settings = oracle_token.Settings(2**63 + shape.vocabulary, texts, members, credit, sigma_shift)
+        values = oracle.first_values(shape, settings.seed)
+        values = [np.where(np.abs(w) > limit, np.where(w < 0, -127, 127), w) for w in values]
+        states = numbers(shape.hidden, (texts, shape.layers, shape.hidden)) * (means != (1, 1))
+        case = {"model": described(shape), "cell": shape.cell, **settings_of(settings), "credit": credit}
+        case |= {"sigma_shift": sigma_shift, "optimizer": {"name": keys[0], **keys_of(optimizer, keys[0])}}
+        case |= {"parameters": named(shape, values), "states": states.tolist(), "means": means, "updates": []}
+        held = None
+        for number in numbers_of:
+            read = numbers(number % 1000, (texts, tokens + 1), 10**6) % shape.vocabulary
+            read[-1, 2], read[0, 0] = 0, 0
+            others = numbers(number % 1000 + 10, (texts, tokens, count - 1), 10**6) % shape.vocabulary
+            text, targets = read[:, :-1], np.concatenate([read[:, 1:, None], others], axis=2)
+            done = oracle_token.evaluate(shape, settings, number, values, states, means, text, targets)
+            values, held = oracle_token.optimize(optimizer, number, values, done.standardised, held)
+            states, means = done.states, done.means
+            case["updates"].append(
+                {
+                    "update": number,
+                    "tokens": text.tolist(),
+                    "targets": targets.tolist(),
+                    "losses": done.losses,
+                    "states_after": states.tolist(),
+                    "votes": named(shape, done.votes),
+                    "deviations": dict(zip(oracle.parameter_names(shape), done.deviations, strict=True)),
+                    "parameters_after": named(shape, values),
+                    "means_after": means,
+                }
+            )
+        yield case
+
+
+def token_part() -> list[Fields]:
+    """The last two texts of an update of so many that their votes for matrices are shifted: what they add to its sums,
+    and the deviations of these sums."""
+    shape, settings = oracle.Shape(3, 8, 8, 1, "clip"), oracle_token.Settings(11, 2**19, 3, 5, 0)
+    values, states = oracle.first_values(shape, 11), numbers(7, (2, 1, 8))
+    first, update, means = settings.texts - 2, 5, (100, 150)
+    read = numbers(9, (2, 5), 10**6) % shape.vocabulary
+    text, targets = read[:, :-1], read[:, 1:, None]
+    done = oracle_token.evaluate(shape, settings, update, values, states, means, text, targets, first)
+    names = oracle.parameter_names(shape)
+    case: Fields = {"model": described(shape), "cell": shape.cell, **settings_of(settings), "credit": settings.credit}
+    case |= {"sigma_shift": 0, "texts": settings.texts, "first": first, "update": update, "means": means}
+    case |= {"parameters": named(shape, values), "states": states.tolist(), "tokens": text.tolist()}
+    case |= {"targets": targets.tolist(), "vote_shift": oracle_token.vote_shift(settings.texts, 4)}
+    case |= {"losses": done.losses, "states_after": done.states.tolist(), "votes": named(shape, done.votes)}
+    case |= {"C": dict(zip(names, done.chance, strict=True)), "sums": done.sums}
+    return [case | {"deviations": dict(zip(names, done.deviations, strict=True))}]
+
+
+def keys_of(optimizer: Any, name: str) -> Fields:
+    """The keys of an optimizer."""
+    if name == "threshold":
+        return {"alpha": optimizer.alpha, "decay_updates": optimizer.decay_updates}
+    keys = {name: getattr(optimizer, name) for name in ("step", "warmup_updates", "decay_updates", "weight_decay")}
+    return keys if name == "sgd" else {**keys, "momentum": optimizer.k}
+
+
+Stage = Callable[[], Iterable[Fields]]
 INFERENCE: list[Stage] = [random_bits, rescale, norm, layer, logits, loss, sampling]
 TRAINING: list[Stage] = [first_values, texts, noise, perturbation, fitness, votes, update, optimizers]
-STAGES = INFERENCE + TRAINING
+TOKEN: list[Stage] = [
+    slopes,
+    token_noise,
+    token_credit,
+    token_votes,
+    token_part,
+    token_update,
+]  # of the estimator `token`
+STAGES = INFERENCE + TRAINING + TOKEN
 
 
 def part_of(stage: str) -> str:
-    """The version that a stage's vectors belong to: of inference or of training."""
+    """The part of the arithmetic that a stage's vectors belong to: inference or training."""
     return "inference" if stage in {own.__name__ for own in INFERENCE} else "training"
+
+
+def version_of(stage: str) -> int:
+    """The version of its part in which a stage's results last changed."""
+    return 4 if stage in {own.__name__ for own in TOKEN} else 3
 
 
 def render(stage: Stage) -> str:
     """Returns the text of a stage's file: JSON, one case a line."""
-    part = part_of(stage.__name__)
-    about = {"numerics_version": VERSIONS[part], "part": part, "stage": stage.__name__, "about": stage.__doc__}
+    part, version = part_of(stage.__name__), version_of(stage.__name__)
+    about = {"numerics_version": version, "part": part, "stage": stage.__name__, "about": stage.__doc__}
     head = json.dumps(about, ensure_ascii=False)
     cases = ",\n".join(json.dumps(case, separators=(",", ":")) for case in stage())
     return f'{head[:-1]}, "cases": [\n{cases}\n]}}\n'
@@ -504,6 +771,6 @@ def render(stage: Stage) -> str:
 
 if __name__ == "__main__":
     for stage in STAGES:
-        path = DIRECTORY / f"v{VERSIONS[part_of(stage.__name__)]}" / f"{stage.__name__}.json"
+        path = DIRECTORY / f"v{version_of(stage.__name__)}" / f"{stage.__name__}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(render(stage), encoding="utf-8", newline="\n")
