@@ -171,6 +171,15 @@ static inline __m256i terms(__m256i below) {
   return _mm256_srlv_epi32(_mm256_add_epi32(found, rounding), shift);
 }
 
+static inline int64_t total(Lanes v) {
+  __m256i all = _mm256_setzero_si256();
+  for (int i = 0; i < 2; ++i)
+    all = _mm256_add_epi64(all, _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(v.half[i])),
+                                                 _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v.half[i], 1))));
+  const __m128i last = _mm_add_epi64(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  return _mm_cvtsi128_si64(_mm_add_epi64(last, _mm_unpackhi_epi64(last, last)));
+}
+
 static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
   const __m256i tops = _mm256_set1_epi32(top);
   return acc + each([&](int i) {
@@ -201,12 +210,12 @@ static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
   });
 }
 
-static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,
+                             int8_t* out) {
   /* Each byte of 32 units is given the byte that holds its bit. */
   const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i own = _mm256_set1_epi64x((int64_t)0x8040201008040201);
   __m256i plus[2] = {};
-  int32_t total = 0;
   for (int m = 0; m < count; ++m, bits += stride) {
     const __m256i by = _mm256_set1_epi8(f[m]);
     for (int i = 0; i < 2; ++i) {
@@ -214,7 +223,6 @@ static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* 
       const __m256i one = _mm256_cmpeq_epi8(_mm256_and_si256(held, own), own);
       plus[i] = _mm256_add_epi8(plus[i], _mm256_and_si256(one, by));
     }
-    total += f[m];
   }
   for (int i = 0; i < 2; ++i)
     store(out + 32 * i, _mm256_sub_epi8(_mm256_add_epi8(plus[i], plus[i]), _mm256_set1_epi8((int8_t)total)));
