@@ -228,11 +228,11 @@ static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* oct
 }
 
 /* The bit of each lane's column is tested in a word of 32 bits that all lanes have. */
-static inline Lanes add_signs(Lanes v, const uint8_t* bits, int part, int32_t a) {
+static inline Lanes choose(const uint8_t* bits, int part, Lanes minus, Lanes plus) {
   const Lanes first = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
-  const __m512i by = _mm512_set1_epi32(a), column = (__m512i)((broadcast(1) << first) << 4 * part);
-  const __mmask16 plus = _mm512_test_epi32_mask(_mm512_set1_epi32(load<int32_t>(bits)), column);
-  return (Lanes)_mm512_mask_add_epi32(_mm512_sub_epi32((__m512i)v, by), plus, (__m512i)v, by);
+  const __m512i column = (__m512i)((broadcast(1) << first) << 4 * part);
+  const __mmask16 set = _mm512_test_epi32_mask(_mm512_set1_epi32(load<int32_t>(bits)), column);
+  return (Lanes)_mm512_mask_blend_epi32(set, (__m512i)minus, (__m512i)plus);
 }
 
 static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,

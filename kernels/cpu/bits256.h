@@ -201,12 +201,11 @@ static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* oct
 }
 
 /* The bit of each lane's column is tested in a word of 16 bits that all lanes have. */
-static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
-  const __m256i word = _mm256_set1_epi32(load<uint16_t>(bits)), by = _mm256_set1_epi32(a);
+static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
+  const __m256i word = _mm256_set1_epi32(load<uint16_t>(bits));
   return each([&](int i) {
     const __m256i column = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 256, 512, 1024, 2048), 4 * i);
-    const __m256i plus = _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column);
-    return _mm256_add_epi32(_mm256_sub_epi32(v.half[i], by), _mm256_and_si256(plus, _mm256_add_epi32(by, by)));
+    return _mm256_blendv_epi8(minus.half[i], plus.half[i], _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column));
   });
 }
 

@@ -113,6 +113,8 @@ struct LowRank {
     model.each_matrix([&](const Matrix& w) { noise[w.number].make(w, c, first, pairs); });
   }
 
+  static int text(int m) { return m; }
+
   void vector(const VectorParameter& v, int members, int8_t* rows, int stride) const {
     const int8_t* w = parameters + v.offset;
     Buffer<int8_t> z(drawn_bytes(blocks(p.hidden)));
@@ -228,7 +230,7 @@ static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t*
       }
     }
     alone.watch.on(intlm::kCopies);
-    tile.finish(next + 2 * first * row);
+    tile.finish(next + 2 * first * row, count);
   });
 }
 

@@ -42,8 +42,8 @@
  *   total(v)                     the sum of the lanes, in int64
  *   add_terms(acc, top, logits)  acc + EXP2 terms of top - logits (section 6), in any order
  *   slopes(lse, logits, octets, out)  (octet - share) >> 8 of kTerms logits, share that of `share_of` (T5)
- *   add_signs(v, bits, part, a)  each lane v + a where its output's bit is 1, else v - a, for v a part of kLanes outputs
- *                                in the order of `column`; bits: theirs in order, from the least significant of bits[0] on
+ *   choose(bits, part, minus, plus)  a lane of `plus` where its output's bit is 1, else of `minus`, for a part of kLanes
+ *                                outputs as `column` orders them; bits: theirs in order, bits[0]'s least significant first
  *   sum_signs(bits, stride, f, count, total, out)  out[j] = the sum over m < count of f[m] where bit j of row m is 1, else
  *                                -f[m], for 64 bits j; int8, |f| adding up to at most 127; total: the sum of f
  */

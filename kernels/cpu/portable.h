@@ -82,9 +82,9 @@ static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* oct
   for (int i = 0; i < 16; ++i) out[i] = (int8_t)((octets[i] - share_of(lse - logits[i])) >> 8);
 }
 
-static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
+static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
   const Lanes column = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return v - a + (broadcast(load<uint16_t>(bits)) >> column & 1) * (2 * a);
+  return broadcast(load<uint16_t>(bits)) >> column & 1 ? plus : minus;
 }
 static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t, int8_t* out) {
   std::memset(out, 0, 64);

@@ -72,57 +72,88 @@ struct Plan {
   }
 };
 
-/* How members differ (see `None`): member m of a tile belongs to text m / of_text, and is the clean one if it is the
- * text's first. */
+/* How members differ (see `None`). A tile's first members are the clean ones of its texts; then come the noisy ones, text
+ * by text. */
 struct Noisy {
   static constexpr bool kAny = true, kOwnVectors = false;
 
   struct Addend {
     static constexpr bool kAny = false, kStarts = true;
-    const uint8_t* bits;
+    int clean;
+    const uint8_t* bits;  // of the first noisy member's first unit
     int64_t row;
-    const int32_t* amplitudes;  // of each member
-    Lanes start(int m, int u, int part, Lanes v) const {
-      return add_signs(v, bits + m * row + u * (kLanes / 8), part, amplitudes[m]);
+    int32_t amplitude;
+
+    template <int MB, int UB, class Each>
+    inline void start(int m0, int u0, const int32_t* from, const Each& each) const {
+      const Addend o = *this;
+      const uint8_t* bits = o.bits + (m0 - o.clean) * o.row + u0 * (kLanes / 8);
+      auto begin = [&](auto is_noisy) {
+        const Lanes by = broadcast(o.amplitude);
+#pragma GCC unroll 8
+        for (int u = 0; u < UB; ++u)
+#pragma GCC unroll 2
+          for (int part = 0; part < kParts; ++part) {
+            const Lanes v = load<Lanes>(from + 16 * ((u0 + u) * kParts + part)), minus = v - by, plus = v + by;
+#pragma GCC unroll 12
+            for (int m = 0; m < MB; ++m)
+              each(m, u, part, is_noisy(m) ? choose(bits + m * o.row + u * (kLanes / 8), part, minus, plus) : v);
+          }
+      };
+      if (m0 >= o.clean) begin([](int) { return true; });
+      else begin([=](int m) { return m0 + m >= o.clean; });
     }
   };
 
   const Model& model;
   const int8_t* parameters;
-  int of_text;
+  int noisy;  // of a text
   const Plan* plan = nullptr;
-  int rows = 0;                              // tokens of a text, rounded up to kDepth
-  int64_t drawn = 0, members = 0, capacity;  // bytes and members of a token's bits
-  Buffer<uint8_t> bits;                      // [tokens][members][plan.row]
-  Buffer<int32_t> amplitudes;                // [units][capacity]
-  std::vector<Buffer<Encoded>> kept;         // by input: [texts * rows][stride]
-  int token = 0;                             // that is read
+  int clean = 0;                      // texts of the tile
+  int token = 0;                      // that is read
+  int rows = 0;                       // tokens of a text, rounded up to kDepth
+  int64_t capacity;                   // noisy members, rounded up to 16
+  Buffer<uint8_t> bits;               // [tokens][capacity][plan.row]
+  Buffer<uint32_t> numbers;           // [capacity], those of the members in the update, in the order of `draw_words`
+  std::vector<Buffer<Encoded>> kept;  // by input: [texts * rows][stride]
 
-  Noisy(const Problem& p, const Model& m, const int8_t* parameters_, int capacity_)
-      : model(m), parameters(parameters_), of_text(1 + ((const TokenProblem&)p).noisy), members(rounded(capacity_, 16)),
-        capacity(capacity_) {}
+  Noisy(const Problem& p, const Model& m, const int8_t* parameters_, int members)
+      : model(m), parameters(parameters_), noisy(((const TokenProblem&)p).noisy), capacity(rounded(members, 16)),
+        numbers(capacity) {}
 
   void reserve(const Plan& plan_, int texts, int64_t length) {
-    plan = &plan_, rows = (int)rounded(length, kDepth), drawn = members * plan->row;
-    bits.reserve(drawn * length), amplitudes.reserve(plan->units.size() * capacity), kept.resize(plan->inputs.size());
+    plan = &plan_, rows = (int)rounded(length, kDepth);
+    bits.reserve(capacity * plan->row * length), kept.resize(plan->inputs.size());
     for (size_t i = 0; i < kept.size(); ++i) kept[i].reserve((size_t)texts * rows * plan->inputs[i].stride);
-    for (size_t u = 0; u < plan->units.size(); ++u)
-      for (int m = 0; m < texts * of_text; ++m)
-        if (m % of_text) amplitudes[u * capacity + m] = plan->units[u].amplitude;
   }
 
-  const uint8_t* bits_of(int64_t at, int64_t m, int unit) const {
-    return bits.data() + at * drawn + m * plan->row + unit / 8;
+  /* Begins with some texts, of which `first` is the first's number in the update. */
+  void begin(int texts, uint32_t first) {
+    clean = texts;
+    for (uint32_t m = 0; m < capacity; ++m) {
+      const uint32_t member = m / 16 * 16 + kOrder[m % 16];
+      numbers[m] = (first + member / noisy) * (1 + noisy) + 1 + member % noisy;
+    }
   }
 
-  /* Draws the bits of a token's members (T2), of the clean ones too, whose amplitude is 0. */
-  void draw(const Counter& c, uint32_t first, int count, int at) {
+  int text(int m) const { return m < clean ? m : (m - clean) / noisy; }
+
+  /* The bits of a text's first noisy member, from that of a unit on. */
+  const uint8_t* bits_of(int64_t at, int64_t text, int unit) const {
+    return bits.data() + (at * capacity + text * noisy) * plan->row + unit / 8;
+  }
+
+  /* Draws the bits of a token's members (T2). */
+  void draw(const Counter& c, int at) {
     alignas(64) uint32_t words[64];
     token = at;
-    for (int m = 0; m < count; m += 16)
+    for (int m = 0; m < clean * noisy; m += 16)
       for (int64_t block = 0; block < plan->row / 16; ++block) {
-        draw_words(c, first + (uint32_t)m, 1, (uint32_t)at, (uint32_t)block, 0, words);
-        uint8_t* out = bits.data() + at * drawn + m * plan->row + 16 * block;
+        draw_words(c, words, [&](int lane, Counters x[4]) {
+          x[1] = load<Counters>(numbers.data() + m + lane);
+          x[2] = (Counters){} + (uint32_t)at, x[3] = (Counters){} + (uint32_t)block;
+        });
+        uint8_t* out = bits.data() + (at * capacity + m) * plan->row + 16 * block;
         for (int i = 0; i < 16; ++i) store(out + i * plan->row, load<i8x16>(words + 4 * i));
       }
   }
@@ -134,15 +165,12 @@ struct Noisy {
   void embed(const uint16_t* tokens, int count, int8_t* x, int stride) const {
     const int width = model.embedding.fan_in;
     const int8_t amplitude = (int8_t)plan->units[0].amplitude;
-    for (int m = 0, clean = 0; m < count; ++m, x += stride) {
+    for (int m = 0; m < count; ++m, x += stride) {
       const int8_t* row = parameters + model.embedding.offset + (int64_t)tokens[m] * width;
-      if (m == clean) {
-        std::copy_n(row, width, x), clean += of_text;
-        continue;
-      }
-      for (int i = 0; i < width; i += 64) {
+      if (m < clean) std::copy_n(row, width, x);
+      for (int i = 0; m >= clean && i < width; i += 64) {
         int8_t change[64];
-        sum_signs(bits_of(token, m, i), 0, &amplitude, 1, amplitude, change);
+        sum_signs(bits_of(token, 0, i) + (m - clean) * plan->row, 0, &amplitude, 1, amplitude, change);
         for (int j = 0; j < 64 && i + j < width; j += kLanes)
           store(x + i + j, narrow8(widen(load<Narrow>(row + i + j)) + widen(load<Narrow>(change + j))));
       }
@@ -150,19 +178,19 @@ struct Noisy {
   }
 
   template <class Call>
-  void addend(Team& team, const Matrix& w, const Encoded* in, int stride, int count, const Call& call) {
+  void addend(Team& team, const Matrix& w, const Encoded* in, int stride, int, const Call& call) {
     const Plan::Product& product = plan->products[w.number];
     if (product.keeps) {
       team.watch.on(intlm::kCopies);
       const Plan::Input& input = plan->inputs[product.input];
       Encoded* to = kept[product.input].data() + token * input.stride;
-      for (int m = 0; m < count; m += of_text, to += rows * input.stride)
+      for (int m = 0; m < clean; ++m, to += rows * input.stride)
         for (int64_t i = 0; i < input.stride; i += 64 / sizeof(Encoded))
           store(to + i, load<u32x16>(in + (int64_t)m * stride + i));
     }
     if (product.units < 0) return call(None::Addend{});
-    call(Addend{bits_of(token, 0, plan->units[product.units].first), plan->row,
-                amplitudes.data() + product.units * capacity});
+    const Units& units = plan->units[product.units];
+    call(Addend{clean, bits_of(token, 0, units.first), plan->row, units.amplitude});
   }
 };
 
@@ -223,34 +251,40 @@ struct Reader {
     uint16_t reading[kMostMembers];
     int32_t lse[kMostMembers];
     const int members = count * of_text;
-    const uint32_t first = number * (uint32_t)of_text;
     int16_t* const scores = logits.data();
     const int64_t stride = width;
-    tile.start(members, states, of_text);
+    tile.change.begin(count, number);
+    tile.start(members, states);
     std::fill_n(totals, count, 0);
     for (int64_t at = 0; at < length; ++at) {
       alone.watch.on(intlm::kNoise);
-      tile.change.draw(counter, first, members, (int)at);
-      for (int text = 0; text < count; ++text)
-        std::fill_n(reading + text * of_text, of_text, tokens[text * length + at]);
+      tile.change.draw(counter, (int)at);
+      for (int text = 0; text < count; ++text) {
+        reading[text] = tokens[text * length + at];
+        std::fill_n(reading + count + text * p.noisy, p.noisy, reading[text]);
+      }
       tile.step(alone, reading, [=](int m, int from, Wide found) { store(scores + m * stride + from, found); });
       alone.watch.on(intlm::kLoss);
       log_sum_exp2(scores, stride, members, p.vocab, lse);
-      for (int text = 0, m = 0; text < count; ++text) {
+      for (int text = 0; text < count; ++text) {
         const uint16_t* follow = targets + ((text * length + at) << log_targets);
         int32_t* const loss = losses.data() + (text * length + at) * of_text;
-        if (there[text]) vote_head(scores + m * stride, lse[m], follow, log_targets, first + (uint32_t)m, text, at);
-        else skip_head(text, at);
-        for (int k = 0; k < of_text; ++k, ++m) {
+        for (int k = 0; k < of_text; ++k) {
+          const int m = k ? count + text * p.noisy + k - 1 : text;
           int32_t chosen = 0;
           for (int i = 0; i < 1 << log_targets; ++i) chosen += scores[m * stride + follow[i]];
           loss[k] = lse[m] - intlm_rshift(chosen, log_targets);
         }
-        if (there[text]) totals[text] += loss[0];
+        if (there[text]) {
+          totals[text] += loss[0];
+          vote_head(scores + text * stride, lse[text], follow, log_targets, (number + text) * of_text, text, at);
+        } else {
+          skip_head(text, at);
+        }
       }
     }
     alone.watch.on(intlm::kCopies);
-    tile.finish(next, of_text);
+    tile.finish(next, count);
   }
 
   /* The logits' node votes, by the loss's own slope (T5). */
@@ -264,7 +298,7 @@ struct Reader {
     int64_t squares = 0;
     for (int i = 0; i < 1 << log_targets; ++i) ++wanted[follow[i]];
     for (int from = 0; from < whole; from += 256) {
-      draw_words(counter, member, 0, (uint32_t)at, (uint32_t)from / 16, 1, words);
+      draw_words(counter, member, (uint32_t)at, (uint32_t)from / 16, words);
       const int to = std::min(from + 256, whole);
       for (int v = from; v < to; v += kTerms) slopes(lse, own + v, octets + v - from, y + v);
       for (int i = 0; i < 1 << log_targets; ++i)

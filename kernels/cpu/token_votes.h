@@ -142,7 +142,7 @@ struct Tally {
   /* The node votes of 64 units from `unit` on, of a text's token. */
   void sum_members(const Reader& reader, int credit, int64_t text, int64_t at, int unit, int8_t* out) const {
     const int64_t row = text * reader.length + at;
-    sum_signs(reader.tile.change.bits_of(at, text * reader.of_text + 1, unit), plan.row,
+    sum_signs(reader.tile.change.bits_of(at, text, unit), plan.row,
               reader.fitness[credit].data() + row * reader.fitness_stride, p.noisy, reader.sums[credit][row], out);
   }
 
@@ -166,16 +166,17 @@ struct Tally {
   void node_votes(const Reader& reader, const Units& units, int credit) {
     const int outputs = (int)rounded(units.width, kPanel);
     y.reserve(outputs / kPanel * y_panel());
-    for (int64_t group = 0; group < texts * groups; ++group)
-      for (int i = 0; i < outputs; i += 64) {
-        alignas(64) int8_t own[kDepth][64];
-        for (int j = 0; j < kDepth; ++j)
-          if (const int64_t text = group / groups, at = group % groups * kDepth + j; at < reader.length)
-            sum_members(reader, credit, text, at, units.first + i, own[j]);
-          else std::fill_n(own[j], 64, 0);
-        for (int o = 0; o < std::min(64, outputs - i); o += kPanel)
-          interleave(own[0] + o, 64, y.data() + (i + o) / kPanel * y_panel() + group * kPanel * kDepth);
-      }
+    int8_t* to = y.data();
+    for (int64_t text = 0; text < texts; ++text)
+      for (int64_t begin = 0; begin < reader.length; begin += kDepth, to += kPanel * kDepth)
+        for (int i = 0; i < outputs; i += 64) {
+          alignas(64) int8_t own[kDepth][64];
+          for (int j = 0; j < kDepth; ++j)
+            if (begin + j < reader.length) sum_members(reader, credit, text, begin + j, units.first + i, own[j]);
+            else std::fill_n(own[j], 64, 0);
+          for (int o = 0; o < std::min(64, outputs - i); o += kPanel)
+            interleave(own[0] + o, 64, to + (i + o) / kPanel * y_panel());
+        }
     sum_tokens(outputs);
   }
 
