@@ -186,20 +186,46 @@ __attribute__((always_inline)) static inline void terms(__m512i first, __m512i s
     e[j] = _mm512_srli_epi32(_mm512_add_epi32(_mm512_srlv_epi32(e[j], q[j]), one), 1);
 }
 
-static inline int64_t total(Lanes v) {
-  const __m512i all = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256((__m512i)v)),
-                                       _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64((__m512i)v, 1)));
+/* Even and odd lanes, none negative, in int64. */
+static inline __m512i even_lanes(Lanes v) { return _mm512_and_si512((__m512i)v, _mm512_set1_epi64(0xFFFFFFFF)); }
+static inline __m512i odd_lanes(Lanes v) { return _mm512_srli_epi64((__m512i)v, 32); }
+
+/* The sums of the lanes of two vectors. */
+static inline __m128i totals(__m512i first, __m512i second) {
+  const __m512i all = _mm512_add_epi64(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
   const __m256i half = _mm256_add_epi64(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-  const __m128i last = _mm_add_epi64(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-  return _mm_cvtsi128_si64(_mm_add_epi64(last, _mm_unpackhi_epi64(last, last)));
+  return _mm_add_epi64(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+static inline int64_t total(Lanes v) {
+  const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64((__m512i)v, 1));
+  const __m128i sums = totals(_mm512_cvtepi32_epi64(_mm512_castsi512_si256((__m512i)v)), high);
+  return _mm_cvtsi128_si64(sums) + _mm_extract_epi64(sums, 1);
 }
 
-__attribute__((always_inline)) static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  const __m512i tops = _mm512_set1_epi16((int16_t)top);
-  __m512i e[4];
-  terms(_mm512_sub_epi16(tops, _mm512_loadu_si512(logits)), _mm512_sub_epi16(tops, _mm512_loadu_si512(logits + 32)), e);
-  for (const __m512i& four : e) acc += (Lanes)four;
-  return acc;
+/* Where at most 32 logits are left, those of both rows are one call's. */
+static inline void sum_terms(const int32_t* tops, const int16_t* logits, int64_t stride, int vocab, int64_t* sums) {
+  __m512i all[2] = {}, e[4];
+  const __m512i top[2] = {_mm512_set1_epi16((int16_t)tops[0]), _mm512_set1_epi16((int16_t)tops[1])};
+  auto below = [&](int row, int i) {
+    return _mm512_sub_epi16(top[row], _mm512_loadu_si512(logits + row * stride + i));
+  };
+  auto sum = [&] { return (Lanes)e[0] + (Lanes)e[1] + (Lanes)e[2] + (Lanes)e[3]; };
+  const int whole = (vocab + 31) / 64 * 64;
+#pragma GCC unroll 2
+  for (int row = 0; row < 2; ++row)
+    for (int begin = 0; begin < whole; begin += 1024) {  // a lane holds the sum of 64 terms of at most 2^24
+      Lanes acc = broadcast(0);
+      for (int i = begin; i < std::min(begin + 1024, whole); i += 64) {
+        terms(below(row, i), below(row, i + 32), e);
+        acc += sum();
+      }
+      all[row] = _mm512_add_epi64(all[row], _mm512_add_epi64(even_lanes(acc), odd_lanes(acc)));
+    }
+  if (whole < vocab) {
+    terms(below(0, whole), below(1, whole), e);
+    all[0] = _mm512_add_epi64(all[0], even_lanes(sum())), all[1] = _mm512_add_epi64(all[1], odd_lanes(sum()));
+  }
+  _mm_storeu_si128((__m128i*)sums, totals(all[0], all[1]));
 }
 
 static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {

@@ -180,11 +180,20 @@ static inline int64_t total(Lanes v) {
   return _mm_cvtsi128_si64(_mm_add_epi64(last, _mm_unpackhi_epi64(last, last)));
 }
 
-static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  const __m256i tops = _mm256_set1_epi32(top);
-  return acc + each([&](int i) {
-           return terms(_mm256_sub_epi32(tops, _mm256_cvtepi16_epi32(load<__m128i>(logits + 8 * i))));
-         });
+static inline void sum_terms(const int32_t* tops, const int16_t* logits, int64_t stride, int vocab, int64_t* sums) {
+  for (int row = 0; row < 2; ++row, logits += stride) {
+    const __m256i top = _mm256_set1_epi32(tops[row]);
+    sums[row] = 0;
+    for (int begin = 0; begin < vocab; begin += 1024) {  // a lane holds the sum of 64 terms of at most 2^24
+      Lanes acc = broadcast(0);
+      for (int i = begin; i < std::min(begin + 1024, vocab); i += 16)
+        acc = acc + each([&](int half) {
+                const __m128i own = load<__m128i>(logits + i + 8 * half);
+                return terms(_mm256_sub_epi32(top, _mm256_cvtepi16_epi32(own)));
+              });
+      sums[row] += total(acc);
+    }
+  }
 }
 
 static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {

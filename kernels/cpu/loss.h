@@ -33,15 +33,12 @@ static void log_sum_exp2(int16_t* logits, int64_t stride, int members, int vocab
     }
     lse[m] = largest(most);
   }
-  for (int m = 0; m < members; ++m) {
-    int64_t sum = 0;
-    for (int begin = 0; begin < whole; begin += 1024) {  // a lane holds the sum of 64 terms of at most 2^24
-      Lanes acc = broadcast(0);
-      for (int i = begin; i < std::min(begin + 1024, whole); i += kTerms)
-        acc = add_terms(acc, lse[m], logits + m * stride + i);
-      sum += total(acc);
-    }
-    lse[m] = intlm_log_sum(lse[m], (uint64_t)sum, intlm_log2);
+  for (int m = 0; m < members; m += 2) {
+    const bool both = m + 1 < members;
+    const int32_t tops[2] = {lse[m], lse[m + both]};
+    int64_t sums[2];
+    sum_terms(tops, logits + m * stride, both * stride, vocab, sums);
+    for (int i = 0; i <= both; ++i) lse[m + i] = intlm_log_sum(tops[i], (uint64_t)sums[i], intlm_log2);
   }
 }
 

@@ -11,7 +11,7 @@
  *                 byte products saturate; as it is elsewhere. kDepth: how many `dot` takes at once
  *   kSums, kUnits vectors of sums that the registers hold beside their operands; vectors of outputs taken together
  *   kChangeFirst  whether a block's sums start from their perturbation, as no registers are left to keep it
- *   kTerms        logits that `add_terms` takes at once
+ *   kTerms        logits that `sum_terms` and `slopes` take at once
  *
  * Its functions:
  *   supported()                  whether this processor has the target's instructions
@@ -40,7 +40,8 @@
  *                                the lane counts: `draw` says which
  *   largest(v)                   the largest lane of a Wide vector
  *   total(v)                     the sum of the lanes, in int64
- *   add_terms(acc, top, logits)  acc + EXP2 terms of top - logits (section 6), in any order
+ *   sum_terms(tops, logits, stride, vocab, sums)  the sums of the EXP2 terms of top - logit (section 6) of two rows; up to
+ *                                the next multiple of kTerms, logits are -32768
  *   slopes(lse, logits, octets, out)  (octet - share) >> 8 of kTerms logits, share that of `share_of` (T5)
  *   choose(bits, part, minus, plus)  a lane of `plus` where its output's bit is 1, else of `minus`, for a part of kLanes
  *                                outputs as `column` orders them; bits: theirs in order, bits[0]'s least significant first

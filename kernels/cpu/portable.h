@@ -73,9 +73,12 @@ static inline int64_t total(Lanes v) {
   for (int i = 0; i < 16; ++i) sum += v[i];
   return sum;
 }
-static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  for (int i = 0; i < 16; ++i) acc[i] += (int32_t)intlm_exp2_term((uint32_t)(top - logits[i]), intlm_exp2);
-  return acc;
+static inline void sum_terms(const int32_t* tops, const int16_t* logits, int64_t stride, int vocab, int64_t* sums) {
+  for (int row = 0; row < 2; ++row) {
+    sums[row] = 0;
+    for (int i = 0; i < vocab; ++i)
+      sums[row] += intlm_exp2_term((uint32_t)(tops[row] - logits[row * stride + i]), intlm_exp2);
+  }
 }
 
 static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {

@@ -295,7 +295,7 @@ struct Reader {
     int8_t* y = head.data() + row * width;
     alignas(64) uint32_t words[64];
     const uint8_t* octets = (const uint8_t*)words;
-    int64_t squares = 0;
+    int32_t squares = 0;
     for (int i = 0; i < 1 << log_targets; ++i) ++wanted[follow[i]];
     for (int from = 0; from < whole; from += 256) {
       draw_words(counter, member, (uint32_t)at, (uint32_t)from / 16, words);
@@ -307,11 +307,9 @@ struct Reader {
           y[v] = (int8_t)((g - share_of(lse - own[v]) + octets[v - from]) >> 8);
           wanted[v] = 0;
         }
-      int32_t sum = 0;
-      for (int v = from; v < to; ++v) sum += y[v] * y[v];
-      squares += sum;
+      for (int v = from; v < to; ++v) squares += y[v] * y[v];
     }
-    energy[kCredits][row] = std::max<int32_t>(1, (int32_t)(squares / p.vocab));
+    energy[kCredits][row] = std::max(1, squares / p.vocab);
   }
 
   /* Those of a text that does not count. */
