@@ -214,7 +214,8 @@ static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
   const __m256i word = _mm256_set1_epi32(load<uint16_t>(bits));
   return each([&](int i) {
     const __m256i column = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 256, 512, 1024, 2048), 4 * i);
-    return _mm256_blendv_epi8(minus.half[i], plus.half[i], _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column));
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column);
+    return _mm256_add_epi32(minus.half[i], _mm256_and_si256(set, _mm256_sub_epi32(plus.half[i], minus.half[i])));
   });
 }
 
