@@ -78,7 +78,7 @@ def main() -> None:
         ),
         "accumulate": (engine.accumulate, (like((args.pairs,), jnp.int8), update)),
     }
-    print(f"{args.engine}, {engine.chunk_pairs} pairs in a chunk")
+    print(f"{args.engine}, {engine.chunk} pairs in a chunk")
     memory = []
     for name, (function, arguments) in calls.items():
         compiled = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile()

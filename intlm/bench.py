@@ -414,7 +414,7 @@ class Workload:
             return total + sum(jnp.sum(values, dtype=jnp.int32) for values in drawn)
 
         pairs = jnp.arange(self.population.units, dtype=jnp.uint32)
-        return fold_in_chunks(add, jnp.int32(0), pairs, XlaEngine(self.population).chunk_pairs)
+        return fold_in_chunks(add, jnp.int32(0), pairs, XlaEngine(self.population).chunk)
 
 
 def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | None = None) -> Report:

@@ -1,10 +1,10 @@
 """Checkpoints with orbax: all that resuming with the same bits needs, written atomically; the last few are kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
-has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and the caller's
-entries). The position in the data and in the noise is a function of the update alone. Beside the items lies SHA256SUMS
-(intlm.checksums): orbax itself does not notice every changed byte. It is written last, when all else is on the disk, so
-a checkpoint without it is incomplete.
+has a state), `members` (recurrent states, and what members share) and `meta` (JSON: both versions of the arithmetic
+and the caller's entries). The position in the data and in the noise is a function of the update alone. Beside the items
+lies SHA256SUMS (intlm.checksums): orbax itself does not notice every changed byte. It is written last, when all else is
+on the disk, so a checkpoint without it is incomplete.
 """
 
 import logging
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from intlm.errors import RunError
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.schema import check_range
 from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
+
+if TYPE_CHECKING:
+    from intlm.update import TrainState
 
 KEPT = 3
 _VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
@@ -52,6 +55,11 @@ class Meta(msgspec.Struct, frozen=True):
     training_version: int | None = None
     numerics_version: int | None = None  # both, in a checkpoint from before there were two
     corpus: str = ""  # the identity of the text (intlm.training)
+
+
+def _kept(members: Any, common: Any) -> dict[str, Any]:
+    """The item `members`; orbax writes no empty part."""
+    return {"states": members, "common": common} if jax.tree.leaves(common) else {"states": members}
 
 
 class Checkpoints:
@@ -99,10 +107,9 @@ class Checkpoints:
         """Delete the checkpoints that were dropped, also by a run that was killed meanwhile."""
         shutil.rmtree(self._directory / _DROPPED, ignore_errors=True)
 
-    def save(
-        self, update: int, parameters: Parameters, optimizer: Any, members: jax.Array, meta: Mapping[str, Any]
-    ) -> None:
+    def save(self, update: int, state: "TrainState", meta: Mapping[str, Any]) -> None:
         """Write the checkpoint of `update`, then drop the oldest. Does nothing if it is there already."""
+        parameters, optimizer, members, common = state
         if update in self._manager.all_steps():
             if self._is_whole(update):
                 return
@@ -114,13 +121,13 @@ class Checkpoints:
 
         items = {
             "parameters": standard(parameters),
-            "members": standard({"states": members}),
+            "members": standard(_kept(members, common)),
             "meta": ocp.args.JsonSave({**meta, "update": update, **_VERSIONS}),
         }
         if jax.tree.leaves(optimizer):
             items["optimizer"] = standard(optimizer)
         free = shutil.disk_usage(self._directory).free
-        needed = _SPARE + sum(x.nbytes for x in jax.tree.leaves((parameters, optimizer, members)))
+        needed = _SPARE + sum(x.nbytes for x in jax.tree.leaves(state))
         if free < needed:  # orbax's own message is long
             raise RunError(
                 f"{self._directory}: the checkpoint of update {update} was not written: No space left on device: "
@@ -166,16 +173,14 @@ class Checkpoints:
         expected = {s.name: jax.ShapeDtypeStruct(s.shape, "int8") for s in specifications(architecture)}
         return self._arrays(update, {"parameters": self._standard(expected)})["parameters"]
 
-    def restore(
-        self, update: int, like: tuple[Parameters, Any, jax.Array], former: Sequence[str] = ()
-    ) -> tuple[Parameters, Any, jax.Array]:
-        """Reads parameters, optimizer state and member states; checks shapes and dtypes (`like`), and for int8 -128.
+    def restore(self, update: int, like: "TrainState", former: Sequence[str] = ()) -> "TrainState":
+        """Reads a whole state; checks shapes and dtypes (`like`), and for int8 -128.
 
         former: fields, like those of the optimizer's state, that a checkpoint of an earlier version may have beside
         them; they are dropped.
         """
-        parameters, optimizer, members = like
-        items = {"parameters": self._standard(parameters), "members": self._standard({"states": members})}
+        parameters, optimizer, members, common = like
+        items = {"parameters": self._standard(parameters), "members": self._standard(_kept(members, common))}
         if former:
             with self._reading(self._directory / str(update)):
                 there = self._ocp.StandardCheckpointHandler().metadata(self._directory / str(update) / "optimizer").tree
@@ -187,7 +192,9 @@ class Checkpoints:
         state = found.get("optimizer", optimizer)
         if former:
             state = type(optimizer)(*(state[field] for field in optimizer._fields))
-        return found["parameters"], state, found["members"]["states"]
+        return type(like)(
+            found["parameters"], state, found["members"]["states"], found["members"].get("common", common)
+        )
 
     def _standard(self, tree: Any) -> Any:
         local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

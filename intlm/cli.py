@@ -428,11 +428,13 @@ def _open_standard_streams() -> None:
 
 
 def _say_last(message: str) -> None:
-    """Print to stdout, or to stderr where stdout has no reader any more."""
+    """Print to stdout, or to stderr where stdout has no reader any more; to nobody where both were a terminal that is
+    gone."""
     try:
         print(message, flush=True)
     except OSError:
-        print(message, file=sys.stderr)
+        with suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
 
 
 def _failed(code: int, message: str) -> int:

@@ -51,7 +51,7 @@ def population_of(config: Config, vocab_size: int) -> Population:
     eggroll = config.eggroll
     return Population(
         architecture_of(config, vocab_size), eggroll.estimator, eggroll.population, config.seed, config.objective,
-        eggroll.chunk_size, config.threads,
+        eggroll.chunk_size, config.threads, config.train.tokens_per_update,
     )  # fmt: skip
 
 

@@ -85,7 +85,10 @@ class Trainer:
         """Divide a whole state among the devices."""
         put = self.sharding
         self.state = TrainState(
-            put.put_same(state.parameters), put.put_slices(state.optimizer), put.put_units(state.members)
+            put.put_same(state.parameters),
+            put.put_slices(state.optimizer),
+            put.put_units(state.members),
+            put.put_same(state.common),
         )
 
     def whole_parameters(self) -> Any:
@@ -114,7 +117,7 @@ class Trainer:
                     "would not be the same run any more"
                 )
             like = jax.eval_shape(lambda: initial_state(self.population, self.optimizer))
-            state = TrainState(*checkpoints.restore(updates[-1], like, self.optimizer.former))
+            state = checkpoints.restore(updates[-1], like, self.optimizer.former)
             check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
             self.place(state)
             self.update = self.saved = updates[-1]
@@ -172,12 +175,13 @@ class Trainer:
         written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
         return written.decode(errors="replace")
 
-    def advance(self, batch: Batch, waited: float) -> dict[str, Any]:
-        """Make an update. waited: seconds for the batch. Returns what the metrics say of the update."""
+    def advance(self, batch: Batch, waited: float, health: bool) -> dict[str, Any]:
+        """Make an update. waited: seconds for the batch. health: whether `health` will be called after it. Returns what
+        the metrics say of the update."""
         began = time.monotonic() - waited
         own = tuple(map(self.sharding.put_texts, batch))
         setting = np.int32(self.optimizer.setting(self.update))
-        self.state, self.report = self.step(self.state, own, np.uint32(self.update), setting)
+        self.state, self.report = self.step(self.state, own, np.uint32(self.update), setting, health)
         loss = number(self.report.loss)
         took = time.monotonic() - began
         self.late = took > LATE
@@ -221,7 +225,8 @@ class Trainer:
         optimizer, members = take.take_slices(self.state.optimizer), take.take_units(self.state.members)
         if checkpoints:
             meta = {"tokenizer": self.corpus.tokenizer.to_json(), "corpus": self.identity}
-            checkpoints.save(self.update, self.whole_parameters(), optimizer, members, meta)
+            whole = TrainState(self.whole_parameters(), optimizer, members, take.take_same(self.state.common))
+            checkpoints.save(self.update, whole, meta)
         self.processes.wait(f"saved {self.update}")
 
     def summary(self) -> str:

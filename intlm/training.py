@@ -177,7 +177,8 @@ def run(trainer: Trainer, stopped: Callable[[], bool]) -> bool:
             progress = stack.enter_context(Progress(settings.updates, trainer.update))
             log = stack.enter_context(Log(directory, trainer.config))
         ahead = stack.enter_context(closing(ReadAhead(trainer.streams, trainer.update, settings.updates)))
-        shown: list[Hook] = [Measure(settings), Sample(settings, progress)]  # the other processes wait for these
+        measure = Measure(settings)
+        shown: list[Hook] = [measure, Sample(settings, progress)]  # the other processes wait for these
         told: list[Hook] = [Tell(log, progress)] if log and progress else []
         save = Save(settings, checkpoints, log)
 
@@ -187,8 +188,8 @@ def run(trainer: Trainer, stopped: Callable[[], bool]) -> bool:
         stop = processes.alone and wants_to_stop()
         while trainer.update < settings.updates and not stop:
             batch = ahead.next()
-            line = trainer.advance(batch, ahead.waited)
-            due = [hook for hook in shown if hook.due(trainer.update)]
+            due = [hook for hook in shown if hook.due(trainer.update + 1)]
+            line = trainer.advance(batch, ahead.waited, health=measure in due)
             for hook in (*due, *told):
                 hook(trainer, line)
             if due:

@@ -44,9 +44,8 @@ class Settings:
     seed: int
     texts: int  # N
     members: int  # n
-    sigmas: tuple[int, ...]  # of the embedding, gate, candidate, up, down and the logits
+    sigmas: tuple[int, ...]  # of the embedding, gate, candidate, up and down
     credit: int
-    slope: bool
 
     @property
     def largest(self) -> int:
@@ -76,7 +75,7 @@ def units(shape: Shape, settings: Settings) -> list[tuple[int, int]]:
         first = 1 + OF_A_LAYER * layer
         kinds += [(first + n, shape.hidden) for n in (GATE_INPUT, CANDIDATE_INPUT)]
         kinds += [(first + UP, shape.feed_forward), (first + DOWN, shape.hidden)]
-    return kinds if settings.slope else [*kinds, (1 + OF_A_LAYER * shape.layers, shape.vocabulary)]
+    return kinds
 
 
 def member_number(settings: Settings, text: int, member: int) -> int:
@@ -119,8 +118,7 @@ class Noisy(Plain):
         accumulator = super().product(n, x)
         if n in self.signs:
             kinds = {GATE_INPUT: 1, CANDIDATE_INPUT: 2, UP: 3, DOWN: 4}
-            is_head = n == len(self.parameters) - 1
-            sigma = self.settings.sigmas[5 if is_head else kinds[(n - 1) % OF_A_LAYER]]
+            sigma = self.settings.sigmas[kinds[(n - 1) % OF_A_LAYER]]
             accumulator = int32(accumulator + self.signs[n] * amplitude(sigma, x.size))
         return accumulator
 
@@ -261,7 +259,7 @@ def evaluate(
             f = far if is_far else own
             z = np.zeros(w.shape, dtype=np.int64)
             for t in range(length):
-                if settings.slope and p == len(parameters) - 1:
+                if p == len(parameters) - 1:
                     y = head[t]
                     energy = within(max(1, int((y * y).sum()) // y.size), 1, 127**2)
                 else:

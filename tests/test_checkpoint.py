@@ -39,7 +39,7 @@ def begun(directory: Path, item: str, value: int, **keys: object) -> Path:
     directory.mkdir()
     (directory / "config.toml").write_text(configuration.dumps(config))
     (directory / "tokenizer.json").write_text(json.dumps(trainer.corpus.tokenizer.to_json()))
-    Checkpoints(directory / "checkpoints").save(0, *state, {"corpus": trainer.identity})
+    Checkpoints(directory / "checkpoints").save(0, state, {"corpus": trainer.identity})
     return directory
 
 

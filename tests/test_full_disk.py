@@ -58,10 +58,11 @@ from pathlib import Path
 import jax.numpy as jnp
 from intlm.checkpoint import Checkpoints
 from intlm.errors import RunError
+from intlm.update import TrainState
 
-state = ({"a": jnp.zeros((4, 4), jnp.int8)}, (), jnp.zeros(8, jnp.int8), {})
+state = TrainState({"a": jnp.zeros((4, 4), jnp.int8)}, (), jnp.zeros(8, jnp.int8))
 checkpoints = Checkpoints(Path(sys.argv[1]))
-checkpoints.save(1, *state)
+checkpoints.save(1, state, {})
 last = max(map(int, os.listdir("/proc/self/fd"))) + 99
 resource.setrlimit(resource.RLIMIT_NOFILE, (last, last))
 held = []
@@ -72,7 +73,7 @@ except OSError:
     pass
 for update in range(2, 34):  # three more may be opened each time
     try:
-        checkpoints.save(update, *state)
+        checkpoints.save(update, state, {})
     except RunError as error:
         print(error)
     else:

@@ -207,6 +207,15 @@ def test_a_reader_that_leaves_a_run(tmp_path: Path) -> None:
     tiny.assert_same_state(run, tiny.trained().directory)
 
 
+def test_a_run_that_nobody_can_read(tmp_path: Path) -> None:
+    """Neither stdout nor stderr can be written, as on a terminal that is gone: the run is saved, and says so by its exit
+    code."""
+    words = [*command("train", tiny.CONFIG, "--run-dir", tmp_path / "run"), "--train.checkpoint_seconds", "1000"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(words, stdout=full, stderr=full, cwd=tiny.HOME).returncode == 130
+    assert Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).updates()
+
+
 @pytest.mark.parametrize(("redirected", "code"), [(">&- 2>&- <&-", 0), (">/dev/full", 2)])
 def test_streams_that_cannot_be_written(redirected: str, code: int) -> None:
     """A closed one is /dev/null, as if it had been asked for; one that is full is an error, as for any other file."""

@@ -336,10 +336,11 @@ def make_older(run: Path) -> None:
     (update,) = checkpoints.updates()
     config, tokenizer = open_run(run)
     like = jax.eval_shape(lambda: initial_state(population_of(config, tokenizer.vocab_size), config.eggroll.optimizer))
-    parameters, (master,), members = checkpoints.restore(update, like)
+    state = checkpoints.restore(update, like)
+    master = state.optimizer[0]
     meta = json.loads((run / "checkpoints" / str(update) / "meta" / "metadata").read_text())
     shutil.rmtree(run / "checkpoints")
-    Checkpoints(run / "checkpoints").save(update, parameters, MomentumState(master, master), members, meta)
+    Checkpoints(run / "checkpoints").save(update, state._replace(optimizer=MomentumState(master, master)), meta)
 
 
 def test_a_run_of_an_earlier_version_is_used_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from intlm.run import open_run, population_of
 from intlm.settings import build
 from intlm.tracking import metrics
 from intlm.training import train
-from intlm.update import initial_state
+from intlm.update import TrainState, initial_state
 
 _HOME = tempfile.TemporaryDirectory(prefix="intlm-tests-")
 HOME = Path(_HOME.name)
@@ -203,7 +203,7 @@ def write_run(directory: Path, model: LanguageModel, updates: Sequence[int] = (1
     checkpoints = Checkpoints(directory / "checkpoints")
     for update in updates:
         older = {**model.parameters, "head": model.parameters["head"].at[0, 0].add(updates[-1] - update)}
-        checkpoints.save(update, older, (), jnp.zeros((1, 2, 1, 8), jnp.int8), {})
+        checkpoints.save(update, TrainState(older, (), jnp.zeros((1, 2, 1, 8), jnp.int8)), {})
     return config
 
 

@@ -36,7 +36,7 @@ def main() -> None:
     trainer = Trainer(config, args.run, prepare_corpus(config))
     checkpoints = Checkpoints(args.run / "checkpoints", read_only=True)
     update = args.checkpoint or checkpoints.updates()[-1]
-    state = type(trainer.state)(*checkpoints.restore(update, trainer.state))
+    state = checkpoints.restore(update, trainer.state)
     population, engine = trainer.population, trainer.engine
     estimator, described = population.estimator, specifications(population.architecture)
 

@@ -6,7 +6,7 @@ chunks, devices and processes changes no bit. Devices send each other only sums 
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from intlm.lazy import Array
 from intlm.settings import Family, Part
@@ -22,6 +22,9 @@ class Estimator(Part):
     A population is `intlm.population.engine.Population`: architecture, objective, seed, members. The first of the
     given units is number `first` (uint32 scalar) of the whole population.
     """
+
+    evaluates_halves: ClassVar[bool] = False
+    """Whether `evaluate` must be told when `votes` will be asked for halves."""
 
     # The structure of a population
 
@@ -41,16 +44,21 @@ class Estimator(Part):
         """The members' state before the first update, which is kept between updates: a pytree of [units, ...]."""
         raise NotImplementedError
 
+    def init_common(self, population: "Population") -> Any:
+        """What all units share before the first update, and keeps between updates: a pytree of int32."""
+        return ()
+
     # An update
 
     def evaluate(
-        self, engine: "Engine", parameters: "Parameters", batch: tuple[Array, ...], kept: Any, update: Array,
-        first: Array, there: Array | None = None,
+        self, engine: "Engine", parameters: "Parameters", batch: tuple[Array, ...], kept: Any, common: Any,
+        update: Array, first: Array, there: Array | None = None, halves: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
         """Evaluates some units on their texts. Nothing is sent between devices.
 
-        batch: of their texts, [texts, ...]. kept: these units' state, as of `init`. update: uint32 scalar. there: bool
-        [units], which of them count (None: all); the others must change nothing.
+        batch: of their texts, [texts, ...]. kept: these units' state, as of `init`. common: as of `init_common`.
+        update: uint32 scalar. there: bool [units], which of them count (None: all); the others must change nothing.
+        halves: whether `votes` will be asked for those of halves, only with `evaluates_halves`.
         Returns a pytree for `totals` and `votes`, whose arrays can be concatenated along their first axis (those of
         several devices are), and the units' next state.
         """
@@ -64,22 +72,31 @@ class Estimator(Part):
         """The sums that `votes` needs, to be added up over devices: a pytree of int32."""
         raise NotImplementedError
 
-    def votes(
-        self, engine: "Engine", seen: Any, totals: Any, update: Array, first: Array, voters: Array | None = None
-    ) -> tuple["Parameters", Array]:
-        """The votes of some units, and the scalar that `deviations` needs, both to be added up over devices.
+    def learn(self, population: "Population", common: Any, totals: Any) -> Any:
+        """What all units share in the next update. totals: of all units."""
+        return common
 
-        totals: of all units. voters: bool [units], those that vote (None: all). Returns int32 by parameter, and an
-        int32 scalar.
+    def votes(
+        self, engine: "Engine", seen: Any, totals: Any, update: Array, first: Array, half: int | None = None
+    ) -> tuple["Parameters", Any]:
+        """The votes of some units, and what `deviations` needs, both to be added up over devices.
+
+        totals: of all units. half: 0 or 1: only one half of what votes in an update does, to see how far the two agree;
+        None: all. Returns int32 by parameter, and a pytree of int32.
         """
         raise NotImplementedError
 
     def deviations(
-        self, population: "Population", specifications: "Iterable[Specification]", chance: Array
+        self, population: "Population", specifications: "Iterable[Specification]", chance: Any
     ) -> "Parameters":
-        """A 256th of a vote's standard deviation where fitness says nothing: int32 by parameter, scalars or of its
-        shape. chance: the sum of the scalars that `votes` returned."""
+        """The standard deviation of votes where fitness says nothing: int32 by parameter, scalars or of its shape.
+        chance: the sum of what `votes` returned."""
         raise NotImplementedError
+
+    def standardised(self, votes: "Parameters", deviations: "Parameters") -> tuple["Parameters", "Parameters"]:
+        """Votes as optimizers take them, and a 256th of their standard deviation (`Optimizer.update`), element by
+        element, of any slice of the parameters. deviations: see `deviations`; returned as they are, they are 256ths."""
+        return votes, deviations
 
     def saturated(self, kept: Any) -> Array:
         """The number of each unit's state values that are at an end of their range: int32 [units]."""

@@ -100,8 +100,8 @@ class Member(Estimator):
         return zero_states((population.units, 2), population.architecture)
 
     def evaluate(
-        self, engine: "Engine", parameters: Parameters, batch: tuple[Array, ...], kept: Array, update: Array,
-        first: Array, there: Array | None = None,
+        self, engine: "Engine", parameters: Parameters, batch: tuple[Array, ...], kept: Array, common: Any,
+        update: Array, first: Array, there: Array | None = None, halves: bool = False,
     ) -> tuple[Array, Array]:  # fmt: skip
         """The members' losses: int32 [pairs, 2], and their states."""
         tokens, targets = batch
@@ -117,18 +117,19 @@ class Member(Estimator):
         return self.fitness.totals(seen)
 
     def votes(
-        self, engine: "Engine", seen: Array, totals: Array, update: Array, first: Array, voters: Array | None = None
+        self, engine: "Engine", seen: Array, totals: Array, update: Array, first: Array, half: int | None = None
     ) -> tuple[Parameters, Array]:
-        """See `Estimator.votes`; the scalar is the sum of the squared fitness."""
+        """See `Estimator.votes`; with them comes the sum of the squared fitness. The halves are of the pairs."""
         shaped = self.fitness.shape(seen, self.rank, engine.population.units, totals)
-        if voters is not None:
-            shaped = jnp.where(voters, shaped, jnp.int8(0))
+        if half is not None:
+            late = first + numbered(seen) >= engine.population.units // 2
+            shaped = jnp.where(late == bool(half), shaped, jnp.int8(0))
         return engine.accumulate(shaped, update, first), jnp.sum(jnp.square(shaped.astype(jnp.int32)))
 
     def deviations(
         self, population: "Population", specifications: Iterable[Specification], chance: Array
     ) -> Parameters:
-        """See `Estimator.deviations`: sqrt(rank * sum of squared fitness), rounded down (rank 1 for a vector)."""
+        """In 256ths: sqrt(rank * sum of squared fitness), rounded down (rank 1 for a vector)."""
         matrix, vector = integer_sqrt(chance * self.rank), integer_sqrt(chance)
         return {s.name: matrix if is_matrix(s.kind) else vector for s in specifications}
 

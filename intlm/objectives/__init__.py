@@ -10,7 +10,7 @@ from intlm.settings import Family, Part
 class Objective(Part):
     """The text that a population's members are given in each update, and the loss that they are compared by.
 
-    per_token: whether every token has a loss of its own (`token_losses`), as the estimator `token` needs.
+    per_token: whether every token has a loss of its own (`token_losses`, `slopes`), as the estimator `token` needs.
     """
 
     per_token = False
@@ -33,6 +33,10 @@ class Objective(Part):
 
     def token_losses(self, logits: Array, target: Array) -> Array:
         """The loss of one prediction each: int32 S. logits: int32 S + [vocabulary]. target: of the batch, S + [any]."""
+        raise NotImplementedError
+
+    def slopes(self, logits: Array, target: Array) -> Array:
+        """How a prediction's loss falls with each logit, 127 * 2^8 = 1: int32 S + [vocabulary]. See `token_losses`."""
         raise NotImplementedError
 
 

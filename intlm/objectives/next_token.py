@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from intlm.arithmetic.fixed_point import MAX8, rounding_shift
 from intlm.lazy import Array, jax, jnp
 from intlm.model.forward import Weights, step
-from intlm.model.loss import loss
+from intlm.model.loss import exp2_terms, log_sum_exp2, loss
 from intlm.model.parameters import Architecture
 from intlm.objectives import OBJECTIVES, Objective
 from intlm.settings import key
@@ -58,3 +59,12 @@ class NextToken(Objective):
     def token_losses(self, logits: Array, target: Array) -> Array:
         """See `Objective.token_losses`. target: int32 S + [K]."""
         return loss(logits, target)
+
+    def slopes(self, logits: Array, target: Array) -> Array:
+        """See `Objective.slopes`: target minus probability. target: int32 S + [K]."""
+        shape = logits.shape
+        logits, target = logits.reshape(-1, shape[-1]), target.reshape(-1, target.shape[-1])
+        share = exp2_terms(jnp.maximum(0, log_sum_exp2(logits)[:, None] - logits))  # 2^24 = 1
+        wanted = jnp.zeros(logits.shape, jnp.int32).at[jnp.arange(len(logits))[:, None], target].add(1)
+        wanted = (wanted * (MAX8 << 8)) >> (target.shape[-1].bit_length() - 1)
+        return (wanted - rounding_shift(share * MAX8, 16)).reshape(shape)

@@ -1,7 +1,7 @@
 """Loops over the first axis of arrays some entries at a time, which changes memory and speed, but no bit."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from intlm.lazy import Array, jax, jnp
 
@@ -42,6 +42,19 @@ def map_in_chunks(function: Callable[[Tree], Tree], xs: Tree, size: int) -> Tree
     if rest is None:
         return done
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done, function(rest))
+
+
+def scan_in_chunks(
+    function: Callable[[Any, Tree], tuple[Any, Any]], start: Any, xs: Tree, size: int
+) -> tuple[Any, Any]:
+    """jax.lax.scan of function over the first axis of xs, `size` entries at a time; its results are concatenated."""
+    chunks, rest = _split(xs, size)
+    total, results = jax.lax.scan(function, start, chunks)
+    results = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+    if rest is None:
+        return total, results
+    total, last = function(total, rest)
+    return total, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, last)
 
 
 def fold_in_chunks(function: Callable[[Array, Tree], Array], start: Array, xs: Tree, size: int) -> Array:

@@ -16,6 +16,7 @@ from intlm.settings import Part
 
 if TYPE_CHECKING:
     from intlm.estimators.member import Perturbation
+    from intlm.estimators.token import Evaluation
 
 Prepared = Any  # arrays that only the engine that made them understands
 
@@ -31,6 +32,7 @@ class Population:
     objective: Objective = field(default_factory=lambda: OBJECTIVES["next_token"]())
     chunk_size: int = 0  # members evaluated at once; 0: chosen by the engine
     threads: int = 0  # of the native engine; 0: one a core
+    tokens: int = 1  # that a member reads in an update
 
     @property
     def units(self) -> int:
@@ -92,6 +94,18 @@ class Engine(Protocol):
 
     def accumulate(self, fitness: Array, update: Array, first: Array = ...) -> Parameters:
         """Returns the votes of some pairs by parameter, int32. fitness: int8 [pairs]; first: see `evaluate`."""
+
+    def evaluate_tokens(
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, means: Array, update: Array,
+        first: Array, there: Array | None = None, voters: Array | None = None,
+    ) -> "Evaluation":  # fmt: skip
+        """Read texts with their clean and noisy members, and gather their votes, for the estimator `token`.
+
+        tokens: uint16 [texts, T]. targets: uint16 [texts, T, K]. states: int8 [texts, layers, state size], the clean
+        members'. means: int32 [2], the mean magnitudes of d and R that fitness is measured by. update, first: uint32
+        scalars, the number of the first text. there: bool [texts], those that count (None: all). voters: bool
+        [members], the noisy members that vote (None: all).
+        """
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """Prepares the shared weights for `infer` and `generate` of this engine."""

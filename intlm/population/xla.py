@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from intlm.estimators.member import Member
+from intlm.estimators.token import Evaluation
 from intlm.lazy import Array
 from intlm.model.forward import PlainWeights, step
 from intlm.model.parameters import Architecture, Parameters, specifications, stack_layers
@@ -28,12 +29,13 @@ class XlaEngine:
         self.population = population
         architecture = population.architecture
         widest = max(architecture.hidden_size, architecture.feed_forward_size, architecture.vocab_size)
-        pairs = (population.chunk_size or _CHUNK_ELEMENTS // widest) // 2
+        of_a_unit = max(1, population.members // population.units)
+        units = (population.chunk_size or _CHUNK_ELEMENTS // widest) // of_a_unit
         if not population.chunk_size and (spare := spare_bytes(architecture)):
             rank = population.estimator.rank if isinstance(population.estimator, Member) else 1
             noise = rank * sum(sum(s.shape) for s in specifications(architecture))
-            pairs = even_chunk(population.units, spare // (_COPIES * (noise + 2 * widest * 4)))
-        self.chunk_pairs = min(population.units, max(1, pairs))
+            units = even_chunk(population.units, spare // (_COPIES * (noise + of_a_unit * widest * 4)))
+        self.chunk = min(population.units, max(1, units))
 
     @staticmethod
     def serves(population: Population) -> str:
@@ -45,12 +47,21 @@ class XlaEngine:
     ) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         return self.population.estimator.read(
-            self.population, self.chunk_pairs, parameters, (tokens, targets), states, update, first
+            self.population, self.chunk, parameters, (tokens, targets), states, update, first
         )
 
     def accumulate(self, fitness: Array, update: Array, first: Array = FIRST) -> Parameters:
         """See `Engine.accumulate`."""
-        return self.population.estimator.gather(self.population, self.chunk_pairs, fitness, update, first)
+        return self.population.estimator.gather(self.population, self.chunk, fitness, update, first)
+
+    def evaluate_tokens(
+        self, parameters: Parameters, tokens: Array, targets: Array, states: Array, means: Array, update: Array,
+        first: Array, there: Array | None = None, voters: Array | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """See `Engine.evaluate_tokens`."""
+        return self.population.estimator.read_tokens(
+            self.population, self.chunk, parameters, tokens, targets, states, means, update, first, there, voters
+        )
 
     def prepare(self, parameters: Parameters) -> Prepared:
         """See `Engine.prepare`."""

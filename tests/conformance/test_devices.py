@@ -36,6 +36,17 @@ def test_resumed_on_other_devices(tmp_path: Path) -> None:
     tiny.assert_same_state(tmp_path / "run", tmp_path / "whole")
 
 
+def test_token(tmp_path: Path) -> None:
+    """The estimator `token`: six updates on three devices, which do not divide eight texts evenly, and six by two
+    processes; its means are part of the state."""
+    keys = ("--eggroll.estimator", "token", "--eggroll.token.members", 3, "--eggroll.optimizer", "adam")
+    command = ("train", tiny.CONFIG, *keys, "--run-dir")
+    finished(on_devices(3, *command, tmp_path / "run", "--train.updates", 6, "--train.evaluate_every", 5))
+    finished(*together(2, *command, tmp_path / "run", "--resume"))
+    finished(on_devices(1, *command, tmp_path / "whole", "--eggroll.chunk_size", 12))
+    tiny.assert_same_state(tmp_path / "run", tmp_path / "whole")
+
+
 def test_processes_that_differ(tmp_path: Path) -> None:
     """Of which one was started with another configuration: each says so, and nothing but the run's token is written."""
     run = tmp_path / "run"

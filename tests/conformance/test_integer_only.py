@@ -1,6 +1,7 @@
 """No floating point, nowhere: every value of an update's, of inference's and of sampling's program is an integer."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,16 +13,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from test_engines import ENGINES
 
 from intlm.arithmetic.random_bits import Domain, seed_key
-from intlm.estimators import token
-from intlm.model.forward import zero_states
+from intlm.estimators.token import Token
 from intlm.model.parameters import initialise
 from intlm.model.sampling import sample
+from intlm.objectives.next_token import NextToken
 from intlm.optimizers import Optimizer
 from intlm.optimizers.adam import Adam
 from intlm.optimizers.momentum import Momentum
 from intlm.optimizers.sgd import Sgd
 from intlm.optimizers.threshold import Threshold
-from intlm.population import make_engine
+from intlm.population import Population, make_engine
+from intlm.population.xla import XlaEngine
 from intlm.update import initial_state, make_update_step
 
 INTEGERS = {np.dtype(name) for name in ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32")}
@@ -99,29 +101,14 @@ def test_infer(engine: str, nonlinearity: str, bridge: Any) -> None:
     assert not_integers(infer, parameters, jnp.zeros((2, 3), jnp.uint16), jnp.zeros((2, 2, 8), jnp.int8)) == set()
 
 
-@pytest.mark.parametrize("nonlinearity", ["clip", "table"])
-def test_token(nonlinearity: str, bridge: Any) -> None:
-    shape = oracle.Shape(5, 8, 16, 2, nonlinearity)
-    architecture, texts, length = bridge.architecture(shape), 3, 4
-    settings = token.Token(0, texts, 2)
-
-    def votes(
-        parameters: Any, states: jax.Array, means: jax.Array, tokens: jax.Array, targets: jax.Array, update: jax.Array
-    ) -> Any:
-        found = token.evaluate(
-            architecture, settings, parameters, states, means, tokens, targets, update, jnp.uint32(0), 2
-        )
-        z = {
-            name: token.standardised(vote, token.broadcast(name, token.deviation(found.told.chance[name], 3)))
-            for name, vote in found.told.votes.items()
-        }
-        return found.losses, found.states, z, token.means(found.told.sizes, settings, length)
-
-    given = (
-        initialise(architecture, 0), zero_states((texts,), architecture), jnp.ones(2, jnp.int32),
-        jnp.zeros((texts, length), jnp.uint16), jnp.zeros((texts, length, 2), jnp.uint16), jnp.uint32(0),
-    )  # fmt: skip
-    assert not not_integers(votes, *given)
+@pytest.mark.parametrize(("nonlinearity", "cell"), [("clip", "mgu"), ("table", "rnn")])
+def test_update_by_token(nonlinearity: str, cell: str, bridge: Any) -> None:
+    architecture = bridge.architecture(oracle.Shape(5, 8, 16, 2, nonlinearity, cell))
+    population = Population(architecture, Token(members=2), 9, 1, NextToken(targets=2), chunk_size=6, tokens=4)
+    step = make_update_step(population, XlaEngine(population), Adam())
+    state = jax.eval_shape(lambda: initial_state(population, Adam()))
+    batch = (jnp.zeros((3, 4), jnp.uint16), jnp.zeros((3, 4, 2), jnp.uint16))
+    assert not_integers(partial(step, health=True), state, batch, jnp.uint32(0), jnp.int32(0)) == set()
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 300])
