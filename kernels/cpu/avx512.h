@@ -139,12 +139,12 @@ static inline int32_t largest(Wide v) {
   return 32767 - _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_sub_epi16(_mm_set1_epi16(32767), last))) % 65536;
 }
 
-/* EXP2 in three planes of bytes: a permutation looks up 128 entries at once. */
+/* 2 EXP2 in three planes of bytes: a permutation looks up 128 entries at once. The fourth byte is 2 for entry 0, else 1. */
 struct Planes {
   alignas(64) uint8_t byte[3][256] = {};
   constexpr Planes() {
     for (int i = 0; i < 256; ++i)
-      for (int j = 0; j < 3; ++j) byte[j][i] = (uint8_t)(intlm_exp2[i] >> (8 * j));
+      for (int j = 0; j < 3; ++j) byte[j][i] = (uint8_t)(2 * intlm_exp2[i] >> (8 * j));
   }
 };
 constexpr Planes kExp2;
@@ -160,7 +160,7 @@ constexpr Count kCount;
 
 /* The terms of two vectors of differences, as `packs` takes them to make the vectors of 32 of which byte b of the first 16
  * is of difference b / 2 of `first` or, where b is odd, `second`. */
-static inline void terms(__m512i first, __m512i second, __m512i e[4]) {
+__attribute__((always_inline)) static inline void terms(__m512i first, __m512i second, __m512i e[4]) {
   const __m512i low8 = _mm512_set1_epi16(0xFF), high8 = _mm512_set1_epi16((int16_t)0xFF00), one8 = _mm512_set1_epi8(1);
   const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
   /* The low bytes of 64 differences together, as indices, and the high ones, in the same order. */
@@ -174,7 +174,7 @@ static inline void terms(__m512i first, __m512i second, __m512i e[4]) {
     __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), index, _mm512_load_si512(plane + 192));
     b[j] = _mm512_mask_blend_epi8(upper, low, high);
   }
-  b[3] = _mm512_maskz_mov_epi8(_mm512_testn_epi8_mask(index, index), one8);  // 2^24, at index 0
+  b[3] = _mm512_mask_add_epi8(one8, _mm512_testn_epi8_mask(index, index), one8, one8);
   const __m512i low01 = _mm512_unpacklo_epi8(b[0], b[1]), low23 = _mm512_unpacklo_epi8(b[2], b[3]);
   const __m512i high01 = _mm512_unpackhi_epi8(b[0], b[1]), high23 = _mm512_unpackhi_epi8(b[2], b[3]);
   const __m512i low_q = _mm512_unpacklo_epi8(shift, zero), high_q = _mm512_unpackhi_epi8(shift, zero);
@@ -182,18 +182,50 @@ static inline void terms(__m512i first, __m512i second, __m512i e[4]) {
   e[1] = _mm512_unpackhi_epi16(low01, low23), q[1] = _mm512_unpackhi_epi16(low_q, zero);
   e[2] = _mm512_unpacklo_epi16(high01, high23), q[2] = _mm512_unpacklo_epi16(high_q, zero);
   e[3] = _mm512_unpackhi_epi16(high01, high23), q[3] = _mm512_unpackhi_epi16(high_q, zero);
-  for (int j = 0; j < 4; ++j) {
-    const __m512i rounding = _mm512_srli_epi32(_mm512_sllv_epi32(one, q[j]), 1);
-    e[j] = _mm512_srlv_epi32(_mm512_add_epi32(e[j], rounding), q[j]);
-  }
+  for (int j = 0; j < 4; ++j)  // rounded as the bit below the last says
+    e[j] = _mm512_srli_epi32(_mm512_add_epi32(_mm512_srlv_epi32(e[j], q[j]), one), 1);
 }
 
-static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  const __m512i tops = _mm512_set1_epi16((int16_t)top);
-  __m512i e[4];
-  terms(_mm512_sub_epi16(tops, _mm512_loadu_si512(logits)), _mm512_sub_epi16(tops, _mm512_loadu_si512(logits + 32)), e);
-  for (const __m512i& four : e) acc += (Lanes)four;
-  return acc;
+/* Even and odd lanes, none negative, in int64. */
+static inline __m512i even_lanes(Lanes v) { return _mm512_and_si512((__m512i)v, _mm512_set1_epi64(0xFFFFFFFF)); }
+static inline __m512i odd_lanes(Lanes v) { return _mm512_srli_epi64((__m512i)v, 32); }
+
+/* The sums of the lanes of two vectors. */
+static inline __m128i totals(__m512i first, __m512i second) {
+  const __m512i all = _mm512_add_epi64(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+  const __m256i half = _mm256_add_epi64(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  return _mm_add_epi64(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+static inline int64_t total(Lanes v) {
+  const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64((__m512i)v, 1));
+  const __m128i sums = totals(_mm512_cvtepi32_epi64(_mm512_castsi512_si256((__m512i)v)), high);
+  return _mm_cvtsi128_si64(sums) + _mm_extract_epi64(sums, 1);
+}
+
+/* Where at most 32 logits are left, those of both rows are one call's. */
+static inline void sum_terms(const int32_t* tops, const int16_t* logits, int64_t stride, int vocab, int64_t* sums) {
+  __m512i all[2] = {}, e[4];
+  const __m512i top[2] = {_mm512_set1_epi16((int16_t)tops[0]), _mm512_set1_epi16((int16_t)tops[1])};
+  auto below = [&](int row, int i) {
+    return _mm512_sub_epi16(top[row], _mm512_loadu_si512(logits + row * stride + i));
+  };
+  auto sum = [&] { return (Lanes)e[0] + (Lanes)e[1] + (Lanes)e[2] + (Lanes)e[3]; };
+  const int whole = (vocab + 31) / 64 * 64;
+#pragma GCC unroll 2
+  for (int row = 0; row < 2; ++row)
+    for (int begin = 0; begin < whole; begin += 1024) {  // a lane holds the sum of 64 terms of at most 2^24
+      Lanes acc = broadcast(0);
+      for (int i = begin; i < std::min(begin + 1024, whole); i += 64) {
+        terms(below(row, i), below(row, i + 32), e);
+        acc += sum();
+      }
+      all[row] = _mm512_add_epi64(all[row], _mm512_add_epi64(even_lanes(acc), odd_lanes(acc)));
+    }
+  if (whole < vocab) {
+    terms(below(0, whole), below(1, whole), e);
+    all[0] = _mm512_add_epi64(all[0], even_lanes(sum())), all[1] = _mm512_add_epi64(all[1], odd_lanes(sum()));
+  }
+  _mm_storeu_si128((__m128i*)sums, totals(all[0], all[1]));
 }
 
 static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {
@@ -222,20 +254,19 @@ static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* oct
 }
 
 /* The bit of each lane's column is tested in a word of 32 bits that all lanes have. */
-static inline Lanes add_signs(Lanes v, const uint8_t* bits, int part, int32_t a) {
+static inline Lanes choose(const uint8_t* bits, int part, Lanes minus, Lanes plus) {
   const Lanes first = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
-  const __m512i by = _mm512_set1_epi32(a), column = (__m512i)((broadcast(1) << first) << 4 * part);
-  const __mmask16 plus = _mm512_test_epi32_mask(_mm512_set1_epi32(load<int32_t>(bits)), column);
-  return (Lanes)_mm512_mask_add_epi32(_mm512_sub_epi32((__m512i)v, by), plus, (__m512i)v, by);
+  const __m512i column = (__m512i)((broadcast(1) << first) << 4 * part);
+  const __mmask16 set = _mm512_test_epi32_mask(_mm512_set1_epi32(load<int32_t>(bits)), column);
+  return (Lanes)_mm512_mask_blend_epi32(set, (__m512i)minus, (__m512i)plus);
 }
 
-static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,
+                             int8_t* out) {
   __m512i plus = _mm512_setzero_si512();
-  int32_t total = 0;
-  for (int m = 0; m < count; ++m, bits += stride) {
-    plus = _mm512_mask_add_epi8(plus, load<uint64_t>(bits), plus, _mm512_set1_epi8(f[m]));
-    total += f[m];
-  }
+#pragma GCC unroll 8
+  for (int m = 0; m < count; ++m)
+    plus = _mm512_mask_add_epi8(plus, load<uint64_t>(bits + m * stride), plus, _mm512_set1_epi8(f[m]));
   _mm512_storeu_si512(out, _mm512_sub_epi8(_mm512_add_epi8(plus, plus), _mm512_set1_epi8((int8_t)total)));
 }
 

@@ -171,11 +171,29 @@ static inline __m256i terms(__m256i below) {
   return _mm256_srlv_epi32(_mm256_add_epi32(found, rounding), shift);
 }
 
-static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  const __m256i tops = _mm256_set1_epi32(top);
-  return acc + each([&](int i) {
-           return terms(_mm256_sub_epi32(tops, _mm256_cvtepi16_epi32(load<__m128i>(logits + 8 * i))));
-         });
+static inline int64_t total(Lanes v) {
+  __m256i all = _mm256_setzero_si256();
+  for (int i = 0; i < 2; ++i)
+    all = _mm256_add_epi64(all, _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(v.half[i])),
+                                                 _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v.half[i], 1))));
+  const __m128i last = _mm_add_epi64(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  return _mm_cvtsi128_si64(_mm_add_epi64(last, _mm_unpackhi_epi64(last, last)));
+}
+
+static inline void sum_terms(const int32_t* tops, const int16_t* logits, int64_t stride, int vocab, int64_t* sums) {
+  for (int row = 0; row < 2; ++row, logits += stride) {
+    const __m256i top = _mm256_set1_epi32(tops[row]);
+    sums[row] = 0;
+    for (int begin = 0; begin < vocab; begin += 1024) {  // a lane holds the sum of 64 terms of at most 2^24
+      Lanes acc = broadcast(0);
+      for (int i = begin; i < std::min(begin + 1024, vocab); i += 16)
+        acc = acc + each([&](int half) {
+                const __m128i own = load<__m128i>(logits + i + 8 * half);
+                return terms(_mm256_sub_epi32(top, _mm256_cvtepi16_epi32(own)));
+              });
+      sums[row] += total(acc);
+    }
+  }
 }
 
 static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {
@@ -192,21 +210,21 @@ static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* oct
 }
 
 /* The bit of each lane's column is tested in a word of 16 bits that all lanes have. */
-static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
-  const __m256i word = _mm256_set1_epi32(load<uint16_t>(bits)), by = _mm256_set1_epi32(a);
+static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
+  const __m256i word = _mm256_set1_epi32(load<uint16_t>(bits));
   return each([&](int i) {
     const __m256i column = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 256, 512, 1024, 2048), 4 * i);
-    const __m256i plus = _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column);
-    return _mm256_add_epi32(_mm256_sub_epi32(v.half[i], by), _mm256_and_si256(plus, _mm256_add_epi32(by, by)));
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(word, column), column);
+    return _mm256_add_epi32(minus.half[i], _mm256_and_si256(set, _mm256_sub_epi32(plus.half[i], minus.half[i])));
   });
 }
 
-static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,
+                             int8_t* out) {
   /* Each byte of 32 units is given the byte that holds its bit. */
   const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i own = _mm256_set1_epi64x((int64_t)0x8040201008040201);
   __m256i plus[2] = {};
-  int32_t total = 0;
   for (int m = 0; m < count; ++m, bits += stride) {
     const __m256i by = _mm256_set1_epi8(f[m]);
     for (int i = 0; i < 2; ++i) {
@@ -214,7 +232,6 @@ static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* 
       const __m256i one = _mm256_cmpeq_epi8(_mm256_and_si256(held, own), own);
       plus[i] = _mm256_add_epi8(plus[i], _mm256_and_si256(one, by));
     }
-    total += f[m];
   }
   for (int i = 0; i < 2; ++i)
     store(out + 32 * i, _mm256_sub_epi8(_mm256_add_epi8(plus[i], plus[i]), _mm256_set1_epi8((int8_t)total)));

@@ -5,6 +5,7 @@
  */
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <vector>
 
 #include "../ranges.h"
@@ -12,6 +13,7 @@
 
 using intlm::Kernels;
 using intlm::Problem;
+using intlm::TokenProblem;
 
 static uint64_t state;
 static uint32_t random32() {
@@ -69,6 +71,31 @@ static void one(const Kernels& k, const Problem& p, int64_t length = 3, int log_
   add(drawn), add(logits), add(next);
 }
 
+/* The estimator `token` on problem p, of as many texts as it has pairs. texts: of the update. */
+static void tokens(const Kernels& k, const Problem& p, int64_t texts, int64_t length, int32_t noisy,
+                   int log_targets = 1) {
+  const int64_t h = p.hidden, rows = p.pairs * p.layers * h;
+  const int64_t weights = 2 * h * p.vocab + p.layers * (4 * h * h + 2 * h + 2 * h * p.feed_forward);
+  TokenProblem t{
+      p, texts, noisy, between(0, 7), between(0, 8), between(0, 8), between(0, 8), between(0, 8), between(0, 8)};
+  std::vector<int8_t> parameters(weights), states(rows), next(rows);
+  for (auto& v : parameters) v = (int8_t)between(-127, 127);
+  for (auto& v : states) v = (int8_t)between(-127, 127);
+  std::vector<uint16_t> read(p.pairs * length), targets(read.size() << log_targets);
+  for (auto* some : {&read, &targets})
+    for (auto& v : *some) v = (uint16_t)between(0, p.vocab - 1);
+  const int32_t means[2] = {between(1, 5000), between(1, 294920)};
+  std::vector<int32_t> losses(p.pairs), votes(weights), sizes(8);
+  std::vector<int32_t> chance(4 * (p.vocab + p.layers * (5 * h + p.feed_forward + 2) + h));
+  const std::unique_ptr<bool[]> there(new bool[p.pairs]), voters(new bool[noisy]);
+  for (int64_t i = 0; i < p.pairs; ++i) there[i] = between(0, 9);
+  for (int32_t m = 0; m < noisy; ++m) voters[m] = between(0, 9);
+  k.evaluate_tokens(t, parameters.data(), read.data(), targets.data(), length, log_targets, states.data(), means,
+                    random32(), random32() >> 14, there.get(), voters.get(), losses.data(), next.data(), votes.data(),
+                    chance.data(), sizes.data());
+  add(losses), add(next), add(votes), add(chance), add(sizes);
+}
+
 #define INTLM_LEAST(name, low, high, multiple) constexpr int name = low;
 #define INTLM_MOST(name, low, high, multiple) constexpr int name = high;
 namespace least {
@@ -113,6 +140,10 @@ int main() {
     if (!team(*k)) return 1;
     const unsigned long long some = digest;
     extremes(*k);
-    std::printf("%016llx-%016llx %s\n", some, (unsigned long long)digest, k->name);
+    const unsigned long long ends = digest;
+    for (int i = 0; i < 8; ++i) tokens(*k, any(), i % 2 ? 1 << 19 : 64, between(1, 9), between(1, 12), between(0, 2));
+    tokens(*k, {7, 8, 1, 8, true, 1, 0, 2, 1, 1, 2}, 1, 1, 127, 10);
+    tokens(*k, {3, 8, 1, 8, false, 1, 0, 3, 1, 1, 1}, 1 << 12, 4097, 1, 0);
+    std::printf("%016llx-%016llx-%016llx %s\n", some, ends, (unsigned long long)digest, k->name);
   }
 }

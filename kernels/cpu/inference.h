@@ -48,7 +48,7 @@ static void infer(const Problem& p, const int8_t* prepared, const uint16_t* toke
       Team team{(int)index, parts, &barrier};
       read(tile, team, 0);
     });
-    tile.finish(next);
+    tile.finish(next, (int)batch);
     return;
   }
   const int64_t per_thread = (batch + p.threads - 1) / p.threads;
@@ -63,7 +63,7 @@ static void infer(const Problem& p, const int8_t* prepared, const uint16_t* toke
     tile.start((int)std::min<int64_t>(streams, batch - first), states + first * row);
     read(tile, alone, first);
     alone.watch.on(intlm::kCopies);
-    tile.finish(next + first * row);
+    tile.finish(next + first * row, tile.members);
   });
 }
 
@@ -90,7 +90,7 @@ static void generate(const Problem& p, const int8_t* prepared, const uint32_t* k
       tile.step(team, &token, [=](int, int from, Wide found) { put_logits(logits, vocab, from, found); });
     }
   });
-  tile.finish(states);
+  tile.finish(states, 1);
 }
 
 }  // namespace INTLM_TARGET

@@ -15,29 +15,31 @@ struct Lane {
 };
 constexpr Lane kLane;
 
-/* logits has room for a multiple of kTerms entries; those beyond the vocabulary are overwritten. */
-static int32_t log_sum_exp2(int16_t* logits, int vocab) {
+/* lse of members' logits, [members][stride], with room for a multiple of kTerms entries; those beyond the vocabulary are
+ * overwritten. All members go through one step after the other: a member's steps wait for each other. */
+static void log_sum_exp2(int16_t* logits, int64_t stride, int members, int vocab, int32_t* lse) {
   const int whole = (vocab + kTerms - 1) / kTerms * kTerms;
-  /* The term of -32768 is zero. Whole vectors are stored, as they will be loaded. */
-  for (int i = vocab / kLanes * kLanes; i < whole; i += kLanes) {
-    const Wide some = load<Wide>(logits + i), lane = load<Wide>(kLane.number);
-    store(logits + i, lane < (int16_t)(vocab - i) ? some : (Wide){} + INT16_MIN);
+  for (int m = 0; m < members; ++m) {
+    int16_t* own = logits + m * stride;
+    /* The term of -32768 is zero. Whole vectors are stored, as they will be loaded. */
+    for (int i = vocab / kLanes * kLanes; i < whole; i += kLanes) {
+      const Wide some = load<Wide>(own + i), lane = load<Wide>(kLane.number);
+      store(own + i, lane < (int16_t)(vocab - i) ? some : (Wide){} + INT16_MIN);
+    }
+    Wide most = load<Wide>(own);
+    for (int i = kLanes; i < whole; i += kLanes) {
+      const Wide some = load<Wide>(own + i);
+      most = some > most ? some : most;
+    }
+    lse[m] = largest(most);
   }
-  Wide most = load<Wide>(logits);
-  for (int i = kLanes; i < whole; i += kLanes) {
-    const Wide some = load<Wide>(logits + i);
-    most = some > most ? some : most;
+  for (int m = 0; m < members; m += 2) {
+    const bool both = m + 1 < members;
+    const int32_t tops[2] = {lse[m], lse[m + both]};
+    int64_t sums[2];
+    sum_terms(tops, logits + m * stride, both * stride, vocab, sums);
+    for (int i = 0; i <= both; ++i) lse[m + i] = intlm_log_sum(tops[i], (uint64_t)sums[i], intlm_log2);
   }
-  const int32_t top = largest(most);
-  int64_t sum = 0;
-  for (int begin = 0; begin < whole; begin += 1024) {  // a lane holds the sum of 64 terms of at most 2^24
-    Lanes acc = broadcast(0);
-    for (int i = begin; i < std::min(begin + 1024, whole); i += kTerms) acc = add_terms(acc, top, logits + i);
-    int32_t lanes[16];
-    store(lanes, acc);
-    for (int32_t lane : lanes) sum += lane;
-  }
-  return intlm_log_sum(top, (uint64_t)sum, intlm_log2);
 }
 
 }  // namespace INTLM_TARGET

@@ -113,6 +113,8 @@ struct LowRank {
     model.each_matrix([&](const Matrix& w) { noise[w.number].make(w, c, first, pairs); });
   }
 
+  static int text(int m) { return m; }
+
   void vector(const VectorParameter& v, int members, int8_t* rows, int stride) const {
     const int8_t* w = parameters + v.offset;
     Buffer<int8_t> z(drawn_bytes(blocks(p.hidden)));
@@ -217,16 +219,18 @@ static void evaluate(const Problem& p, const int8_t* parameters, const uint16_t*
       for (int m = 0; m < count; ++m) reading[m] = tokens[text[m] + at];
       tile.step(alone, reading, [=](int m, int from, Wide found) { store(logits + m * width + from, found); });
       alone.watch.on(intlm::kLoss);
+      int32_t lse[2 * kTilePairs];
+      log_sum_exp2(logits, width, count, p.vocab, lse);
       for (int m = 0; m < count; ++m) {
-        int16_t* scores = logits + m * width;
+        const int16_t* scores = logits + m * width;
         const uint16_t* follow = targets + ((text[m] + at) << log_targets);
         int32_t chosen = 0;
         for (int k = 0; k < 1 << log_targets; ++k) chosen += scores[follow[k]];
-        total[m] += log_sum_exp2(scores, p.vocab) - intlm_rshift(chosen, log_targets);
+        total[m] += lse[m] - intlm_rshift(chosen, log_targets);
       }
     }
     alone.watch.on(intlm::kCopies);
-    tile.finish(next + 2 * first * row);
+    tile.finish(next + 2 * first * row, count);
   });
 }
 

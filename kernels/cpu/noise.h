@@ -15,24 +15,33 @@ struct Counter {
 template <class V>
 INTLM_DEFINE_THREEFRY(V, threefry)
 
-/* The words of sixteen counters (epoch, c1 + n * d1, c2, c3 + n * d3), n from 0: words [16][4], aligned to 64. */
-static inline void draw_words(const Counter& c, uint32_t c1, uint32_t d1, uint32_t c2, uint32_t c3, uint32_t d3,
-                              uint32_t* words) {
-  /* Lane 4 l + i holds number 4 i + l, so that the transposed words come out in order. */
-  static const uint32_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+/* Lane 4 l + i counts number 4 i + l, so that the transposed words come out in order. */
+constexpr uint32_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+
+/* The words of sixteen blocks, [16][4], aligned to 64. counter(at, x) sets words 1 to 3 of the counters of lanes `at` on;
+ * lane i is that of block kOrder[i]. */
+template <class Set>
+static inline void draw_words(const Counter& c, uint32_t* words, const Set& counter) {
   for (int at = 0; at < 16; at += sizeof(Counters) / 4) {
-    const Counters n = load<Counters>(order + at);
-    Counters x[4] = {(Counters){} + c.epoch, n * d1 + c1, (Counters){} + c2, n * d3 + c3};
+    Counters x[4] = {(Counters){} + c.epoch};
+    counter(at, x);
     threefry(c.key, x);
     transpose(x, words + at);
   }
+}
+
+/* The words of sixteen blocks of (epoch, pair, number), from `begin` on. */
+static inline void draw_words(const Counter& c, uint32_t pair, uint32_t number, uint32_t begin, uint32_t* words) {
+  draw_words(c, words, [=](int at, Counters x[4]) {
+    x[1] = (Counters){} + pair, x[2] = (Counters){} + number, x[3] = load<Counters>(kOrder + at) + begin;
+  });
 }
 
 /* The noise of blocks begin .. begin + count - 1 of (epoch, pair, number); out has room for `drawn_bytes(count)`. */
 static void draw(const Counter& c, uint32_t pair, uint32_t number, int begin, int count, int8_t* out) {
   for (int first = 0; first < count; first += 16) {
     alignas(64) uint32_t words[64];
-    draw_words(c, pair, 0, number, (uint32_t)(begin + first), 1, words);
+    draw_words(c, pair, number, (uint32_t)(begin + first), words);
     for (int i = 0; i < 4 && first + 4 * i < count; ++i)
       quantile64((const uint8_t*)(words + 16 * i), out + 16 * (first + 4 * i));
   }

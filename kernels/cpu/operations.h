@@ -11,7 +11,7 @@
  *                 byte products saturate; as it is elsewhere. kDepth: how many `dot` takes at once
  *   kSums, kUnits vectors of sums that the registers hold beside their operands; vectors of outputs taken together
  *   kChangeFirst  whether a block's sums start from their perturbation, as no registers are left to keep it
- *   kTerms        logits that `add_terms` takes at once
+ *   kTerms        logits that `sum_terms` and `slopes` take at once
  *
  * Its functions:
  *   supported()                  whether this processor has the target's instructions
@@ -39,12 +39,14 @@
  *   transpose(x, words)          the four words of every lane of x[4] together, as the random words of the block that
  *                                the lane counts: `draw` says which
  *   largest(v)                   the largest lane of a Wide vector
- *   add_terms(acc, top, logits)  acc + EXP2 terms of top - logits (section 6), in any order
+ *   total(v)                     the sum of the lanes, in int64
+ *   sum_terms(tops, logits, stride, vocab, sums)  the sums of the EXP2 terms of top - logit (section 6) of two rows; up to
+ *                                the next multiple of kTerms, logits are -32768
  *   slopes(lse, logits, octets, out)  (octet - share) >> 8 of kTerms logits, share that of `share_of` (T5)
- *   add_signs(v, bits, part, a)  each lane v + a where its output's bit is 1, else v - a, for v a part of kLanes outputs
- *                                in the order of `column`; bits: theirs in order, from the least significant of bits[0] on
- *   sum_signs(bits, stride, f, count, out)  out[j] = the sum over m < count of f[m] where bit j of row m is 1, else
- *                                -f[m], for 64 bits j; int8, |f| adding up to at most 127
+ *   choose(bits, part, minus, plus)  a lane of `plus` where its output's bit is 1, else of `minus`, for a part of kLanes
+ *                                outputs as `column` orders them; bits: theirs in order, bits[0]'s least significant first
+ *   sum_signs(bits, stride, f, count, total, out)  out[j] = the sum over m < count of f[m] where bit j of row m is 1, else
+ *                                -f[m], for 64 bits j; int8, |f| adding up to at most 127; total: the sum of f
  */
 #pragma once
 

@@ -68,20 +68,28 @@ static inline int32_t largest(Wide v) {
   for (int i = 1; i < kLanes; ++i) top = v[i] > top ? v[i] : top;
   return top;
 }
-static inline Lanes add_terms(Lanes acc, int32_t top, const int16_t* logits) {
-  for (int i = 0; i < 16; ++i) acc[i] += (int32_t)intlm_exp2_term((uint32_t)(top - logits[i]), intlm_exp2);
-  return acc;
+static inline int64_t total(Lanes v) {
+  int64_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += v[i];
+  return sum;
+}
+static inline void sum_terms(const int32_t* tops, const int16_t* logits, int64_t stride, int vocab, int64_t* sums) {
+  for (int row = 0; row < 2; ++row) {
+    sums[row] = 0;
+    for (int i = 0; i < vocab; ++i)
+      sums[row] += intlm_exp2_term((uint32_t)(tops[row] - logits[row * stride + i]), intlm_exp2);
+  }
 }
 
 static inline void slopes(int32_t lse, const int16_t* logits, const uint8_t* octets, int8_t* out) {
   for (int i = 0; i < 16; ++i) out[i] = (int8_t)((octets[i] - share_of(lse - logits[i])) >> 8);
 }
 
-static inline Lanes add_signs(Lanes v, const uint8_t* bits, int, int32_t a) {
+static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
   const Lanes column = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return v - a + (broadcast(load<uint16_t>(bits)) >> column & 1) * (2 * a);
+  return broadcast(load<uint16_t>(bits)) >> column & 1 ? plus : minus;
 }
-static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int8_t* out) {
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t, int8_t* out) {
   std::memset(out, 0, 64);
   for (int m = 0; m < count; ++m, bits += stride)
     for (int j = 0; j < 64; ++j) out[j] = (int8_t)(out[j] + (bits[j / 8] >> (j % 8) & 1 ? f[m] : -f[m]));

@@ -33,7 +33,8 @@ struct None {
   /* The addend of one product's sums. With kAny it has `make<MB, UB>(m0, u0, each)`, which calls
    * each(m, u, part, change) for a block of MB members from m0 and UB vectors of outputs from u0, and
    * `apply(m, sums, change)`, which returns the sums of the block's member m with it. With kStarts it has
-   * `start(m, u, part, v)`: what the sums of member m start from in place of v. */
+   * `start<MB, UB>(m0, u0, from, each)`, which calls each(m, u, part, v) with what the sums start from, in place of
+   * `from`, a matrix's `start`. */
   struct Addend {
     static constexpr bool kAny = false, kStarts = false;
   };
@@ -42,6 +43,8 @@ struct None {
   const int8_t* parameters;
   None(const Problem&, const Model& m, const int8_t* parameters_, int) : model(m), parameters(parameters_) {}
 
+  /* The number of the states that a member starts from. */
+  static int text(int m) { return m; }
   /* Writes a vector's rows, [members or 1][stride], before a tile's first token. */
   void vector(const VectorParameter& v, int, int8_t* rows, int) const {
     std::copy_n(parameters + v.offset, model.embedding.fan_in, rows);
@@ -89,14 +92,14 @@ struct Tile {
 
   int8_t* vector_rows(int row) { return vectors.data() + (int64_t)row * (Change::kOwnVectors ? capacity : 1) * hidden; }
 
-  /* Everything that a tile of members needs before its first token. states: [members / group][layers][hidden]; members
-   * of a group start from the same. */
-  void start(int count, const int8_t* states, int group = 1) {
+  /* Everything that a tile of members needs before its first token. states: [][layers][hidden], of which member m starts
+   * from number change.text(m). */
+  void start(int count, const int8_t* states) {
     members = count;
     for (int l = 0; l < p.layers; ++l) {
       for (int m = 0; m < members; ++m) {
         Encoded* out = state.data() + ((int64_t)l * capacity + m) * hidden;
-        const int8_t* in = states + ((int64_t)(m / group) * p.layers + l) * p.hidden;
+        const int8_t* in = states + ((int64_t)change.text(m) * p.layers + l) * p.hidden;
         for (int i = 0; i < p.hidden; ++i) out[i] = (Encoded)(in[i] + kEncoding);
       }
       for (int i = 0; i < kLayerVectors; ++i)
@@ -104,13 +107,13 @@ struct Tile {
     }
   }
 
-  /* Writes the states of each group's first member. */
-  void finish(int8_t* states, int group = 1) {
-    for (int m = 0; m < members; m += group)
+  /* Writes the states of the first `count` members. */
+  void finish(int8_t* states, int count) {
+    for (int m = 0; m < count; ++m)
       for (int l = 0; l < p.layers; ++l) {
         const Encoded* row = state.data() + ((int64_t)l * capacity + m) * hidden;
         for (int i = 0; i < p.hidden; ++i)
-          states[((int64_t)(m / group) * p.layers + l) * p.hidden + i] = (int8_t)(row[i] - kEncoding);
+          states[((int64_t)m * p.layers + l) * p.hidden + i] = (int8_t)(row[i] - kEncoding);
       }
   }
 
@@ -130,20 +133,19 @@ struct Tile {
   static inline void block(const Operands& operands, const Addend& addend, int m0, int u0, const Sink sink) {
     const Operands o = operands;
     Sums acc[MB][UB][kParts];
+    if constexpr (Addend::kStarts) {
+      addend.template start<MB, UB>(m0, u0, o.start,
+                                    [&](int m, int u, int part, Lanes from) { acc[m][u][part] = load<Sums>(&from); });
+    } else {
 #pragma GCC unroll 8
-    for (int u = 0; u < UB; ++u)
+      for (int u = 0; u < UB; ++u)
 #pragma GCC unroll 2
-      for (int part = 0; part < kParts; ++part) {
-        Sums begin = load<Sums>(o.start + 16 * ((u0 + u) * kParts + part));
+        for (int part = 0; part < kParts; ++part) {
+          Sums begin = load<Sums>(o.start + 16 * ((u0 + u) * kParts + part));
 #pragma GCC unroll 12
-        for (int m = 0; m < MB; ++m)
-          if constexpr (Addend::kStarts) {
-            const Lanes own = addend.start(m0 + m, u0 + u, part, load<Lanes>(&begin));
-            acc[m][u][part] = load<Sums>(&own);
-          } else {
-            acc[m][u][part] = begin;
-          }
-      }
+          for (int m = 0; m < MB; ++m) acc[m][u][part] = begin;
+        }
+    }
     /* The change first: it does not wait for the sums, so it is made while those of the last block end and these begin.
      * Where registers are few the sums start from it. */
     constexpr bool kKept = Addend::kAny && !kChangeFirst;

@@ -10,7 +10,8 @@ namespace INTLM_TARGET {
 using intlm::TokenProblem;
 
 constexpr uint32_t kTokenDomain = 3;
-constexpr int kTileMembers = 72, kTileTokens = 4096, kTileLogits = 1 << 24;
+constexpr int kMostNoisy = 127, kTileMembers = 72, kMostMembers = 1 + kMostNoisy;
+constexpr int kTileTokens = 4096, kTileLogits = 1 << 24;
 
 static inline int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -71,57 +72,88 @@ struct Plan {
   }
 };
 
-/* How members differ (see `None`): member m of a tile belongs to text m / of_text, and is the clean one if it is the
- * text's first. */
+/* How members differ (see `None`). A tile's first members are the clean ones of its texts; then come the noisy ones, text
+ * by text. */
 struct Noisy {
   static constexpr bool kAny = true, kOwnVectors = false;
 
   struct Addend {
     static constexpr bool kAny = false, kStarts = true;
-    const uint8_t* bits;
+    int clean;
+    const uint8_t* bits;  // of the first noisy member's first unit
     int64_t row;
-    const int32_t* amplitudes;  // of each member
-    Lanes start(int m, int u, int part, Lanes v) const {
-      return add_signs(v, bits + m * row + u * (kLanes / 8), part, amplitudes[m]);
+    int32_t amplitude;
+
+    template <int MB, int UB, class Each>
+    inline void start(int m0, int u0, const int32_t* from, const Each& each) const {
+      const Addend o = *this;
+      const uint8_t* bits = o.bits + (m0 - o.clean) * o.row + u0 * (kLanes / 8);
+      auto begin = [&](auto is_noisy) {
+        const Lanes by = broadcast(o.amplitude);
+#pragma GCC unroll 8
+        for (int u = 0; u < UB; ++u)
+#pragma GCC unroll 2
+          for (int part = 0; part < kParts; ++part) {
+            const Lanes v = load<Lanes>(from + 16 * ((u0 + u) * kParts + part)), minus = v - by, plus = v + by;
+#pragma GCC unroll 12
+            for (int m = 0; m < MB; ++m)
+              each(m, u, part, is_noisy(m) ? choose(bits + m * o.row + u * (kLanes / 8), part, minus, plus) : v);
+          }
+      };
+      if (m0 >= o.clean) begin([](int) { return true; });
+      else begin([=](int m) { return m0 + m >= o.clean; });
     }
   };
 
   const Model& model;
   const int8_t* parameters;
-  int of_text;
+  int noisy;  // of a text
   const Plan* plan = nullptr;
-  int rows = 0;                              // tokens of a text, rounded up to kDepth
-  int64_t drawn = 0, members = 0, capacity;  // bytes and members of a token's bits
-  Buffer<uint8_t> bits;                      // [tokens][members][plan.row]
-  Buffer<int32_t> amplitudes;                // [units][capacity]
-  std::vector<Buffer<Encoded>> kept;         // by input: [texts * rows][stride]
-  int token = 0;                             // that is read
+  int clean = 0;                      // texts of the tile
+  int token = 0;                      // that is read
+  int rows = 0;                       // tokens of a text, rounded up to kDepth
+  int64_t capacity;                   // noisy members, rounded up to 16
+  Buffer<uint8_t> bits;               // [tokens][capacity][plan.row]
+  Buffer<uint32_t> numbers;           // [capacity], those of the members in the update, in the order of `draw_words`
+  std::vector<Buffer<Encoded>> kept;  // by input: [texts * rows][stride]
 
-  Noisy(const Problem& p, const Model& m, const int8_t* parameters_, int capacity_)
-      : model(m), parameters(parameters_), of_text(1 + ((const TokenProblem&)p).noisy), members(rounded(capacity_, 16)),
-        capacity(capacity_) {}
+  Noisy(const Problem& p, const Model& m, const int8_t* parameters_, int members)
+      : model(m), parameters(parameters_), noisy(((const TokenProblem&)p).noisy), capacity(rounded(members, 16)),
+        numbers(capacity) {}
 
   void reserve(const Plan& plan_, int texts, int64_t length) {
-    plan = &plan_, rows = (int)rounded(length, kDepth), drawn = members * plan->row;
-    bits.reserve(drawn * length), amplitudes.reserve(plan->units.size() * capacity), kept.resize(plan->inputs.size());
+    plan = &plan_, rows = (int)rounded(length, kDepth);
+    bits.reserve(capacity * plan->row * length), kept.resize(plan->inputs.size());
     for (size_t i = 0; i < kept.size(); ++i) kept[i].reserve((size_t)texts * rows * plan->inputs[i].stride);
-    for (size_t u = 0; u < plan->units.size(); ++u)
-      for (int m = 0; m < texts * of_text; ++m)
-        if (m % of_text) amplitudes[u * capacity + m] = plan->units[u].amplitude;
   }
 
-  const uint8_t* bits_of(int64_t at, int64_t m, int unit) const {
-    return bits.data() + at * drawn + m * plan->row + unit / 8;
+  /* Begins with some texts, of which `first` is the first's number in the update. */
+  void begin(int texts, uint32_t first) {
+    clean = texts;
+    for (uint32_t m = 0; m < capacity; ++m) {
+      const uint32_t member = m / 16 * 16 + kOrder[m % 16];
+      numbers[m] = (first + member / noisy) * (1 + noisy) + 1 + member % noisy;
+    }
   }
 
-  /* Draws the bits of a token's members (T2), of the clean ones too, whose amplitude is 0. */
-  void draw(const Counter& c, uint32_t first, int count, int at) {
+  int text(int m) const { return m < clean ? m : (m - clean) / noisy; }
+
+  /* The bits of a text's first noisy member, from that of a unit on. */
+  const uint8_t* bits_of(int64_t at, int64_t text, int unit) const {
+    return bits.data() + (at * capacity + text * noisy) * plan->row + unit / 8;
+  }
+
+  /* Draws the bits of a token's members (T2). */
+  void draw(const Counter& c, int at) {
     alignas(64) uint32_t words[64];
     token = at;
-    for (int m = 0; m < count; m += 16)
+    for (int m = 0; m < clean * noisy; m += 16)
       for (int64_t block = 0; block < plan->row / 16; ++block) {
-        draw_words(c, first + (uint32_t)m, 1, (uint32_t)at, (uint32_t)block, 0, words);
-        uint8_t* out = bits.data() + at * drawn + m * plan->row + 16 * block;
+        draw_words(c, words, [&](int lane, Counters x[4]) {
+          x[1] = load<Counters>(numbers.data() + m + lane);
+          x[2] = (Counters){} + (uint32_t)at, x[3] = (Counters){} + (uint32_t)block;
+        });
+        uint8_t* out = bits.data() + (at * capacity + m) * plan->row + 16 * block;
         for (int i = 0; i < 16; ++i) store(out + i * plan->row, load<i8x16>(words + 4 * i));
       }
   }
@@ -135,13 +167,10 @@ struct Noisy {
     const int8_t amplitude = (int8_t)plan->units[0].amplitude;
     for (int m = 0; m < count; ++m, x += stride) {
       const int8_t* row = parameters + model.embedding.offset + (int64_t)tokens[m] * width;
-      if (m % of_text == 0) {
-        std::copy_n(row, width, x);
-        continue;
-      }
-      for (int i = 0; i < width; i += 64) {
+      if (m < clean) std::copy_n(row, width, x);
+      for (int i = 0; m >= clean && i < width; i += 64) {
         int8_t change[64];
-        sum_signs(bits_of(token, m, i), 0, &amplitude, 1, change);
+        sum_signs(bits_of(token, 0, i) + (m - clean) * plan->row, 0, &amplitude, 1, amplitude, change);
         for (int j = 0; j < 64 && i + j < width; j += kLanes)
           store(x + i + j, narrow8(widen(load<Narrow>(row + i + j)) + widen(load<Narrow>(change + j))));
       }
@@ -149,35 +178,38 @@ struct Noisy {
   }
 
   template <class Call>
-  void addend(Team& team, const Matrix& w, const Encoded* in, int stride, int count, const Call& call) {
+  void addend(Team& team, const Matrix& w, const Encoded* in, int stride, int, const Call& call) {
     const Plan::Product& product = plan->products[w.number];
     if (product.keeps) {
       team.watch.on(intlm::kCopies);
       const Plan::Input& input = plan->inputs[product.input];
       Encoded* to = kept[product.input].data() + token * input.stride;
-      for (int m = 0; m < count; m += of_text, to += rows * input.stride)
+      for (int m = 0; m < clean; ++m, to += rows * input.stride)
         for (int64_t i = 0; i < input.stride; i += 64 / sizeof(Encoded))
           store(to + i, load<u32x16>(in + (int64_t)m * stride + i));
     }
     if (product.units < 0) return call(None::Addend{});
-    call(Addend{bits_of(token, 0, plan->units[product.units].first), plan->row,
-                amplitudes.data() + product.units * capacity});
+    const Units& units = plan->units[product.units];
+    call(Addend{clean, bits_of(token, 0, units.first), plan->row, units.amplitude});
   }
 };
 
-/* Fitness of one credit (T4), in place of a division a product with 2^49 / (4 mean), rounded up: numerators are below
- * 2^28 and 4 mean is below 2^21, so the quotient is exact. */
+/* Fitness of sixteen members' credits (T4): by a product with `reciprocal`, at most 2^31 and accurate to one part in
+ * 2^9, which gives the quotient or one less. */
 struct Scale {
-  int32_t largest, mean;
-  int64_t reciprocal;
-  Scale(int noisy, int32_t mean_)
-      : largest(INTLM_MAX8 / noisy), mean(mean_), reciprocal((((int64_t)1 << 49) + 4 * mean - 1) / (4 * mean)) {}
-  int32_t operator()(int32_t credit) const {
-    const int32_t size = std::min(credit < 0 ? -credit : credit, 4 * mean);
-    const int32_t found = (int32_t)((int64_t)(size * largest + 2 * mean) * reciprocal >> 49);
-    return credit < 0 ? -found : found;
+  int32_t largest, whole, reciprocal, shift = 0;  // whole: 4 mean, below 2^21
+  Scale(int noisy, int32_t mean) : largest(INTLM_MAX8 / noisy), whole(4 * mean) {
+    while ((int64_t)largest << (shift + 1) <= INT32_MAX) ++shift;
+    reciprocal = (int32_t)(((int64_t)largest << shift) / whole);
+  }
+  i32x16 operator()(i32x16 magnitude) const {
+    const i32x16 size = magnitude < whole ? magnitude : (i32x16){} + whole;
+    const i32x16 quotient = (size * reciprocal) >> shift, rest = size * largest + whole / 2 - quotient * whole;
+    return quotient - (rest >= whole);  // true is -1
   }
 };
+
+static inline i32x16 with_sign(i32x16 magnitude, i32x16 sign) { return sign < 0 ? -magnitude : magnitude; }
 
 enum Credit { kOwn, kFuture, kCredits };  // d and R
 
@@ -186,26 +218,29 @@ struct Reader {
   const TokenProblem& p;
   const Plan& plan;
   int64_t length;
-  int texts, of_text, width;  // of the tile; members of a text; logits with padding
+  int texts, of_text, width, fitness_stride;  // of the tile; members of a text; logits with padding
   Tile<Noisy> tile;
   Counter counter;
   Buffer<int16_t> logits;                // [members][width]
   Buffer<int32_t> wanted;                // [vocab]: how many of a token's targets each is, 0 between tokens
   Buffer<int32_t> losses;                // [texts][length][of_text]
   Buffer<int8_t> head;                   // node votes of the logits: [texts * rows][width]
-  Buffer<int8_t> fitness[kCredits];      // [texts][length][noisy]
+  Buffer<int8_t> fitness[kCredits];      // [texts][length][fitness_stride]
+  Buffer<int32_t> sums[kCredits];        // of fitness over members: [texts][length]
   Buffer<int32_t> energy[kCredits + 1];  // E: [texts * rows]; the last is the head's
   int64_t sizes[kCredits] = {};
 
   Reader(const TokenProblem& problem, const Model& model, const Plan& plan_, const int8_t* parameters, int texts_,
          int64_t length_, uint32_t update)
       : p(problem), plan(plan_), length(length_), texts(texts_), of_text(1 + p.noisy), width((p.vocab + 63) & ~63),
-        tile(p, model, parameters, texts * of_text), counter(p, update, kTokenDomain),
-        logits((size_t)tile.capacity * width), wanted(p.vocab), losses((size_t)texts * length * of_text) {
+        fitness_stride((p.noisy + 15) & ~15), tile(p, model, parameters, texts * of_text),
+        counter(p, update, kTokenDomain), logits((size_t)tile.capacity * width), wanted(p.vocab),
+        losses((size_t)texts * length * of_text) {
     tile.change.reserve(plan, texts, length);
     const size_t rows = (size_t)texts * tile.change.rows;
     head.reserve(rows * width);
-    for (auto& f : fitness) f.reserve((size_t)texts * length * p.noisy);
+    for (auto& f : fitness) f.reserve((size_t)texts * length * fitness_stride);
+    for (auto& s : sums) s.reserve((size_t)texts * length);
     for (auto& e : energy) e.reserve(rows);
   }
 
@@ -213,37 +248,43 @@ struct Reader {
   void read(const uint16_t* tokens, const uint16_t* targets, int log_targets, const int8_t* states, uint32_t number,
             int count, const bool* there, int32_t* totals, int8_t* next) {
     Team alone;
-    uint16_t reading[kTileMembers > 128 ? kTileMembers : 128];
+    uint16_t reading[kMostMembers];
+    int32_t lse[kMostMembers];
     const int members = count * of_text;
-    const uint32_t first = number * (uint32_t)of_text;
     int16_t* const scores = logits.data();
     const int64_t stride = width;
-    tile.start(members, states, of_text);
+    tile.change.begin(count, number);
+    tile.start(members, states);
     std::fill_n(totals, count, 0);
     for (int64_t at = 0; at < length; ++at) {
       alone.watch.on(intlm::kNoise);
-      tile.change.draw(counter, first, members, (int)at);
-      for (int m = 0; m < members; ++m) reading[m] = tokens[m / of_text * length + at];
+      tile.change.draw(counter, (int)at);
+      for (int text = 0; text < count; ++text) {
+        reading[text] = tokens[text * length + at];
+        std::fill_n(reading + count + text * p.noisy, p.noisy, reading[text]);
+      }
       tile.step(alone, reading, [=](int m, int from, Wide found) { store(scores + m * stride + from, found); });
       alone.watch.on(intlm::kLoss);
-      for (int m = 0; m < members; ++m) {
-        const int text = m / of_text, k = m % of_text;
-        int16_t* own = scores + m * stride;
+      log_sum_exp2(scores, stride, members, p.vocab, lse);
+      for (int text = 0; text < count; ++text) {
         const uint16_t* follow = targets + ((text * length + at) << log_targets);
-        int32_t chosen = 0;
-        for (int i = 0; i < 1 << log_targets; ++i) chosen += own[follow[i]];
-        const int32_t lse = log_sum_exp2(own, p.vocab), loss = lse - intlm_rshift(chosen, log_targets);
-        losses[(text * length + at) * of_text + k] = loss;
-        if (k == 0 && there[text]) {
-          totals[text] += loss;
-          vote_head(own, lse, follow, log_targets, first + (uint32_t)m, text, at);
-        } else if (k == 0) {
+        int32_t* const loss = losses.data() + (text * length + at) * of_text;
+        for (int k = 0; k < of_text; ++k) {
+          const int m = k ? count + text * p.noisy + k - 1 : text;
+          int32_t chosen = 0;
+          for (int i = 0; i < 1 << log_targets; ++i) chosen += scores[m * stride + follow[i]];
+          loss[k] = lse[m] - intlm_rshift(chosen, log_targets);
+        }
+        if (there[text]) {
+          totals[text] += loss[0];
+          vote_head(scores + text * stride, lse[text], follow, log_targets, (number + text) * of_text, text, at);
+        } else {
           skip_head(text, at);
         }
       }
     }
     alone.watch.on(intlm::kCopies);
-    tile.finish(next, of_text);
+    tile.finish(next, count);
   }
 
   /* The logits' node votes, by the loss's own slope (T5). */
@@ -254,10 +295,10 @@ struct Reader {
     int8_t* y = head.data() + row * width;
     alignas(64) uint32_t words[64];
     const uint8_t* octets = (const uint8_t*)words;
-    int64_t squares = 0;
+    int32_t squares = 0;
     for (int i = 0; i < 1 << log_targets; ++i) ++wanted[follow[i]];
     for (int from = 0; from < whole; from += 256) {
-      draw_words(counter, member, 0, (uint32_t)at, (uint32_t)from / 16, 1, words);
+      draw_words(counter, member, (uint32_t)at, (uint32_t)from / 16, words);
       const int to = std::min(from + 256, whole);
       for (int v = from; v < to; v += kTerms) slopes(lse, own + v, octets + v - from, y + v);
       for (int i = 0; i < 1 << log_targets; ++i)
@@ -266,11 +307,9 @@ struct Reader {
           y[v] = (int8_t)((g - share_of(lse - own[v]) + octets[v - from]) >> 8);
           wanted[v] = 0;
         }
-      int32_t sum = 0;
-      for (int v = from; v < to; ++v) sum += y[v] * y[v];
-      squares += sum;
+      for (int v = from; v < to; ++v) squares += y[v] * y[v];
     }
-    energy[kCredits][row] = std::max<int32_t>(1, (int32_t)(squares / p.vocab));
+    energy[kCredits][row] = std::max(1, squares / p.vocab);
   }
 
   /* Those of a text that does not count. */
@@ -283,34 +322,33 @@ struct Reader {
   /* Credit and fitness of the texts that were read (T3, T4), and their sums of squares. */
   void score(const uint16_t* tokens, int count, const int32_t* means, const bool* there, const bool* voters) {
     const Scale scales[kCredits] = {{p.noisy, means[kOwn]}, {p.noisy, means[kFuture]}};
-    const int noisy = p.noisy, eighths = p.credit;
-    for (int text = 0; text < count; ++text) {
-      int32_t after[127] = {};
-      const bool counts = there[text];
-      for (int64_t at = length; at-- > 0;) {
-        const int64_t row = text * length + at;
-        const int32_t* loss = losses.data() + row * of_text;
-        if (at + 1 < length && tokens[row + 1] == 0) std::fill_n(after, noisy, 0);
-        int8_t* const own[kCredits] = {fitness[kOwn].data() + row * noisy, fitness[kFuture].data() + row * noisy};
-        int32_t squares[kCredits] = {}, magnitudes[kCredits] = {};
-        for (int m = 0; m < noisy; ++m) {
-          const int32_t r = after[m], share = ((r < 0 ? -r : r) * eighths) >> 3;
-          const int32_t d = counts ? loss[0] - loss[1 + m] : 0;
-          const int32_t credits[kCredits] = {d, d + (r < 0 ? -share : share)};
-          after[m] = credits[kFuture];
+    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int text = 0; text < count; ++text)
+      for (int first = 0; first < p.noisy; first += 16) {
+        const i32x16 counts = there[text] ? lane < p.noisy - first : (i32x16){};
+        i32x16 votes = {}, r = {}, low[kCredits] = {}, high[kCredits] = {};
+        for (int m = 0; m < std::min(16, p.noisy - first); ++m) votes[m] = -voters[first + m];
+        for (int64_t at = length; at-- > 0;) {
+          const int64_t row = text * length + at;
+          const int32_t* loss = losses.data() + row * of_text;
+          if (at + 1 < length && tokens[row + 1] == 0) r = (i32x16){};
+          const i32x16 d = (loss[0] - load<i32x16>(loss + 1 + first)) & counts;
+          r = d + with_sign((with_sign(r, r) * p.credit) >> 3, r);
+          const i32x16 credits[kCredits] = {d, r};
           for (int c = 0; c < kCredits; ++c) {
-            const int32_t f = voters[m] ? scales[c](credits[c]) : 0;
-            magnitudes[c] += credits[c] < 0 ? -credits[c] : credits[c];
-            squares[c] += f * f;
-            own[c][m] = (int8_t)f;
+            const i32x16 magnitude = with_sign(credits[c], credits[c]), f = scales[c](magnitude) & votes;
+            low[c] += magnitude & 4095, high[c] += magnitude >> 12;
+            const i32x16 squares = f * f, own = with_sign(f, credits[c]);
+            store(fitness[c].data() + row * fitness_stride + first,
+                  __builtin_convertvector(__builtin_convertvector(own, i16x16), i8x16));
+            int32_t *square = &energy[c][(int64_t)text * tile.change.rows + at], *sum = &sums[c][row];
+            *square = (first ? *square : 0) + (int32_t)total(load<Lanes>(&squares));
+            *sum = (first ? *sum : 0) + (int32_t)total(load<Lanes>(&own));
           }
         }
-        for (int c = 0; c < kCredits; ++c) {
-          energy[c][(int64_t)text * tile.change.rows + at] = squares[c];
-          sizes[c] += magnitudes[c];
-        }
+        for (int c = 0; c < kCredits; ++c)
+          sizes[c] += (total(load<Lanes>(&high[c])) << 12) + total(load<Lanes>(&low[c]));
       }
-    }
   }
 };
 

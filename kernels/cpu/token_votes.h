@@ -72,6 +72,7 @@ struct Tally {
     int64_t offset, fan_out, fan_in;  // of a parameter
     bool transposed;                  // a matrix, whose sums are [fan_in][stride]; [fan_out][stride] of others
     int64_t variances;                // the number of values of its chance
+    int64_t told;                     // where they begin, among all parameters'
     int64_t stride, votes, chance;    // of its sums
     int64_t size() const { return (transposed ? fan_in : fan_out) * stride; }
   };
@@ -82,7 +83,8 @@ struct Tally {
   Buffer<int32_t> votes;          // [fan_in][outputs] of a matrix, [vocab][hidden] of the embedding, [hidden] of a bias
   Buffer<int64_t> chance;         // [fan_in] of a matrix, [vocab] of the embedding, [1] of a bias
   Buffer<int8_t> y;               // panels of node votes
-  Buffer<Encoded> x;              // panels of inputs
+  Buffer<Encoded> x[2];           // panels of inputs, of the products with noise and of others
+  int laid[2] = {-1, -1};         // which inputs they are
   Buffer<int32_t> sums;           // of node votes over the tokens of a text, and of all: [texts + 1][outputs]
   Buffer<int32_t> energies;       // E in the pairs of `squares`: [kCredits + 1][texts * groups][kDepth / 2]
   int64_t texts = 0, groups = 0;  // of the tile that is added; of a text
@@ -98,16 +100,18 @@ struct Tally {
     int64_t size = 0, width = 0;
     for (Place& place : places) {
       place.stride = rounded(place.transposed ? place.fan_out : place.fan_in, kPanel);
-      place.votes = size, place.chance = width;
+      place.votes = size, place.chance = place.told = width;
       size += place.size(), width += place.variances;
     }
+    for (const Layer& layer : plan.model.layers)  // which read the same, with noise that is credited alike
+      places[layer.products[kCandidateInput].number].chance = places[layer.products[kGateInput].number].chance;
     votes.reserve(size), chance.reserve(width);
   }
 
   /* Adds the votes of a tile's texts, `count` of them. */
   void add(const Reader& reader, const uint16_t* tokens, int count) {
     intlm::Stopwatch watch(intlm::kVotes);
-    texts = count, groups = reader.tile.change.rows / kDepth;
+    texts = count, groups = reader.tile.change.rows / kDepth, laid[0] = laid[1] = -1;
     energies.reserve((kCredits + 1) * texts * groups * (kDepth / 2));
     for (int c = 0; c <= kCredits; ++c) pair_up_energies(reader.energy[c].data(), energies_of(c));
     for (const Units& units : plan.units) {
@@ -138,8 +142,8 @@ struct Tally {
   /* The node votes of 64 units from `unit` on, of a text's token. */
   void sum_members(const Reader& reader, int credit, int64_t text, int64_t at, int unit, int8_t* out) const {
     const int64_t row = text * reader.length + at;
-    sum_signs(reader.tile.change.bits_of(at, text * reader.of_text + 1, unit), plan.row,
-              reader.fitness[credit].data() + row * p.noisy, p.noisy, out);
+    sum_signs(reader.tile.change.bits_of(at, text, unit), plan.row,
+              reader.fitness[credit].data() + row * reader.fitness_stride, p.noisy, reader.sums[credit][row], out);
   }
 
   void embedding(const Reader& reader, const Units& units, const uint16_t* tokens) {
@@ -162,16 +166,17 @@ struct Tally {
   void node_votes(const Reader& reader, const Units& units, int credit) {
     const int outputs = (int)rounded(units.width, kPanel);
     y.reserve(outputs / kPanel * y_panel());
-    for (int64_t group = 0; group < texts * groups; ++group)
-      for (int i = 0; i < outputs; i += 64) {
-        alignas(64) int8_t own[kDepth][64];
-        for (int j = 0; j < kDepth; ++j)
-          if (const int64_t text = group / groups, at = group % groups * kDepth + j; at < reader.length)
-            sum_members(reader, credit, text, at, units.first + i, own[j]);
-          else std::fill_n(own[j], 64, 0);
-        for (int o = 0; o < std::min(64, outputs - i); o += kPanel)
-          interleave(own[0] + o, 64, y.data() + (i + o) / kPanel * y_panel() + group * kPanel * kDepth);
-      }
+    int8_t* to = y.data();
+    for (int64_t text = 0; text < texts; ++text)
+      for (int64_t begin = 0; begin < reader.length; begin += kDepth, to += kPanel * kDepth)
+        for (int i = 0; i < outputs; i += 64) {
+          alignas(64) int8_t own[kDepth][64];
+          for (int j = 0; j < kDepth; ++j)
+            if (begin + j < reader.length) sum_members(reader, credit, text, begin + j, units.first + i, own[j]);
+            else std::fill_n(own[j], 64, 0);
+          for (int o = 0; o < std::min(64, outputs - i); o += kPanel)
+            interleave(own[0] + o, 64, to + (i + o) / kPanel * y_panel());
+        }
     sum_tokens(outputs);
   }
 
@@ -212,30 +217,35 @@ struct Tally {
     for (int64_t i = 0; i < texts * groups * kDepth; ++i) chance[place.chance] += energy[i];
   }
 
+  void lay_out(const Reader& reader, int input, Buffer<Encoded>& out) {
+    const auto [fan_in, stride] = plan.inputs[input];
+    const Encoded* rows = reader.tile.change.kept[input].data();
+    out.reserve(blocks(fan_in) * x_panel());
+    for (int64_t group = 0; group < texts * groups; ++group, rows += kDepth * stride)
+      for (int i = 0; i < blocks(fan_in); ++i)
+        interleave(rows + i * kPanel, stride, out.data() + i * x_panel() + group * kPanel * kDepth);
+  }
+
   /* The votes and the chance of a matrix whose node votes are in y. */
   void matrix(const Reader& reader, const Matrix& w, int credit) {
-    const int input = plan.products[w.number].input, panels = blocks(w.fan_in);
-    const int64_t stride = plan.inputs[input].stride;
-    const Encoded* rows = reader.tile.change.kept[input].data();
-    x.reserve(panels * x_panel());
-    for (int64_t group = 0; group < texts * groups; ++group, rows += kDepth * stride)
-      for (int i = 0; i < panels; ++i)
-        interleave(rows + i * kPanel, stride, x.data() + i * x_panel() + group * kPanel * kDepth);
+    const int input = plan.products[w.number].input, which = plan.products[w.number].units < 0;
+    if (laid[which] != input) lay_out(reader, input, x[which]), laid[which] = input;
+    const Encoded* in = x[which].data();
     const Place& place = places[w.number];
-    add_chance(place, w.fan_in, credit);
+    if (plan.products[w.number].keeps) add_chance(place, in, w.fan_in, credit);
     constexpr int KB = kSums >= 24 ? 8 : 4;
     int panel = 0;
     if (kSums >= 24)
-      for (; panel + 3 <= place.stride / kPanel; panel += 3) outputs<KB, 3>(place, w.fan_in, panel);
-    for (; panel < place.stride / kPanel; ++panel) outputs<KB, 1>(place, w.fan_in, panel);
+      for (; panel + 3 <= place.stride / kPanel; panel += 3) outputs<KB, 3>(place, in, w.fan_in, panel);
+    for (; panel < place.stride / kPanel; ++panel) outputs<KB, 1>(place, in, w.fan_in, panel);
   }
 
   /* Some panels of a matrix's outputs. */
   template <int KB, int OB>
-  void outputs(const Place& place, int fan_in, int panel) {
+  void outputs(const Place& place, const Encoded* x, int fan_in, int panel) {
     const int8_t* from = y.data() + panel * y_panel();
     for (int k = 0; k < fan_in; k += KB) {
-      const Encoded* in = x.data() + k / kPanel * x_panel() + k % kPanel * kDepth;
+      const Encoded* in = x + k / kPanel * x_panel() + k % kPanel * kDepth;
       int32_t* out = votes.data() + place.votes + k * place.stride + panel * kPanel;
       auto part = [&](int64_t first_text, int64_t count, const int32_t* sum) {
         Sums acc[KB][OB];
@@ -257,12 +267,12 @@ struct Tally {
   }
 
   /* C: the sums over tokens of E times the square of an input. */
-  void add_chance(const Place& place, int fan_in, int credit) {
+  void add_chance(const Place& place, const Encoded* x, int fan_in, int credit) {
     const int32_t largest = credit == kCredits ? INTLM_MAX8 : INTLM_MAX8 / p.noisy;
     const int64_t most = (int64_t)(credit == kCredits ? 1 : p.noisy) * largest * largest * INTLM_MAX8 * INTLM_MAX8;
     const int64_t stretch = INT32_MAX / most / kDepth;  // groups whose sum is an int32; 2 at least
     for (int i = 0; i < fan_in; i += kPanel) {
-      const Encoded* from = x.data() + i / kPanel * x_panel();
+      const Encoded* from = x + i / kPanel * x_panel();
       const int32_t* energy = energies_of(credit);
       int64_t* out = chance.data() + place.chance + i;
       for (int64_t begin = 0; begin < texts * groups; begin += stretch) {
@@ -350,7 +360,7 @@ static void evaluate_tokens(const TokenProblem& p, const int8_t* parameters, con
       int64_t all = 0;
       for (const auto& worker : workers)
         if (worker) all += worker->tally.chance[place->chance + i];
-      put_digits(all, place->variances, chance + 4 * place->chance + i);
+      put_digits(all, place->variances, chance + 4 * place->told + i);
     }
   });
 }

@@ -1,6 +1,7 @@
 """The native engine's `evaluate_tokens` on each of this processor's instruction sets, against the reference, bit for
 bit."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,68 +37,118 @@ class Given:
         return 1
 
 
-def exact(digits: np.ndarray) -> np.ndarray:
+def engine_of(
+    architecture: Architecture, settings: token.Settings, texts: int, threads: int = 0
+) -> native.NativeEngine:
+    """The engine of a call with so many texts."""
+    members = texts * (1 + settings.members)
+    return native.NativeEngine(Population(architecture, Given(settings), members, settings.seed, threads=threads))
+
+
+def exact(digits: Any) -> np.ndarray:
     """The values of sums of digits: [4] + S to int64 S."""
     return np.tensordot(2 ** (7 * np.arange(4)), np.asarray(digits, np.int64), (0, 0))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "members", "texts", "tokens", "targets", "kind", "parts", "seed"),
-    [
-        # One text of one token; many members; a vocabulary of a few blocks.
-        (Architecture(300, 8, 1, 8, "clip"), 127, 2, 1, 4, "any", {"threads": 1}, 2**64 - 1),
-        # More texts than a tile has, and a tile that is not full.
-        (Architecture(84, 48, 1, 96, "clip"), 8, 19, 7, 1, "normal", {"threads": 2}, 2**63 + 5),
-        (Architecture(2, 40, 3, 24, "table"), 4, 16, 5, 4, "ends", {"threads": 3}, 7),
-        (Architecture(131, 88, 2, 56, "table"), 1, 37, 6, 1, "any", {"threads": 1}, 0),
-    ],
-)
-def test_every_shape(
-    architecture: Architecture, members: int, texts: int, tokens: int, targets: int, kind: str,
-    parts: dict[str, Any], seed: int,
-) -> None:  # fmt: skip
-    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; texts that do not count; members that do
-    not vote; a vote shift, as that of a larger update."""
+def assert_equal(found: token.Evaluation, expected: token.Evaluation, where: str) -> None:
+    """Compares two evaluations, sums of digits by their value."""
+    np.testing.assert_array_equal(found.losses, expected.losses, where)
+    np.testing.assert_array_equal(found.states, expected.states, where)
+    np.testing.assert_array_equal(exact(found.sums.sizes.T), exact(expected.sums.sizes.T), where)
+    for name, votes in expected.sums.votes.items():
+        np.testing.assert_array_equal(found.sums.votes[name], votes, f"{where} {name}")
+        values = (exact(evaluation.sums.chance[name]) for evaluation in (found, expected))
+        np.testing.assert_array_equal(*values, f"{where} chance of {name}")
+
+
+# architecture, members, texts, tokens, targets, weights, texts of the update, threads, seed
+SHAPES: list[tuple[Architecture, int, int, int, int, str, int, int, int]] = [
+    (Architecture(300, 8, 1, 8, "clip"), 127, 2, 1, 4, "any", 2, 1, 2**64 - 1),
+    # More texts than a tile has, the last tile not full; the votes of a text are shifted by 6.
+    (Architecture(84, 48, 1, 96, "clip"), 8, 19, 7, 1, "normal", 2**19, 2, 2**63 + 5),
+    (Architecture(2, 40, 3, 24, "table"), 4, 16, 5, 4, "ends", 16, 3, 7),
+    (Architecture(131, 88, 2, 56, "table"), 1, 37, 6, 1, "any", 37, 1, 0),
+    # Texts longer than a tile of several, and products that come near the ends of int32.
+    (Architecture(3, 8, 1, 8, "clip"), 1, 3, 4100, 1, "ends", 4000, 2, 9),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, int, int]) -> None:
+    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and texts that do
+    not count: the other texts' results are as without them."""
+    architecture, members, texts, tokens, targets, kind, all_texts, threads, seed = shape
     rng = np.random.default_rng(members)
-    settings = token.Settings(seed, texts, members, tuple(rng.integers(0, 9, 5).tolist()), members % 8)
-    if parts["threads"] > 1:
-        settings = settings._replace(texts=2**19)
-    parameters = parameters_of(architecture, rng, kind)
+    settings = token.Settings(seed, all_texts, members, tuple(rng.integers(0, 9, 5).tolist()), members % 8)
     read = rng.integers(0, architecture.vocab_size, (texts, tokens))
     read[rng.random(read.shape) < 0.1] = 0
+    states = rng.integers(-127, 128, (texts, architecture.num_layers, architecture.hidden_size))
     given = {
-        "parameters": parameters,
         "tokens": jnp.asarray(read, jnp.uint16),
         "targets": jnp.asarray(rng.integers(0, architecture.vocab_size, (texts, tokens, targets)), jnp.uint16),
-        "states": jnp.asarray(
-            rng.integers(-127, 128, (texts, architecture.num_layers, architecture.hidden_size)), jnp.int8
-        ),
+        "states": jnp.asarray(states, jnp.int8),
+    }
+    common = {
+        "parameters": parameters_of(architecture, rng, kind),
         "means": jnp.asarray(rng.integers(1, 3000, 2), jnp.int32),
         "update": jnp.uint32(rng.integers(0, 2**32)),
         "first": jnp.uint32(rng.integers(0, 2**18)),
     }
     voters = jnp.asarray(rng.random(members) < 0.7)
     reference = jax.jit(partial(token.evaluate, architecture, NextToken(targets=targets), settings, 16))
-    expected = {
-        "all": reference(**given, voters=jnp.ones(members, bool)),
-        "voters": reference(**given, voters=voters),
-    }
-    population = Population(architecture, Given(settings), (1 + members) * texts, seed, **parts)
-    engine = jax.jit(native.NativeEngine(population).evaluate_tokens)
+    expected = [reference(**given, **common, voters=some) for some in (jnp.ones(members, bool), voters)]
+    engine = jax.jit(engine_of(architecture, settings, texts, threads).evaluate_tokens)
+    # The same texts, and one behind them that does not count.
+    more = {name: jnp.concatenate([values, values[:1]]) for name, values in given.items()}
+    longer = jax.jit(engine_of(architecture, settings, texts + 1, threads).evaluate_tokens)
+    there = jnp.arange(texts + 1) < texts
     with pytest.MonkeyPatch.context() as patch:
         for name in here():
             patch.setenv("INTLM_ISA", name)
-            found = {"all": engine(**given), "voters": engine(**given, voters=voters)}
-            for case in expected:
-                compare(found[case], expected[case], f"{name} {case}")
+            assert_equal(engine(**given, **common), expected[0], name)
+            found = longer(**more, **common, there=there, voters=voters)
+            assert found.losses[-1] == 0
+            assert_equal(
+                found._replace(losses=found.losses[:-1], states=found.states[:-1]), expected[1], f"{name}, some"
+            )
 
 
-def compare(found: token.Evaluation, expected: token.Evaluation, where: str) -> None:
-    """Asserts that two evaluations are equal, sums of digits by their value."""
-    np.testing.assert_array_equal(found.losses, expected.losses, where)
-    np.testing.assert_array_equal(found.states, expected.states, where)
-    np.testing.assert_array_equal(exact(found.sums.sizes.T), exact(expected.sums.sizes.T), where)
-    for name in expected.sums.votes:
-        np.testing.assert_array_equal(found.sums.votes[name], expected.sums.votes[name], f"{where} {name}")
-        values = (exact(evaluation.sums.chance[name]) for evaluation in (found, expected))
-        np.testing.assert_array_equal(*values, f"{where} chance of {name}")
+def test_hostile_shapes_are_refused() -> None:
+    """Wrong shapes and settings are refused at the boundary, before a kernel reads anything."""
+    architecture, settings = Architecture(16, 8, 1, 8, "clip"), token.Settings(1, 2, 3)
+    parameters = parameters_of(architecture, np.random.default_rng(0), "any")
+    given = {
+        "tokens": jnp.zeros((2, 3), jnp.uint16),
+        "targets": jnp.zeros((2, 3, 4), jnp.uint16),
+        "states": jnp.zeros((2, 1, 8), jnp.int8),
+        "means": jnp.ones(2, jnp.int32),
+        "voters": jnp.ones(3, bool),
+    }
+
+    def evaluate(settings: token.Settings = settings, **wrong: jax.Array) -> None:
+        call = engine_of(architecture, settings, 2).evaluate_tokens
+        jax.block_until_ready(call(parameters, **{**given, **wrong}, update=jnp.uint32(0), first=jnp.uint32(0)))
+
+    evaluate()
+    for name in ("tokens", "targets"):
+        with pytest.raises(Exception, match="a token is outside the vocabulary"):
+            evaluate(**{name: given[name].at[-1].set(16)})
+    for name, values in given.items():
+        with pytest.raises(Exception, match="shape does not fit"):
+            evaluate(**{name: values[1:]})
+    with pytest.raises(Exception, match="shape does not fit"):
+        evaluate(targets=given["targets"][..., :3])
+    for wrong, said in (
+        (settings._replace(sigmas=(4, 1, 9, 3, 4)), "sigma_candidate = 9: expected 0 to 8"),
+        (settings._replace(credit=8), "credit = 8: expected 0 to 7"),
+        (settings._replace(texts=2**19 + 1), "texts = 524289: expected 1 to 524288"),
+    ):
+        with pytest.raises(Exception, match=re.escape(said)):
+            evaluate(wrong)
+    with pytest.raises(Exception, match="means = 0: expected 1 to 294920"):
+        evaluate(means=jnp.zeros(2, jnp.int32))
+    with pytest.raises(Exception, match="expected 1 to 16777216"):
+        evaluate(
+            settings._replace(texts=2**19), tokens=jnp.zeros((2, 33), jnp.uint16),
+            targets=jnp.zeros((2, 33, 4), jnp.uint16),
+        )  # fmt: skip
