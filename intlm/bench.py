@@ -53,15 +53,15 @@ COLDEST = "0.0078125"  # a temperature that takes the likeliest token by the sam
 
 PARTS = ("inference", "evaluation", "noise", "accumulation", "rest", "update", "generation")
 PHASES = {
-    "peak": "byte products at the machine's peak",
-    "products": "products' rest: rescaling, perturbation, gates",
+    "peak": "int8 products, at the machine's peak rate",
+    "products": "the rest of the products: rescaling, perturbation, gates",
     "projection": "projections on the noise",
     "embedding": "embedding lookups",
     "norm": "norms",
-    "loss": "losses of logits",
+    "loss": "losses from logits",
     "votes": "products of the votes",
     "copies": "copies of states",
-    "rest": "all else, and threads that wait",
+    "rest": "everything else, and waiting threads",
 }
 
 
@@ -225,19 +225,19 @@ class Report:
         ]
         made = found["noise_values_per_second"]
         further = [
-            ("evaluation over inference", all_of(self.over_inference("evaluation"))),
-            ("whole update over inference", all_of(self.over_inference("update"))),
-            ("machine's peak, GMAC/s of signed bytes", all_of(self.peak(), 1e9)),
-            ("one stream, % of reading the weights once a token", all_of(self.share_of_bound(), 0.01)),
+            ("evaluation time over inference time", all_of(self.over_inference("evaluation"))),
+            ("update time over inference time", all_of(self.over_inference("update"))),
+            ("the machine's int8 peak, GMAC/s", all_of(self.peak(), 1e9)),
+            ("one stream, % of the bound by reading weights", all_of(self.share_of_bound(), 0.01)),
             ("noise", f"{human(self.noise_values())} values" + (f", {human(made)} a second" if made else "")),
-            ("training's peak memory", f"{self.peak_memory / 1e9:.2f} GB"),
+            ("peak memory of training", f"{self.peak_memory / 1e9:.2f} GB"),
         ]
         instructions = f" ({self.instruction_set})" if self.engine == "native" else ""
         return "\n".join(
             [
                 f"engine {self.engine}{instructions}, {self.threads} threads",
                 f"{self.name}: {found['members']:,} members of {human(found['parameters'])} parameters, "
-                f"{found['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds a token",
+                f"{found['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds per token",
                 "",
                 format_table(["", "ms", "tokens/s", "GMAC/s", "% of peak", "over inference"], rows),
                 "",
@@ -426,7 +426,7 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
     if rounds is not None and rounds < 1:
         raise ConfigError(f"--rounds = {rounds}: must be at least 1")
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
-        raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
+        raise ConfigError(f"--picture = {drawing}: expected a file in an existing directory")
     workload = Workload(config, prepare_corpus(config))
     found: list[Round] = []
     wanted, fewest = rounds or ROUNDS, rounds or FEWEST_ROUNDS

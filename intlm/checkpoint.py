@@ -41,7 +41,7 @@ def check_path(directory: Path) -> None:
     if shown != path:
         raise RunError(f"{shown}: not a path in UTF-8, which checkpoints need: choose another --run-dir, or rename it")
     if os.fsencode(path) != path.encode():
-        raise RunError(f"{path}: checkpoints need names of files in UTF-8, as Python has them with PYTHONUTF8=1")
+        raise RunError(f"{path}: checkpoints need UTF-8 file names: set PYTHONUTF8=1")
 
 
 class Meta(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ class ModelConfig:
     )
     cell: Cell = choice("the recurrent cell of each layer", CELLS, "mgu")
     nonlinearity: str = key(
-        "the recurrent cell's: saturation alone, or sigmoid and tanh by tables",
+        'the nonlinearities of the recurrent cell; "clip": saturation; "table": sigmoid and tanh by lookup tables',
         "clip", choices=("clip", "table"),
     )  # fmt: skip
 
@@ -66,10 +66,10 @@ class EggrollConfig:
     """The evolution strategy."""
 
     population: int = key("members evaluated in each update", 4096, low=2)
-    estimator: Estimator = choice("what noise members carry, and what is voted", ESTIMATORS, "member")
-    optimizer: Optimizer = choice("what votes do to the weights", OPTIMIZERS, "threshold")
+    estimator: Estimator = choice("how members are perturbed, and how their losses become votes", ESTIMATORS, "member")
+    optimizer: Optimizer = choice("how votes change the weights", OPTIMIZERS, "threshold")
     chunk_size: int = key(
-        "members evaluated at once; 0: automatic; changes memory and speed, no bit of the result",
+        "members evaluated at once; 0: automatic; changes memory and speed, never the result",
         0, low=0, high=2**20, multiple=2, why="members come in antithetic pairs",
     )  # fmt: skip
 
@@ -81,51 +81,57 @@ class TrainConfig:
     tokens_per_update: int = key("tokens that each member reads in an update, at most 32768", 32, low=1)
     updates: int = key("updates in the whole run", 1000, low=1, high=INT32_MAX)
     evaluate_every: int = key(
-        "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
+        "updates between evaluations on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
     )
     sample_every: int = key("updates between samples of text; 0: never", 200, low=0, high=INT32_MAX)
     checkpoint_seconds: int = key(
-        "seconds between checkpoints, and at least 50 times what one takes; 0: after every update", 60,
+        "seconds between checkpoints, but at least 50 times as long as saving one takes; 0: after every update", 60,
         low=0, high=INT32_MAX,
     )  # fmt: skip
-    trackers: str = key("services that show the run, beside TensorBoard; commas between", "", some_of=TRACKERS)
+    trackers: str = key("services to send metrics to, besides TensorBoard; separated by commas", "", some_of=TRACKERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The text. Paths are relative to the file that gives them, in a flag to the working directory."""
+    """The text. Paths in a file are relative to that file's directory, paths in flags to the working directory."""
 
     train: str = key(
-        "a text file, a directory of them, a .py recipe, JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]", path=True
+        "a text file, a directory of text files, a .py file that yields documents, JSON Lines, Parquet, or "
+        "hub:OWNER/NAME[@REVISION]", path=True,
     )  # fmt: skip
-    valid: str = key("held-out text of its own, as for train", "", path=True)
-    valid_split: str = key("the split of train that is held out, where train is a data set", "")
-    valid_bytes: int = key("bytes of train to hold out; more than half of it counts as half", 0, low=0)
-    max_bytes: int = key("bytes of train to read, to the end of a document; 0: all", 0, low=0)
-    subset: str = key("of a data set that has several, which (on the hub: configuration)", "")
+    valid: str = key("a separate held-out text, in any form that train takes", "", path=True)
+    valid_split: str = key("the split to hold out, where train is a data set", "")
+    valid_bytes: int = key("bytes of train to hold out, but at most half of it", 0, low=0)
+    max_bytes: int = key("stop reading train after this many bytes, at the end of a document; 0: read all", 0, low=0)
+    subset: str = key("the subset of a data set that has several (the hub calls it a configuration)", "")
     split: str = key("the split of a data set to train on", "train")
-    columns: str = key("a data set's columns of text; several, commas between: a blank line joins the texts", "text")
-    filter: str = key('a data set\'s rows to take, such as: language == "en" and score >= 0.5; empty: all', "")
-    document_separator: str = key("text that divides a file's documents; empty: a file is one document", "")
-    tokenizer: TokenizerTrainer = choice("what tokens stand for", TOKENIZERS, "bytes")
+    columns: str = key("a data set's text columns, separated by commas; a blank line joins their texts", "text")
+    filter: str = key(
+        'the rows of a data set to use, such as: language == "en" and score >= 0.5; empty: all rows', ""
+    )  # fmt: skip
+    document_separator: str = key("the text between a file's documents; empty: each file is one document", "")
+    tokenizer: TokenizerTrainer = choice("how text becomes tokens", TOKENIZERS, "bytes")
     tokenizer_file: str = key(
-        "a tokenizer.json, of `intlm tokenizer train`, a run or an export, to take in place of all that", "", path=True
-    )
-    share: int = key("in a mixture, of this corpus", 1, low=1, high=INT32_MAX)
+        "a tokenizer.json to use, from `intlm tokenizer train`, a run or an export, in place of data.tokenizer and its "
+        "settings", "", path=True,
+    )  # fmt: skip
+    share: int = key("this corpus's share of a mixture, relative to the shares of the others", 1, low=1, high=INT32_MAX)
     mixture: str = key(
-        "other corpora to read beside this one, each a share and a file whose [data] section it is, commas between",
+        "other corpora to mix in, separated by commas: for each a share, and a TOML file with its [data] section",
         "", shares=True,
     )  # fmt: skip
     prepared: str = key(
         "directory of the token shards; empty: prepared/NAME-DIGEST in the working directory", "", path=True
     )
-    processes: int = key("that prepare the text; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
+    processes: int = key(
+        "worker processes that prepare the text; 0: one per core; never changes the result", 0, low=0, high=1024
+    )
 
     @property
     def others(self) -> list[tuple[int, str]]:
         """The mixture's shares and files."""
-        found = (entry.strip().split(maxsplit=1) for entry in self.mixture.split(",") if entry.strip())
-        return [(int(share), path) for share, path in found]
+        entries = (entry.strip().split(maxsplit=1) for entry in self.mixture.split(",") if entry.strip())
+        return [(int(share), path) for share, path in entries]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,9 +139,12 @@ class Config:
     """The run as a whole."""
 
     seed: int = key("seed of all random bits", 0, low=0, high=2**64 - 1)
-    engine: str = key("what evaluates the population", "auto", choices=("auto", "native", "gpu", "xla"))
-    threads: int = key("threads of the native engine; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
-    objective: Objective = choice("what members do and are scored by", OBJECTIVES, "next_token")
+    engine: str = key(
+        "the program that evaluates the population; all give the same bits; auto: the fastest that works here",
+        "auto", choices=("auto", "native", "gpu", "xla"),
+    )  # fmt: skip
+    threads: int = key("threads of the native engine; 0: one per core; never changes the result", 0, low=0, high=1024)
+    objective: Objective = choice("the task of each member, and its loss", OBJECTIVES, "next_token")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     eggroll: EggrollConfig = dataclasses.field(default_factory=EggrollConfig)
     train: TrainConfig = TrainConfig()
@@ -228,7 +237,7 @@ def from_toml(
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
         if not settings.is_utf8(str(prepared)):
-            raise ConfigError(f"data.prepared: expected a directory whose path is UTF-8, as that of {path} is not")
+            raise ConfigError(f"data.prepared: expected a directory; its default for {path} is no UTF-8 path")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(prepared)))
     for names, message in (*_conflicts(config), *_beyond_limits(config, None)):
         sources = dict.fromkeys(given[name][0] for name in names if name in given)
@@ -256,8 +265,8 @@ def _missing(given: Given, known: Mapping[str, Key], needed: Any, trained: bool)
         elif isinstance(needed, list) and needed:
             flags = " ".join(f"--plugin {file}" for file in needed)
             raise ConfigError(
-                f"{source}: {name} = {shown(value)}: no {family.kind} here has that name; the run was started with "
-                f"{flags}: give it again, if you trust it"
+                f"{source}: {name} = {shown(value)}: there is no {family.kind} of that name; the run was started "
+                f"with {flags}: give the flag again if you trust the file"
             )
     return missing
 
@@ -288,9 +297,9 @@ def _parents(section: str) -> Iterator[str]:
 
 
 def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mapping[str, Key]) -> dict[str, Any]:
-    """What a source gives, keys of earlier versions under their present names; one line says so.
+    """The values that a source gives, keys of earlier versions under their present names. Prints a line about those.
 
-    earlier: what the sources before it gave.
+    earlier: the values that the sources before it gave.
     """
     old = [name for name in named if name in RENAMED]
     if not old:
@@ -311,7 +320,7 @@ def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mappi
             found.setdefault(new, named[name])
             said.append(f"{name} is now {new}")
         elif source == COMMAND_LINE:
-            raise ConfigError(f'{source}: {name} = {shown(named[name])}: no setting of {family} = "{part}"')
+            raise ConfigError(f'{source}: {name} = {shown(named[name])}: {family} = "{part}" has no such setting')
         # else a setting of a part that is not chosen, over which earlier versions passed
     if said:
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
@@ -381,7 +390,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _about(found: Key) -> str:
-    """What the section of a key is for, in a line."""
+    """The purpose of a key's section, in a line."""
     if found.of:
         family, part = found.of[-1]
         cls = keys()[family].family.parts()[part]  # type: ignore[union-attr]
@@ -389,7 +398,7 @@ def _about(found: Key) -> str:
     by_section = {field.name: field.type for field in dataclasses.fields(Config)}
     if found.section:
         return by_section[found.section].__doc__ or ""
-    return "A flag overrides the file; a default is for a key in neither."
+    return "A flag overrides the file. A key that is in neither has its default."
 
 
 def overrides_from(args: argparse.Namespace) -> dict[str, str]:

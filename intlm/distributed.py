@@ -96,7 +96,7 @@ def join(place: Place, directory: Path) -> None:
             *given, None, None, 300
         )
         if coordinator is None:
-            raise ValueError("nothing says where process 0 is")
+            raise ValueError("the address of process 0 is not given")
         if process == 0:
             coordinator = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator)
         host, _, port = coordinator.rpartition(":")
@@ -110,7 +110,7 @@ def join(place: Place, directory: Path) -> None:
         reason = str(error).strip().split("\n")[0]
         missing = f"{reason} is not set" if isinstance(error, KeyError) else reason
         where = f"--coordinator = {place.coordinator}" if place.coordinator else "the environment"
-        failed = RunError(f"{where}: the run's processes did not meet: {missing}")
+        failed = RunError(f"{where}: the run's processes could not connect: {missing}")
         if not isinstance(error, ValueError | LookupError):  # some may be lost: --supervise tries again
             failed.exit_code = LostProcess.exit_code
         raise failed from None
@@ -143,7 +143,7 @@ class Processes:
         found = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
         others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
         if others:
-            raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
+            raise RunError(f"{what}: not the same in process {others[0]} of this run as in process 0")
 
     def any(self, wishes: Sequence[bool]) -> list[bool]:
         """For each wish, whether any process has it."""
@@ -219,7 +219,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if not restart:
             if code != LostProcess.exit_code:  # it has printed a message itself
-                what = f"this process of the run was lost ({how}), or could not meet the others; resume with --resume"
+                what = f"this process of the run was lost ({how}) or could not reach the others; resume with --resume"
                 print(f"intlm: {what}", file=sys.stderr)
             return LostProcess.exit_code
         now = _last_checkpoint(directory)

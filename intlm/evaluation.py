@@ -156,7 +156,7 @@ def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
         # The pages keep all bytes of the file: no line end is changed, no invalid byte replaced.
         pages = list(wikitext.pages(files.read(file).decode("utf-8", "surrogateescape")))
         if not any(map(wikitext.is_title, (page.partition("\n")[0] for page in pages))):
-            raise DataError(f"{file}: not WikiText: expected lines such as ' = Title = ', a page after each")
+            raise DataError(f"{file}: not WikiText: expected a line such as ' = Title = ' before each page")
         for page in pages:
             text, counted = (some.encode("utf-8", "surrogateescape") for some in (wikitext.detokenised(page), page))
             yield Document(tokenizer.encode(text), counted)
@@ -202,7 +202,7 @@ def evaluate_run(
         raise ConfigError("--wikitext: expected --text FILE, such as wiki.test.raw")
     for flag, path in (("documents", documents), ("picture", drawing)):
         if path and (path.is_dir() or not path.parent.is_dir()):
-            raise ConfigError(f"--{flag} = {path}: expected a file in a directory that is there")
+            raise ConfigError(f"--{flag} = {path}: expected a file in an existing directory")
     texts: Iterable[np.ndarray | Document]
     texts, what, size = documents_of(run, text, split)
     model = load(run)

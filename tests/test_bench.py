@@ -113,7 +113,7 @@ def test_the_text_has_a_row_for_each_part() -> None:
     (whole,) = (line for line in lines if line.startswith("whole update  "))
     assert whole.split()[2:] == ["2,000", "/", "4,000", "/", "8,000", "64.0", "0.000103", "5.17", "0.250"]
     assert any(
-        line.startswith("whole update over inference") and line.endswith("0.250 / 0.250 / 0.250") for line in lines
+        line.startswith("update time over inference time") and line.endswith("0.250 / 0.250 / 0.250") for line in lines
     )
     assert lines[-1].startswith("training's peak memory") and lines[-1].endswith("1.07 GB")
 
@@ -144,9 +144,9 @@ def test_the_breakdown_is_of_the_whole_update() -> None:
     least = TOKENS * MACS / 2e6
     assert evaluation == pytest.approx({
         "noise": 0.5,
-        "byte products at the machine's peak": least,
-        "products' rest: rescaling, perturbation, gates": 1.0 - least,
-        "all else, and threads that wait": 0.5,
+        "int8 products, at the machine's peak rate": least,
+        "the rest of the products: rescaling, perturbation, gates": 1.0 - least,
+        "everything else, and waiting threads": 0.5,
     })  # fmt: skip
     assert [label for label, group, _ in found if group == "accumulation"] == ["products of the votes"]
 
@@ -198,7 +198,7 @@ def test_the_table_and_the_picture(
     keys = [f"--{key}={value}" for key, value in {"eggroll.rank": 2, "data.prepared": "made"}.items()]
     assert main(["bench", str(tiny.CONFIG), *keys, "--picture", "a.png", "--rounds", "2"]) == 0
     out = capsys.readouterr().out
-    assert "whole update over inference" in out and "of 2 rounds" in out
+    assert "update time over inference time" in out and "of 2 rounds" in out
     assert out.splitlines()[-1] == "picture: a.png"
     content = (tmp_path / "a.png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"

@@ -72,7 +72,7 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
     """Process 0 cannot listen there; it is not a mistake for sure, so that --supervise would try again."""
     place = ("--coordinator", "198.51.100.7:5999", "--processes", 2, "--process", 0)
     ((_, err),) = finished(on_devices(1, *LONG, "--run-dir", tmp_path / "run", *place), code=LostProcess.exit_code)
-    assert "--coordinator = 198.51.100.7:5999: the run's processes did not meet: " in err
+    assert "--coordinator = 198.51.100.7:5999: the run's processes could not connect: " in err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".token"}
 
 

@@ -66,8 +66,8 @@ def test_a_run_is_used_without_its_plugin_but_not_resumed(tmp_path: Path) -> Non
     assert refused.returncode == 2
     plugin = EXTENDING / "lion.py"
     assert refused.stderr.splitlines()[-1] == (
-        f'intlm: {run / "config.toml"}: eggroll.optimizer = "lion": no optimizer here has that name; the run was '
-        f"started with --plugin {plugin}: give it again, if you trust it"
+        f'intlm: {run / "config.toml"}: eggroll.optimizer = "lion": there is no optimizer of that name; the run '
+        f"was started with --plugin {plugin}: give the flag again if you trust the file"
     )
 
 
@@ -77,8 +77,8 @@ def test_a_model_is_not_used_without_its_tokenizer(tmp_path: Path, capsys: pytes
     done = tiny.intlm("generate", run, "--tokens", 3)
     assert (done.returncode, done.stderr) == (
         2,
-        f'intlm: {run / "config.toml"}: data.tokenizer = "pairs": no tokenizer here has that name; the run was started '
-        f"with --plugin {plugin}: give it again, if you trust it\n",
+        f'intlm: {run / "config.toml"}: data.tokenizer = "pairs": there is no tokenizer of that name; the run was '
+        f"started with --plugin {plugin}: give the flag again if you trust the file\n",
     )
     assert main(["generate", str(run), "--tokens", "3", "--plugin", str(plugin)]) == 0
     assert main(["export", str(run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--plugin", str(plugin)]) == 0

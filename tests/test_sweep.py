@@ -252,7 +252,8 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped and saved; go on with: intlm sweep {path} --runs {runs}" in said and "0 of 1 runs are done" in said
+    assert f"stopped and saved; resume with: intlm sweep {path} --runs {runs}" in said
+    assert "0 of 1 runs are done" in said
     stopped = metrics.read(log)[-1]["update"]
     assert 20 <= stopped < 600 and (run / "checkpoints" / str(stopped)).exists()
 

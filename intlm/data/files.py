@@ -84,12 +84,12 @@ def find(place: Path) -> Found:
             why = _look(path, found, waiting) if path is place or not path.name.startswith(".") else "hidden"
         except (OSError, RuntimeError, ValueError) as error:
             if path is place and isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink():
-                raise DataError(f"{place}: no such text file, directory or recipe") from None
+                raise DataError(f"{place}: no such text file, directory or .py file") from None
             if not path.is_symlink() or path.exists():
                 raise DataError(f"{path}: cannot be read: {reason(error)}") from error
-            why = "a link that leads nowhere"
+            why = "a broken link"
         if why and path is place:
-            raise DataError(f"{place}: {why}: expected a text file, a directory or a recipe")
+            raise DataError(f"{place}: {why}: expected a text file, a directory or a .py file")
         if why:
             found.left_out.setdefault(why, []).append(path)
     if not found.files:
@@ -153,7 +153,7 @@ def chunks(path: Path) -> Iterator[bytes]:
         method = next((name for name, magic in _COMPRESSED.items() if re.match(magic, head)), None)
         named = _NAMES.get(path.suffix.lower(), method)
         if head and named != method:
-            raise DataError(f"{path}: cannot be read: not {named}, which its name says")
+            raise DataError(f"{path}: cannot be read: not {named}, although its name says so")
         is_first = True
         for chunk in _decompressed(file, method):
             if is_first:

@@ -52,11 +52,11 @@ def layout(place: Path, columns: Sequence[str], subset: str = "", split: str = "
     left_out = dict(found.left_out)
     with_rows = set(rows)
     if others := [path for path in found.files if path not in with_rows]:
-        left_out["no rows, in a data set"] = others
+        left_out["not rows of the data set"] = others
     with files.reading(place / "README.md"):
         splits = _splits(place, rows, subset)
     if split not in splits:
-        only = f"only {', '.join(map(repr, splits))}" if splits else "for README.md names none of its files"
+        only = f"only {', '.join(map(repr, splits))}" if splits else "as README.md names no file that is there"
         raise DataError(f"{place}: no split {split!r}, {only}")
     taken = set(splits[split])
     for name, paths in splits.items():

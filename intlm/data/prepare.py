@@ -117,7 +117,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     around = {files.identity(path) for path in (directory.resolve(), *directory.resolve().parents) if path.exists()}
     for source in filter(None, (train, valid)):
         if not source.layout.folders.isdisjoint(around):
-            raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
+            raise DataError(f"{directory}: lies inside the text, {source.place}: expected a directory elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
         discard_replaced(directory)
@@ -158,7 +158,7 @@ def _make(
         split, mark, parts, crc, found = progress["position"]
         position = Position(split, mark and Mark(*mark), parts, crc, found)
         if _sha256(made / _CUTS) != progress["cuts"]:
-            raise Changed(f"{made / _CUTS}: not as an interrupted preparation left it")
+            raise Changed(f"{made / _CUTS}: changed since the preparation was interrupted")
         texts.cuts = np.load(made / _CUTS)
     else:
         position = Position(0, None, 0, 0, {})
@@ -185,7 +185,7 @@ def _make(
         if source.separator and not position.found[split]["separators"]:
             hint = ": in a shell write $'\\n\\n' for line ends" if "\\" in source.separator else ""
             what = f"data.document_separator = {source.separator!r}: does not occur in {source.place}"
-            print(f"intlm: {what}, whose texts are a document each{hint}", file=sys.stderr)
+            print(f"intlm: {what}: every text counts as one document{hint}", file=sys.stderr)
     return Corpus.open(directory)
 
 
@@ -230,7 +230,7 @@ def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
         lacking = {"valid_split": "splits", "split": "splits", "subset": "subsets"}
         if not train.is_data_set:
             lacking |= {"columns": "columns", "filter": "columns"}
-        what = "a recipe" if train.is_recipe else "a single file" if train.is_data_set else "a text"
+        what = "a Python file" if train.is_recipe else "a single file" if train.is_data_set else "a text"
         for key, missing in lacking.items():
             value, default = getattr(data, key), configuration.keys()[f"data.{key}"].default
             if value != default:
@@ -245,13 +245,14 @@ def _check_apart(train: Source, valid: Source) -> None:
         splits, held_out = (set(source.split.split("+")) for source in (train, valid))
         if splits & held_out or "all" in splits | held_out:
             raise DataError(
-                f"{valid.place}: held out is split {valid.split!r}, trained on {train.split!r}: expected others"
+                f"{valid.place}: split {valid.split!r} is held out, but split {train.split!r} is trained on: expected "
+                "splits without common rows"
             )
     read = {(stat.st_dev, stat.st_ino) for stat in map(Path.stat, train.layout.files)}
     for path in valid.layout.files:
         stat = path.stat()
         if (stat.st_dev, stat.st_ino) in read:
-            raise DataError(f"{path}: held out and trained on: expected other text to hold out")
+            raise DataError(f"{path}: is both held out and trained on: expected other text to hold out")
 
 
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
@@ -268,7 +269,7 @@ def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
         other = replace(other, prepared=str(place), processes=data.processes)
         corpus = prepare(other, first.tokenizer)
         if "valid" in first.splits and corpus.split("train").equals(first.split("valid")):
-            raise DataError(f"{other.train}: trained on, and held out of {data.train}: expected other text")
+            raise DataError(f"{other.train}: is trained on, but {data.train} holds it out: expected other text")
         found.append((share, corpus))
     return found
 
@@ -362,7 +363,7 @@ class _Texts:
         if source.is_recipe and self._spool:
             if self._sizes is None:
                 self._sizes = array("q")
-                bar = tqdm(sources.run_recipe(source.path), "running the recipe", disable=None, delay=1, leave=False)
+                bar = tqdm(sources.run_recipe(source.path), "running the file", disable=None, delay=1, leave=False)
                 self._sizes.extend(map(self._spool.write, bar))
             self._spool.seek(0)
             total, texts = sum(self._sizes), (_take(self._spool, size) for size in self._sizes)
@@ -483,7 +484,7 @@ def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Par
                     yield block, Position(number, begun, done, crc, position.found)
                     block, size = [], 0
         if skip:
-            raise Changed(f"{texts.place}: ends before where an interrupted preparation was")
+            raise Changed(f"{texts.place}: shorter than when the preparation was interrupted")
         position = Position(number + 1, None, 0, 0, position.found | {texts.split: reader.counts})
         yield block, position
 
@@ -529,7 +530,7 @@ def _encoded(
         yield from ((future.result(), position) for future, position in waiting)
     except BrokenProcessPool:
         raise DataError(
-            "a process that prepares text died: with data.processes = 1 there is only this one (a script that prepares "
+            "a worker process died: data.processes = 1 prepares the text without any (a script that prepares "
             "text must be importable: if __name__ == '__main__')"
         ) from None
     finally:

@@ -66,7 +66,7 @@ def _parsed(place: str, line: bytes) -> dict[str, Any]:
             raise ValueError(f"it is a {type(row).__name__}")
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{place}: not a JSON object: {reason(error)}: expected one a line (of an array `jq -c '.[]'` makes them)"
+            f"{place}: not a JSON object: {reason(error)}: expected one per line (for an array: `jq -c '.[]'`)"
         ) from None
     return row
 

@@ -297,7 +297,7 @@ class CorpusWriter:
         try:
             msgspec.convert(splits, dict[Literal["train", "valid"], Counts])
         except msgspec.ValidationError as error:
-            raise Changed(f"{self._scratch / PROGRESS}: not as an interrupted preparation left it: {error}") from None
+            raise Changed(f"{self._scratch / PROGRESS}: changed since the interruption: {error}") from None
         for split, counts in splits.items():
             for number, shard in enumerate(counts["shards"]):
                 path, left = (
@@ -313,7 +313,7 @@ class CorpusWriter:
                 except OSError as error:
                     raise Changed(f"{path}: cannot be read: {error.strerror}") from None
                 if digest.hexdigest() != shard["sha256"]:
-                    raise Changed(f"{path}: not as an interrupted preparation left it")
+                    raise Changed(f"{path}: changed since the preparation was interrupted")
                 if number + 1 < len(counts["shards"]):
                     file.close()
             file.truncate()
@@ -424,7 +424,7 @@ def read_progress(directory: Path) -> dict[str, Any] | None:
             return dict(progress)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
-    raise Changed(f"{path}: not as an interrupted preparation left it")
+    raise Changed(f"{path}: changed since the preparation was interrupted")
 
 
 def read_index(directory: Path) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def row_filter(text: str) -> list[Condition]:
             assert after and not isinstance(value, list | dict)
         except (AssertionError, ValueError, RecursionError):
             raise DataError(
-                f"data.filter = {text[:60]!r}: cannot be read from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
+                f"data.filter = {text[:60]!r}: not understood from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
                 f'by and, OP one of {" ".join(_COMPARE)}, VALUE a number, a "string", true, false or null'
             ) from None
         conditions.append(Condition(found[1], found[2], value))
@@ -341,4 +341,4 @@ def run_recipe(path: Path) -> Iterator[bytes]:
             yield document
     except Exception as error:
         name, why = type(error).__name__, reason(error)
-        raise DataError(f"{path}: the recipe failed: {name}{f': {why}' * (why != name)}") from error
+        raise DataError(f"{path}: the Python file failed: {name}{f': {why}' * (why != name)}") from error

@@ -93,7 +93,7 @@ class MixedStreams:
             if not count:
                 raise ConfigError(
                     f"data.mixture: a share of {share} is less than one of the {num_streams} texts of an update "
-                    "(eggroll.population / 2 / eggroll.group_size): expected larger shares or more texts"
+                    "(eggroll.population / 2 / eggroll.member.group_size): expected larger shares or more texts"
                 )
         own = range(num_streams) if own is None else own
         self._parts = []

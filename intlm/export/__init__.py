@@ -90,14 +90,14 @@ def _users(directory: Path) -> str | None:
         return "is not a directory"
     inside = sorted(directory.iterdir())
     if folder := next((path.name for path in inside if path.is_dir()), None):
-        return f"holds {folder}, a directory, which is no part of an export"
+        return f"holds {folder}, a directory, and exports have none"
     built = tuple(name for format in FORMATS.parts().values() for name in format.built)
     if changed := checksums.difference(directory, built) if inside else None:
         path, what = changed
         if path.name == checksums.CHECKSUMS:
-            return f"holds something that is not an export: no {checksums.CHECKSUMS} says what was written"
+            return f"holds something that is not an export: there is no {checksums.CHECKSUMS}"
         if what != "missing":
-            return f"holds {path.name}, which is {what}: no export wrote it like this"
+            return f"holds {path.name}, which is {what}: not as the export was written"
     with suppress(RunError):
         if not inside or read_json(directory / "config.json", _Kind, RunError).model_type == MODEL_TYPE:
             return None

@@ -26,7 +26,7 @@ def host(work: Path) -> Path:
         raise ConfigError(f"the environment: CC = {os.environ['CC']}: {error}") from None
     compiler = named or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
     if not compiler or not shutil.which(compiler[0]):
-        raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's like of it")
+        raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's equivalent")
     made = work / "model.so"
     _compile([*compiler, "-O3", "-march=native", "-shared", "-fPIC"], work, made)
     return made

@@ -107,7 +107,7 @@ def what_if(run: Path, description: Path, text: Path | None, tokens: int, stream
     installed.
     """
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
-        raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
+        raise ConfigError(f"--picture = {drawing}: expected a file in an existing directory")
     hardware = descriptions.load(description)
     check_installed()
     documents, what, _ = documents_of(run, text)

@@ -41,7 +41,7 @@ def test_processes_that_differ(tmp_path: Path) -> None:
     run = tmp_path / "run"
     first, second = together(2, "train", tiny.CONFIG, "--run-dir", run, each=[("--seed", 3), ("--seed", 4)])
     for _, err in finished(first, second, code=2):
-        assert "configuration: process 1 of this run has another one than process 0" in err
+        assert "configuration: not the same in process 1 of this run as in process 0" in err
     assert [path.name for path in run.iterdir()] == [".token"]
 
 

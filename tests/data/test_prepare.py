@@ -163,7 +163,7 @@ def test_what_is_not_a_corpus_is_left_alone(tmp_path: Path) -> None:
     [
         ({"source": "absent"}, "absent"),
         ({"source": "empty", "tokenizer": "alphabet"}, "empty: no text"),
-        ({"source": "."}, "lies within"),
+        ({"source": "."}, "lies inside"),
         ({"valid": "/nowhere"}, "/nowhere"),
     ],
 )
@@ -285,7 +285,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         ({"columns": "body"}, "data.columns: no column 'body', only text, title, score"),
         ({"columns": "score"}, "data.columns: column 'score' holds float, expected text"),
         ({"filter": "lang == 1"}, "data.filter: no column 'lang'"),
-        ({"filter": "score = 1"}, "data.filter = 'score = 1': cannot be read from 'score = 1' on"),
+        ({"filter": "score = 1"}, "data.filter = 'score = 1': not understood from 'score = 1' on"),
         ({"filter": "score > 1 or"}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"filter": "score > 99"}, "set: no text in it"),
         (
@@ -297,7 +297,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         ({"filter": "title == " + "[" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"filter": "score > " + "9" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"valid_split": "none"}, "set: no split 'none'"),
-        ({"tokenizer": "bpe", "bpe.vocab_size": 9999}, "data.bpe.vocab_size = 9999: no such vocabulary"),
+        ({"tokenizer": "bpe", "bpe.vocab_size": 9999}, "data.bpe.vocab_size = 9999: SentencePiece makes no such"),
         ({"tokenizer_file": "/nowhere"}, "/nowhere: cannot be read"),
     ],
 )
@@ -504,7 +504,7 @@ if __name__ == "__main__":
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
         children, *said = done.stdout.splitlines()
-        assert said == [] if victim == "parent" else "a process that prepares text died" in said[0]
+        assert said == [] if victim == "parent" else "a worker process died" in said[0]
         for child in map(int, children.split()):
             for _ in range(200):
                 if not Path(f"/proc/{child}/exe").exists() or "Z" in Path(f"/proc/{child}/stat").read_text():

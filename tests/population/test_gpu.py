@@ -89,7 +89,7 @@ def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     for other in found[1:]:
         for expected, leaf in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(leaf, expected)
-    assert "the gpu engine leaves to XLA: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
+    assert "the gpu engine uses XLA for: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
 
 
 def sizes(program: Any) -> Iterator[int]:

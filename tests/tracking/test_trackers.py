@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_stop_the_run(
     monkeypatch.setattr(service._run, "log", working)
     service.write({"update": 3, "changed": 0.125})
     service.close()
-    assert capsys.readouterr().err.count("trackio takes no more: no route to it: ") == 1
+    assert capsys.readouterr().err.count("trackio does not accept metrics any more: no route to it: ") == 1
     assert json.loads((tmp_path / "trackio.json").read_text())["sent"] == 1
 
 

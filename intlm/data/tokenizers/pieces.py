@@ -119,7 +119,7 @@ class PieceTokenizer(Tokenizer):
         except RuntimeError as error:
             reason, size = str(error).rpartition("] ")[2], sum(map(len, sample))
             wanted = f"data.{name}.vocab_size = {vocab_size}"
-            raise DataError(f"{wanted}: no such vocabulary of {size:,} bytes: {reason}") from None
+            raise DataError(f"{wanted}: SentencePiece makes no such vocabulary from {size:,} bytes: {reason}") from None
         return cls(name, model.getvalue())
 
     @classmethod
@@ -192,10 +192,10 @@ def _letters(text: bytes) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PieceTrainer(TokenizerTrainer):
-    """Makes a vocabulary of pieces; its name is SentencePiece's for the kind of model."""
+    """Trains a vocabulary of pieces; its name is SentencePiece's for the kind of model."""
 
     vocab_size: int = key("tokens in the vocabulary", 4096, low=257, high=MAX_VOCAB)
-    sample_bytes: int = key("bytes of training text, the first, to make it from", 1 << 24, low=1)
+    sample_bytes: int = key("bytes at the beginning of the training text to train it on", 1 << 24, low=1)
 
     def train(self, texts: Texts) -> PieceTokenizer:
         """See `TokenizerTrainer.train`."""
