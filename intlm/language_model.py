@@ -88,7 +88,7 @@ class LanguageModel:
         return self.tokenizer.encode(text.encode() if isinstance(text, str) else text).astype(np.int32)
 
     def logits(self, text: bytes | str) -> np.ndarray:
-        """What predicts each token of a document: int16 [tokens, vocabulary], 256 = one bit."""
+        """The logits that predict each token of a document: int16 [tokens, vocabulary], 256 = one bit."""
         tokens = self.tokens(text)
         return self.read(np.concatenate([[SEPARATOR], tokens[:-1]])[None, : len(tokens)], self.start(1))[0][0]
 

@@ -47,7 +47,7 @@ def architecture_of(config: Config, vocab_size: int) -> Architecture:
 
 
 def population_of(config: Config, vocab_size: int) -> Population:
-    """What a run's engine is built for."""
+    """The population of a configuration, for which a run's engine is built."""
     eggroll = config.eggroll
     return Population(
         architecture_of(config, vocab_size), eggroll.estimator, eggroll.population, config.seed, config.objective,
@@ -56,7 +56,7 @@ def population_of(config: Config, vocab_size: int) -> Population:
 
 
 class Described(msgspec.Struct):
-    """What config.json of an export is read for."""
+    """The fields of an export's config.json that intlm reads."""
 
     weights_sha256: Sha256
     corpus: str | None = None  # the identity of the text that it was trained with
@@ -151,10 +151,10 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
 
 
 def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T]) -> T:
-    """What `read` makes of a run's checkpoints, given the updates that have one, oldest first.
+    """Returns the result of `read` on a run's checkpoints and the updates that have one, oldest first.
 
-    It is called again where some are gone meanwhile, as those of a run that is being trained are. Raises RunError where
-    there are none, and what `read` raises.
+    Calls it again if checkpoints vanish meanwhile, as they do while the run is being trained. Raises RunError where
+    there are none, and whatever `read` raises.
     """
     path = directory / "checkpoints"
     while path.is_dir():

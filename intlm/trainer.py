@@ -100,7 +100,7 @@ class Trainer:
 
     @property
     def identity(self) -> str:
-        """What tells the text apart, all of a mixture."""
+        """The identity of the training text: those of all corpora of a mixture."""
         return " ".join(corpus.identity for _, corpus in self.mixture)
 
     def resume(self) -> None:
@@ -132,7 +132,7 @@ class Trainer:
             self.seconds = lines[-1]["seconds"] if lines else 0.0
 
     def digest(self) -> str:
-        """What tells where training goes on from: the update and the weights."""
+        """A digest of the point where training goes on: of the update and the weights."""
         digest = hashlib.sha256(str(self.update).encode())
         for name, weight in sorted(self.whole_parameters().items()):
             digest.update(name.encode() + np.asarray(weight).tobytes())
@@ -167,7 +167,7 @@ class Trainer:
         return evaluate(self.model, split_documents(self.valid, limit)) if self.valid else None
 
     def sample(self) -> str:
-        """What the shared weights write after nothing, as text to show."""
+        """A sample of text from the shared weights, without a prompt."""
         self.model.parameters = self.whole_parameters()
         written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
         return written.decode(errors="replace")
@@ -202,7 +202,7 @@ class Trainer:
         }
 
     def health(self) -> dict[str, float]:
-        """What tells a run that learns from one that does not, of the update just made. All processes call it."""
+        """Measures of the last update that show whether a run learns. All processes must call it."""
         found = self.measure_health(self.report.seen, self.state.members, np.uint32(self.update - 1))
         states = self.population.units * self.population.estimator.states_of_a_unit(self.population.architecture)
         named = {

@@ -1,4 +1,4 @@
-"""Whatever is in a file, its reader raises the project's own errors or reads it, and a command ends with one line."""
+"""Any contents of a file are read, or refused by the project's own errors; a command then ends with one line."""
 
 import dataclasses
 import io
@@ -230,7 +230,7 @@ HOSTILE = [
     b'{"a":' * DEEP, b'{"a":' * 900 + b"1" + b"}" * 900, b"a = " + b"[" * DEEP, b"a = 0x" + b"f" * 5000,
     b"[" + b".".join([b"a"] * 2000) + b"]", b'{"update": 1' + b"0" * 5000 + b"}",
 ]  # fmt: skip
-"""What no file of ours is, whatever it is written in."""
+"""Contents that are wrong for every file of intlm, in any format."""
 
 
 @cache

@@ -247,7 +247,7 @@ def test_seeds_that_go_on_longer_than_others_are_cut(tmp_path: Path, figures: li
 
 @pytest.mark.parametrize(("longest", "is_cut"), [(2, False), (1025, False), (1280, True)])
 def test_loss_by_position(longest: int, is_cut: bool, tmp_path: Path, figures: list[Figure]) -> None:
-    """What was measured and how much of it, on the same positions; where segments begin, if there are several."""
+    """Losses and token counts share their positions; the begin of segments is marked if there are several."""
     edges = [edge for edge in (1, 2, 4, 8, 1024, 1025, 1280) if edge <= longest]
     bits, tokens = [4.0 - 0.5 * i for i in range(len(edges) - 1)], [10**i for i in range(len(edges) - 1)]
     loss_by_position(

@@ -139,7 +139,7 @@ def chunk_votes(setting: Setting, size: int, half: Array, first: Array) -> Array
 
 
 def scale(setting: Setting) -> float:
-    """What A B^T is multiplied by to be at the scale of full-rank noise: about 1 / (16 sqrt(rank))."""
+    """The factor that brings A B^T to the scale of full-rank noise: about 1 / (16 sqrt(rank))."""
     return rank_multiplier(setting.rank) / 2**11 if setting.rank else 1.0
 
 

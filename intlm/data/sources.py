@@ -1,4 +1,4 @@
-"""Sources of text: files, directories, recipes and data sets, read as documents without holding one in memory.
+"""Sources of text: files, directories, Python files and data sets, read as documents without holding one in memory.
 
 - A text file is any bytes; they are taken as they are (no decoding, no change of line ends), decompressed where they
   are compressed (`intlm.data.files`).
@@ -35,8 +35,8 @@ VERSION = 2  # of what is read of a place: 1 took paths for patterns and compres
 MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
 HUB = "hub:"
 COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
-"""What is counted of a source: documents and their bytes; texts with none in them, rows left out; separators; documents
-that are not UTF-8, and with a zero byte; the bytes of the longest."""
+"""The counts of a source: documents and their bytes; empty texts and filtered rows, both left out; separators;
+documents that are not UTF-8; documents with a zero byte; the bytes of the longest document."""
 
 
 class Source(NamedTuple):
@@ -72,7 +72,7 @@ class Source(NamedTuple):
 
     @property
     def layout(self) -> Layout:
-        """Its files, and those that are left out. DataError if there are none to read."""
+        """The files of the source, and those that are left out. DataError if there are none to read."""
         if self.is_remote:
             return Layout([], True, {}, set())
         return layout(self.path, self.column_names, self.subset, self.split)

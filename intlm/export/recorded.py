@@ -33,7 +33,7 @@ class NotRecorded(IntlmError):
 
 @dataclass(eq=False)
 class Value:
-    """What is known at run time alone: int32, int16 or int8 in JAX, or a bool."""
+    """A value that is known only at run time: int32, int16, int8 or bool in JAX."""
 
     names: dict[str, str]  # a dtype -> the name of the tensor that holds it so
     actual: tuple[int, ...]  # the tensors' shape; broadcast, or reshaped, it is
@@ -158,7 +158,7 @@ def record(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, tuple[str, tuple[int, ...]]],
 ) -> Any:
-    """What a function of JAX computes as an onnx.GraphProto.
+    """Returns a JAX function as an onnx.GraphProto.
 
     inputs: its arguments. outputs: its results, each with the dtype and the shape that the graph gives. Raises
     NotRecorded where a primitive cannot be written in ONNX.

@@ -53,7 +53,7 @@ class Local(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the parameters' shapes and the arithmetic depend on; hashable, so that it can be static under jit."""
+    """The model's sizes and kinds, which decide shapes and arithmetic; hashable, so that it can be static under jit."""
 
     vocab_size: int
     hidden_size: int

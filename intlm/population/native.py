@@ -93,7 +93,7 @@ def read_rate(threads: int, size: int, seconds: float) -> float:
 
 @contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """What the kernels' workers do inside the context: seconds a phase, summed over threads; filled in at its end."""
+    """Measures the kernels inside the context: seconds per phase, summed over threads, filled in as it ends."""
     library = kernels()
     names = library.intlm_phases().decode().split(",")
     spent = (ctypes.c_int64 * len(names))()
@@ -123,7 +123,7 @@ class NativeEngine:
         return missing() or unserved(population, Member, NextToken, Mgu)
 
     def _attributes(self, pairs: int) -> dict[str, np.generic]:
-        """What the kernels are told of the population, by the names of `Problem` in kernels/cpu/kernels.h."""
+        """The population as attributes of a kernel call, by the names of `Problem` in kernels/cpu/kernels.h."""
         architecture, estimator = self.population.architecture, self.population.estimator
         rank, sigma_shift = (estimator.rank, estimator.sigma_shift) if isinstance(estimator, Member) else (1, 0)
         return {

@@ -92,7 +92,7 @@ def read(
 
 
 class Curve(NamedTuple):
-    """What one kind of accumulator makes of a text."""
+    """The result of one kind of accumulator on a text."""
 
     bits_per_byte: dict[int, float]  # by its width
     narrowest: int  # that changed no bit, nor did any wider one

@@ -24,10 +24,10 @@ RATE = 100  # tokens a second, for which the clock is given
 class Difference:
     """Where a machine first differs from the reference."""
 
-    token: int  # how many were read before
+    token: int  # the number of tokens read before
     what: str  # "state", "logit" or "loss"
-    layer: int | None  # of a state
-    index: int  # of a state or a logit; the token that a loss is of
+    layer: int | None  # the layer of a state
+    index: int  # the index of a state or a logit; for a loss the token
     machine: int
     reference: int
 
@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass
 class Report:
-    """What a simulation found."""
+    """The result of a simulation on a machine."""
 
     target: str
     tokens: int
@@ -59,7 +59,7 @@ class Report:
         return self.difference is None
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """The report as a dictionary, for --json."""
         return asdict(self) | {"same_bits": self.same_bits, "clock_hz": self.clock()}
 
     def clock(self) -> float | None:
@@ -67,7 +67,7 @@ class Report:
         return self.cost_per_token * RATE if self.unit == "instructions" else None
 
     def text(self) -> str:
-        """For people."""
+        """The report as a table for a terminal."""
         rows = [
             ("bits", "the same" if self.difference is None else f"DIFFER: {self.difference}"),
             ("tokens compared", f"{self.tokens:,}"),
@@ -137,11 +137,11 @@ def first_tokens(documents: Iterable[np.ndarray], tokens: int) -> Iterator[np.nd
 
 
 class Comparison(NamedTuple):
-    """What a machine did beside the reference."""
+    """The comparison of a machine with the reference."""
 
-    tokens: int  # that were compared
-    loss: int  # their integer losses' sum, 256 = one bit
-    costs: list[float]  # of each step, in the machine's unit
+    tokens: int  # the number of tokens compared
+    loss: int  # the sum of their integer losses, 256 = one bit
+    costs: list[float]  # the cost of each step, in the machine's unit
     difference: Difference | None
 
 

@@ -65,7 +65,7 @@ def check_installed() -> None:
 
 
 def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
-    """What a token costs where `streams` texts are read side by side."""
+    """The cost of a token where `streams` texts are read side by side."""
     work = products(a)
     # The states, and what goes into the widest product and comes out of it.
     widest = max(p.fan_in + p.fan_out * OUTPUT_BITS // 8 for p in work)

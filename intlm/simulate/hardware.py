@@ -22,7 +22,7 @@ def _key(low: int = 1, high: int | None = None, choices: tuple[str, ...] = ()) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accumulator:
-    """What products are added up in."""
+    """The accumulators, in which products are summed."""
 
     bits: int = _key(NARROWEST, 64)
     overflow: str = _key(choices=OVERFLOWS)

@@ -30,19 +30,19 @@ class Machine(ABC):
 
     @abstractmethod
     def logits(self) -> np.ndarray:
-        """What it expects next: int16 [vocabulary]."""
+        """The logits of the next token: int16 [vocabulary]."""
 
     @abstractmethod
     def loss(self, token: int) -> int:
-        """The integer loss of a token that comes next."""
+        """The integer loss if this token comes next."""
 
     @abstractmethod
     def states(self) -> np.ndarray:
-        """int8 [layers, hidden]."""
+        """The states: int8 [layers, hidden]."""
 
     @abstractmethod
     def cost(self) -> float:
-        """What the last step took, in `unit`."""
+        """The cost of the last step, in `unit`."""
 
 
 class Layout:

@@ -1,4 +1,4 @@
-"""What a WebAssembly module holds: how much code and data, and that none of it computes with floating point.
+"""Reads WebAssembly modules: the sizes of code and data; refuses floating-point instructions.
 
 The binary format is that of the WebAssembly core specification, sections 5.4 (instructions) and 5.5 (modules).
 """

@@ -18,7 +18,7 @@ from intlm.tracking.table import format_table
 
 @dataclass
 class Report:
-    """What was found."""
+    """The result of a simulation on described hardware."""
 
     hardware: Hardware
     streams: int

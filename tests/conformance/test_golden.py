@@ -320,7 +320,7 @@ def test_optimizers(case: Case) -> None:
 
 
 def draws(vocabulary: int) -> list[Callable[..., Any]]:
-    """What draws a token: the reference, and the native engine where there is one."""
+    """The functions that sample a token: the reference, and the native engine's where there is one."""
     if not native.available():
         return [sample]
     population = Population(Architecture(vocabulary, 8, 1, 8, "clip"))

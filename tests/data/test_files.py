@@ -259,7 +259,7 @@ def test_damaged_parquet(tmp_path: Path, prepared: Callable[..., Prepared]) -> N
 def test_a_bomb_is_read_in_bounded_memory(
     tmp_path: Path, prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a file expands to, it is text in chunks; a row has a bound."""
+    """A file that expands to gigabytes is read in chunks; the size of a row is limited."""
     size = 1 << 28
     for suffix, compress in COMPRESS.items():
         (tmp_path / f"a.txt{suffix}").write_bytes(compress(bytes(size >> 4)) * 16)

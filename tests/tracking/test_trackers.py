@@ -37,7 +37,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def told_wandb(run: Path) -> dict[int, dict[str, Any]]:
-    """What the service has of a run, by update. Fails where one is told twice, or to another run."""
+    """The values that the service has received of a run, by update. Fails where one came twice or for another run."""
     identity = json.loads((run / "wandb.json").read_text())["id"]
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
@@ -91,7 +91,7 @@ def test_a_run_and_its_resumption(name: str, told: Any, tmp_path: Path, monkeypa
 def test_one_that_fails_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it did not take is told when the run is resumed: its last update is the last one that it took."""
+    """Updates that it did not accept are sent when the run is resumed, from the last one that it accepted."""
     service = Service("trackio", tmp_path, configuration.tables(tiny.load_config()), [])
     service.write({"update": 1, "changed": 0.5})
 

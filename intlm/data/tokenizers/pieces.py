@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 LETTERS = "".join(chr(byte if 0x21 <= byte < 0x7F else 0x100 + byte) for byte in range(256))
-"""What SentencePiece is shown for each byte: the ASCII character that is no space, else a letter, U+0100 + byte."""
+"""The character that SentencePiece sees for each byte: a printing ASCII character itself, else U+0100 + byte."""
 
 LONGEST_PIECE = 16  # bytes
 CACHED = 1 << 19  # units remembered, and words: 100 MB at most
