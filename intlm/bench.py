@@ -153,9 +153,9 @@ class Report:
         return _ratio(self.tokens(part), round_.seconds[part])
 
     def _spread(self, value: Callable[[Round], float | None]) -> Spread | None:
-        found = [value(round_) for round_ in self.rounds]
-        known = [v for v in found if v is not None]
-        return Spread(min(known), statistics.median(known), max(known)) if len(known) == len(found) else None
+        values = [value(round_) for round_ in self.rounds]
+        known = [v for v in values if v is not None]
+        return Spread(min(known), statistics.median(known), max(known)) if len(known) == len(values) else None
 
     def summary(self) -> dict[str, Any]:
         """The medians, for JSON; None for values that this machine does not have."""
@@ -204,7 +204,7 @@ class Report:
         def all_of(spread: Spread | None, unit: float = 1) -> str:
             return " / ".join(shown(value / unit) for value in spread) if spread else "-"
 
-        found = self.summary()
+        summary = self.summary()
         labels = {
             "inference": "pure inference",
             "noise": "noise, within evaluation",
@@ -223,7 +223,7 @@ class Report:
             )
             for part in PARTS
         ]
-        made = found["noise_values_per_second"]
+        made = summary["noise_values_per_second"]
         further = [
             ("evaluation time over inference time", all_of(self.over_inference("evaluation"))),
             ("update time over inference time", all_of(self.over_inference("update"))),
@@ -236,8 +236,8 @@ class Report:
         return "\n".join(
             [
                 f"engine {self.engine}{instructions}, {self.threads} threads",
-                f"{self.name}: {found['members']:,} members of {human(found['parameters'])} parameters, "
-                f"{found['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds per token",
+                f"{self.name}: {summary['members']:,} members of {human(summary['parameters'])} parameters, "
+                f"{summary['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds per token",
                 "",
                 format_table(["", "ms", "tokens/s", "GMAC/s", "% of peak", "over inference"], rows),
                 "",
@@ -247,7 +247,7 @@ class Report:
 
     def breakdown(self) -> list[tuple[str, str, float]]:
         """The time of a whole update by phase: what is done, for which part of the update, its seconds."""
-        found = []
+        times = []
         for part in ("evaluation", "accumulation"):
             took = statistics.median(r.seconds[part] for r in self.rounds)
             known = sum(sum(r.phases[part].values()) for r in self.rounds)
@@ -260,11 +260,11 @@ class Report:
             if part == "evaluation" and "products" in phases and peak and macs:
                 phases["peak"] = min(phases["products"], macs / peak.median)
                 phases["products"] -= phases["peak"]
-            found += [(PHASES.get(phase, phase), part, seconds) for phase, seconds in phases.items() if seconds]
+            times += [(PHASES.get(phase, phase), part, seconds) for phase, seconds in phases.items() if seconds]
         rest, whole = (statistics.median(r.seconds[part] for r in self.rounds) for part in ("rest", "update"))
-        found.append(("fitness and optimizer", "rest of the update", rest))
-        scale = whole / sum(seconds for _, _, seconds in found)  # medians do not add up exactly
-        return [(label, part, seconds * scale) for label, part, seconds in found]
+        times.append(("fitness and optimizer", "rest of the update", rest))
+        scale = whole / sum(seconds for _, _, seconds in times)  # medians do not add up exactly
+        return [(label, part, seconds * scale) for label, part, seconds in times]
 
 
 class Workload:
@@ -393,8 +393,8 @@ class Workload:
         if self.engine.name == "native":
             with native.phases() as spent:
                 took, calls = _mean(self.calls[part])
-            found = {phase: seconds / self.threads / calls for phase, seconds in spent.items()}
-            return {**found, "rest": max(0.0, took - sum(found.values()))}
+            by_phase = {phase: seconds / self.threads / calls for phase, seconds in spent.items()}
+            return {**by_phase, "rest": max(0.0, took - sum(by_phase.values()))}
         if part == "accumulation":
             return {"noise and its products with fitness": took}
         made, _ = _mean(lambda: _timed(lambda: self.draw(self.number)))
@@ -428,15 +428,15 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
         raise ConfigError(f"--picture = {drawing}: expected a file in an existing directory")
     workload = Workload(config, prepare_corpus(config))
-    found: list[Round] = []
+    measured: list[Round] = []
     wanted, fewest = rounds or ROUNDS, rounds or FEWEST_ROUNDS
     steps = len(workload.calls) + 1
     began = time.monotonic()
     with tqdm(desc="bench", total=(wanted + 1) * steps, disable=None, leave=False, bar_format="{l_bar}{bar}") as bar:
         memory = workload.warm_up()
         bar.update(steps)
-        while len(found) < wanted and (len(found) < fewest or time.monotonic() - began < PATIENCE):
-            found.append(workload.round(bar.update))
+        while len(measured) < wanted and (len(measured) < fewest or time.monotonic() - began < PATIENCE):
+            measured.append(workload.round(bar.update))
     report = Report(
         name,
         config,
@@ -447,7 +447,7 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
         workload.reads * workload.streams_at_once,
         workload.written,
         memory,
-        found,
+        measured,
     )
     if drawing:
         pictures.breakdown(report.breakdown(), drawing, f"{name}: where an update's time goes")
@@ -500,14 +500,14 @@ def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None)
 
     Calls are repeated for COUNTED seconds. `between` is called before the first, and after every eighth of that time.
     """
-    found: list[float] = []
+    seconds: list[float] = []
     turns = 0
-    while sum(found) < COUNTED:
-        if sum(found) >= turns * COUNTED / 8:
+    while sum(seconds) < COUNTED:
+        if sum(seconds) >= turns * COUNTED / 8:
             between()
             turns += 1
-        found.append(call())
-    return statistics.fmean(found), len(found)
+        seconds.append(call())
+    return statistics.fmean(seconds), len(seconds)
 
 
 def _repetitions(call: Callable[[int], Any], fewest: int) -> int:

@@ -78,11 +78,11 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from intlm.evaluation import evaluate_run
 
-    found = evaluate_run(args.run, args.text, args.split, args.batch, args.wikitext, args.documents, args.picture)
+    result = evaluate_run(args.run, args.text, args.split, args.batch, args.wikitext, args.documents, args.picture)
     if args.json:
-        print(json.dumps(found.whole.summary()))
+        print(json.dumps(result.whole.summary()))
     else:
-        print(found.text() + (f"\npicture: {args.picture}" if args.picture else ""))
+        print(result.text() + (f"\npicture: {args.picture}" if args.picture else ""))
     return 0
 
 
@@ -127,9 +127,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    found = flags.chosen(args, "on", TARGETS).simulate(args.run, args.text, args.tokens)
-    print(json.dumps(found.summary()) if args.json else found.text())
-    return 0 if found.same_bits else 1
+    report = flags.chosen(args, "on", TARGETS).simulate(args.run, args.text, args.tokens)
+    print(json.dumps(report.summary()) if args.json else report.text())
+    return 0 if report.same_bits else 1
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -142,42 +142,42 @@ def _inspect(args: argparse.Namespace) -> int:
 def _runs(args: argparse.Namespace) -> int:
     from intlm.following import runs
 
-    found = runs(args.directory)
-    print(json.dumps(found.summary()) if args.json else found.text())
+    result = runs(args.directory)
+    print(json.dumps(result.summary()) if args.json else result.text())
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from intlm.following import compare
 
-    found = compare(args.runs, args.reference, args.picture)
-    print(json.dumps(found.summary()) if args.json else f"{found.text()}\npicture: {found.picture}")
+    comparison = compare(args.runs, args.reference, args.picture)
+    print(json.dumps(comparison.summary()) if args.json else f"{comparison.text()}\npicture: {comparison.picture}")
     return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from intlm.sweep import sweep
 
-    found = sweep(
+    result = sweep(
         args.file, configuration.overrides_from(args), jobs=args.jobs, only=args.only, seeds=args.seeds,
         runs=args.runs, out=args.out, drawn=args.picture,
     )  # fmt: skip
-    print(found.text())
-    if found.stopped:
+    print(result.text())
+    if result.stopped:
         _say_last(f"stopped and saved; resume with: {shlex.join(['intlm', *args.given])}")
         return INTERRUPTED
-    return IntlmError.exit_code if found.failures else 0
+    return IntlmError.exit_code if result.failures else 0
 
 
 def _bench(args: argparse.Namespace) -> int:
     from intlm.bench import bench
 
     config = configuration.load(args.config, configuration.overrides_from(args))
-    found = bench(config, args.config.stem, args.rounds, args.picture)
+    result = bench(config, args.config.stem, args.rounds, args.picture)
     if args.json:
-        print(json.dumps(found.summary()))
+        print(json.dumps(result.summary()))
     else:
-        print(found.text() + (f"\npicture: {args.picture}" if args.picture else ""))
+        print(result.text() + (f"\npicture: {args.picture}" if args.picture else ""))
     return 0
 
 

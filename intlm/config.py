@@ -168,7 +168,7 @@ RENAMED = {
 
 def keys() -> dict[str, Key]:
     """Every key by its full name, those of all parts that can be chosen included, in the order of the dataclasses."""
-    return {found.name: found for found in settings.keys_of(Config)}
+    return {setting.name: setting for setting in settings.keys_of(Config)}
 
 
 Given = dict[str, tuple[str, Any]]  # key -> where it was given and its value
@@ -276,7 +276,7 @@ def dotted(tables: Mapping[str, Any], where: str, prefix: str = "") -> dict[str,
 
     Raises ConfigError, which begins with `where`, for a value in a section's place.
     """
-    sections = {found.section for found in keys().values()}
+    sections = {setting.section for setting in keys().values()}
     sections |= {parent for section in sections for parent in _parents(section)}
     given: dict[str, Any] = {}
     for name, value in tables.items():
@@ -304,20 +304,20 @@ def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mappi
     old = [name for name in named if name in RENAMED]
     if not old:
         return dict(named)
-    found = {name: value for name, value in named.items() if name not in old}
+    values = {name: value for name, value in named.items() if name not in old}
     said = []
     optimizer = "eggroll.optimizer"
-    if found.get(optimizer) == "momentum" and str(named.get("eggroll.momentum", 0)) == "0":
-        found[optimizer] = "sgd"
+    if values.get(optimizer) == "momentum" and str(named.get("eggroll.momentum", 0)) == "0":
+        values[optimizer] = "sgd"
         said.append(f'{optimizer} = "momentum" with eggroll.momentum = 0 is now {optimizer} = "sgd"')
     for name in old:
         new, family, part = RENAMED[name], "", ""
         if of := re.search(r"\{(.*)\}", new):
             family = of[1]
-            part = str(found.get(family, earlier.get(family, ("", known[family].default))[1]))
+            part = str(values.get(family, earlier.get(family, ("", known[family].default))[1]))
             new = new.replace(of[0], part)
         if new in known:
-            found.setdefault(new, named[name])
+            values.setdefault(new, named[name])
             said.append(f"{name} is now {new}")
         elif source == COMMAND_LINE:
             raise ConfigError(f'{source}: {name} = {shown(named[name])}: {family} = "{part}" has no such setting')
@@ -325,7 +325,7 @@ def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mappi
     if said:
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         _say_once(f"intlm: {source}: written for an earlier version: {said[0]}{more}")
-    return found
+    return values
 
 
 @cache
@@ -369,35 +369,35 @@ def check_limits(config: Config, vocab_size: int | None) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag a key, `--section.key VALUE`, grouped by section. Values stay text: `load` parses them."""
     groups: dict[str, Any] = {}
-    for name, found in keys().items():
-        if found.section not in groups:
-            title = f"configuration keys of [{found.section}]" if found.section else "configuration keys"
-            groups[found.section] = parser.add_argument_group(title, _about(found))
-        default = "required" if found.default is dataclasses.MISSING else f"default {shown(found.default)}"
-        text = f"{found.help} ({found.expected}; {default})"
+    for name, setting in keys().items():
+        if setting.section not in groups:
+            title = f"configuration keys of [{setting.section}]" if setting.section else "configuration keys"
+            groups[setting.section] = parser.add_argument_group(title, _about(setting))
+        default = "required" if setting.default is dataclasses.MISSING else f"default {shown(setting.default)}"
+        text = f"{setting.help} ({setting.expected}; {default})"
         metavar = (
-            "|".join(found.choices)
-            if found.choices
+            "|".join(setting.choices)
+            if setting.choices
             else "PATH"
-            if found.is_path
+            if setting.is_path
             else "N"
-            if found.is_number
+            if setting.is_number
             else "TEXT"
         )
-        groups[found.section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
+        groups[setting.section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
     for name in RENAMED:
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
 
 
-def _about(found: Key) -> str:
+def _about(setting: Key) -> str:
     """The purpose of a key's section, in a line."""
-    if found.of:
-        family, part = found.of[-1]
+    if setting.of:
+        family, part = setting.of[-1]
         cls = keys()[family].family.parts()[part]  # type: ignore[union-attr]
         return f'Settings of {family} = "{part}". {(cls.__doc__ or "").splitlines()[0]}'
     by_section = {field.name: field.type for field in dataclasses.fields(Config)}
-    if found.section:
-        return by_section[found.section].__doc__ or ""
+    if setting.section:
+        return by_section[setting.section].__doc__ or ""
     return "A flag overrides the file. A key that is in neither has its default."
 
 
@@ -448,7 +448,7 @@ def nearest(name: str) -> str:
     leaf = name.rpartition(".")[2]
     # The right key under the wrong header comes first: in TOML, whatever follows [data] belongs to it.
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
-    sections = {found.section for found in known.values()} - {""}
+    sections = {setting.section for setting in known.values()} - {""}
     close = same_leaf or difflib.get_close_matches(name, [*known, *sections], 1)
     if not close:
         leaves = {key.rpartition(".")[2]: key for key in known}

@@ -140,8 +140,8 @@ class Processes:
         if self.alone:
             return
         self.wait(what)
-        found = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
-        others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
+        digests = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
+        others = [number for number, digest in enumerate(digests) if (digest != digests[0]).any()]
         if others:
             raise RunError(f"{what}: not the same in process {others[0]} of this run as in process 0")
 

@@ -103,12 +103,12 @@ def _proves(other: socket.socket, key: bytes, own_side: bytes, other_side: bytes
 
 
 def _take(some: socket.socket) -> bytes:
-    found = b""
-    while len(found) < _SIZE:
-        if not (part := some.recv(_SIZE - len(found))):
+    data = b""
+    while len(data) < _SIZE:
+        if not (part := some.recv(_SIZE - len(data))):
             raise ConnectionError
-        found += part
-    return found
+        data += part
+    return data
 
 
 def _join(one: socket.socket, other: socket.socket) -> None:

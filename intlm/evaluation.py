@@ -136,9 +136,9 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
         source = sources_of(replace(data, train=str(text.absolute() if str(text).startswith(HUB) else text)))[0]
         return text_documents(source, tokenizer), str(text), source.size
     corpus = open_corpus(config, tokenizer, run)
-    found = corpus.split(split)
+    chosen = corpus.split(split)
     corpus.verify(split)
-    return split_documents(found), f"{split} split", found.bytes
+    return split_documents(chosen), f"{split} split", chosen.bytes
 
 
 def text_documents(source: Source, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -213,10 +213,10 @@ def evaluate_run(
     whole = total(())
     form = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "disable": None}  # None: unless on a terminal
     with tqdm(desc=f"evaluating {what}", total=size, **form) as bar:
-        for document, found in measure(model, texts, batch, positions, bar.update):
-            whole = total((whole, found))
-            if lines is not None and found.bytes:
-                lines.append(_line(len(lines), document, found))
+        for document, evaluation in measure(model, texts, batch, positions, bar.update):
+            whole = total((whole, evaluation))
+            if lines is not None and evaluation.bytes:
+                lines.append(_line(len(lines), document, evaluation))
     if not whole.bytes:
         raise ConfigError(f"{what}: nothing to evaluate: it holds no text")
     if documents and lines is not None:
@@ -236,17 +236,17 @@ def evaluate_run(
     return Report(what, whole, lines)
 
 
-def _line(number: int, document: Document, found: Evaluation) -> dict[str, Any]:
+def _line(number: int, document: Document, evaluation: Evaluation) -> dict[str, Any]:
     """The JSON line of a document."""
     beginning = document.counted[: 8 * BEGINNING].decode(errors="replace")
     return {
         "document": number,
-        "bytes": found.bytes,
-        "tokens": found.tokens,
-        "words": found.words,
-        "bits": found.bits,
-        "bits_per_byte": found.bits / found.bytes,
-        "bits_q40": found.loss,
+        "bytes": evaluation.bytes,
+        "tokens": evaluation.tokens,
+        "words": evaluation.words,
+        "bits": evaluation.bits,
+        "bits_per_byte": evaluation.bits / evaluation.bytes,
+        "bits_q40": evaluation.loss,
         "begins": " ".join(beginning.split())[:BEGINNING].translate(VISIBLE),
     }
 
@@ -266,13 +266,13 @@ def count_words(text: bytes) -> int:
 
 def evaluate(model: LanguageModel, texts: Iterable[np.ndarray | Document], batch: int | None = None) -> Evaluation:
     """Measure a model on documents. `batch`: segments read side by side."""
-    return total(found for _, found in measure(model, texts, batch))
+    return total(evaluation for _, evaluation in measure(model, texts, batch))
 
 
-def total(found: Iterable[Evaluation]) -> Evaluation:
+def total(evaluations: Iterable[Evaluation]) -> Evaluation:
     """The sum of the evaluations of several texts."""
     whole = [0] * len(Evaluation._fields)
-    for one in found:
+    for one in evaluations:
         whole = [a + b for a, b in zip(whole, one, strict=True)]
     return Evaluation(*whole)
 
@@ -375,9 +375,9 @@ def fixed_point_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     logits: int16 [batch, T, vocabulary]; targets: int32 [batch, T], -1 where nothing is counted.
     """
     counted = targets >= 0
-    found = np.zeros(targets.shape, np.int64)
-    found[counted] = np.rint(np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS))
-    return found
+    losses = np.zeros(targets.shape, np.int64)
+    losses[counted] = np.rint(np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS))
+    return losses
 
 
 def exact_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

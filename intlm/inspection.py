@@ -68,8 +68,8 @@ def activations(model: LanguageModel, tokens: np.ndarray) -> tuple[dict[str, np.
     logits = []
     with jax.disable_jit():  # so that the recorder sees arrays
         for token in tokens.astype(np.int32).T:
-            found, states = step(weights, jnp.asarray(token), states, model.architecture)
-            logits.append(np.asarray(found))
+            predicted, states = step(weights, jnp.asarray(token), states, model.architecture)
+            logits.append(np.asarray(predicted))
     shaped = {
         name: np.stack(values).reshape(len(logits), -1 if name in ("embedding", "head") else layers, *values[0].shape)
         for name, values in seen.items()

@@ -61,14 +61,14 @@ class LanguageModel:
         """
         check_range(tokens, 0, self.architecture.vocab_size - 1, "tokens", DataError)
         check_range(np.asarray(states), -MAX8, MAX8, "states", DataError)
-        found = []
+        parts = []
         whole = tokens.shape[1] // BLOCK * BLOCK
         for first in (*range(0, whole, BLOCK), *range(whole, tokens.shape[1])):
             block = tokens[:, first : first + (BLOCK if first < whole else 1)]
             logits, states = self._infer(self.prepared(), jnp.asarray(block, jnp.uint16), states)
-            found.append(np.asarray(logits))
+            parts.append(np.asarray(logits))
         empty = np.empty((tokens.shape[0], 0, self.architecture.vocab_size), np.int16)
-        return np.concatenate([empty, *found], axis=1), states
+        return np.concatenate([empty, *parts], axis=1), states
 
     def write(
         self, logits: Array, states: Array, key: Array, position: int, inverse: int, top_k: int

@@ -40,15 +40,15 @@ def load(path: Path) -> None:
 
 def asked_for(arguments: Sequence[str]) -> list[Path]:
     """The plugins that a command line asks for, by flags and by the configuration or sweep that it names."""
-    found: list[Path] = []
+    files: list[Path] = []
     for at, word in enumerate(arguments):
         if word == "--plugin" and at + 1 < len(arguments):
-            found.append(Path(arguments[at + 1]))
+            files.append(Path(arguments[at + 1]))
         elif word.startswith("--plugin="):
-            found.append(Path(word.partition("=")[2]))
+            files.append(Path(word.partition("=")[2]))
         elif word.endswith(".toml") and (at == 0 or not arguments[at - 1].startswith("--")):
-            found += named_by(Path(word))
-    return found
+            files += named_by(Path(word))
+    return files
 
 
 def named_by(config: Path) -> list[Path]:

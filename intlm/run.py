@@ -133,7 +133,7 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: of dtypes that numpy has not
         raise RunError(f"{path}: cannot be read: {error}") from None
     version = metadata.get("inference_version", metadata.get("numerics_version"))  # the latter in older exports
@@ -142,12 +142,12 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
             f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the one that this intlm computes"
         )
     shapes = {s.name: s.shape for s in specifications(architecture)}
-    for name in sorted(shapes.keys() | found.keys()):
-        has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"
+    for name in sorted(shapes.keys() | weights.keys()):
+        has = (weights[name].shape, str(weights[name].dtype)) if name in weights else "nothing"
         if name not in shapes or has != (shapes[name], "int8"):
             raise RunError(f"{path}: {name!r}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
-        check_range(found[name], -MAX8, MAX8, f"{path}: {name}")
-    return {name: jnp.asarray(value) for name, value in found.items()}
+        check_range(weights[name], -MAX8, MAX8, f"{path}: {name}")
+    return {name: jnp.asarray(value) for name, value in weights.items()}
 
 
 def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T]) -> T:

@@ -114,8 +114,8 @@ def digest(tables: Tables) -> str:
 def tables() -> Tables:
     """The tables, made once a process. Raises ArithmeticError if their bytes are not the pinned ones."""
     made = _make()
-    if (found := digest(made)) != SHA256:
-        raise ArithmeticError(f"the lookup tables have SHA-256 {found}, expected {SHA256}")
+    if (actual := digest(made)) != SHA256:
+        raise ArithmeticError(f"the lookup tables have SHA-256 {actual}, expected {SHA256}")
     return made
 
 

@@ -155,8 +155,8 @@ def _make(
     texts = _Texts(train, None if once else spool)
     if progress:
         tokenizer = tokenizer_from_json(progress["tokenizer"])
-        split, mark, parts, crc, found = progress["position"]
-        position = Position(split, mark and Mark(*mark), parts, crc, found)
+        split, mark, parts, crc, counts = progress["position"]
+        position = Position(split, mark and Mark(*mark), parts, crc, counts)
         if _sha256(made / _CUTS) != progress["cuts"]:
             raise Changed(f"{made / _CUTS}: changed since the preparation was interrupted")
         texts.cuts = np.load(made / _CUTS)
@@ -196,13 +196,13 @@ def _sha256(path: Path) -> str:
 
 def _files(source: Source) -> dict[str, Any]:
     """The files of a source, by their names in it, and those that were left out."""
-    found = source.layout
+    layout = source.layout
 
     def names(paths: list[Path]) -> list[str]:
         return [path.name if path == source.path else path.relative_to(source.path).as_posix() for path in paths]
 
-    left_out = {why: names(paths) for why, paths in found.left_out.items()}
-    return {"has_rows": found.has_rows, "read": names(found.files), "left_out": left_out}
+    left_out = {why: names(paths) for why, paths in layout.left_out.items()}
+    return {"has_rows": layout.has_rows, "read": names(layout.files), "left_out": left_out}
 
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
@@ -258,7 +258,7 @@ def _check_apart(train: Source, valid: Source) -> None:
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
     """The corpus of a configuration with its share, then those of its mixture, in the same tokens, stored beside it."""
     first, held_out = prepare(data), sources_of(data)[1]
-    found = [(data.share, first)]
+    mixture = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
         other = configuration.load(Path(path)).data
         if other.mixture:
@@ -270,8 +270,8 @@ def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
         corpus = prepare(other, first.tokenizer)
         if "valid" in first.splits and corpus.split("train").equals(first.split("valid")):
             raise DataError(f"{other.train}: is trained on, but {data.train} holds it out: expected other text")
-        found.append((share, corpus))
-    return found
+        mixture.append((share, corpus))
+    return mixture
 
 
 def _request(data: DataConfig, train: Source, valid: Source | None, given: Tokenizer | None) -> dict[str, Any]:
@@ -295,10 +295,10 @@ def _is_same(one: Any, other: dict[str, Any]) -> bool:
     to the corpus decide."""
 
     def seen(request: Any, text: str, name: str) -> Any:
-        found = request.get(text)
-        if not isinstance(found, dict) or not isinstance(place := found.get("place"), dict):
-            return found
-        return found | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
+        value = request.get(text)
+        if not isinstance(value, dict) or not isinstance(place := value.get("place"), dict):
+            return value
+        return value | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
 
     if not isinstance(one, dict) or any(one.get(key) != other[key] for key in other.keys() - {"train", "valid"}):
         return False

@@ -27,9 +27,9 @@ def summary(corpus: Corpus) -> str:
     tables = [format_table(["split", "documents", "tokens", "bytes", "bytes per token"], rows)]
     headers = ["read for", "empty", "filtered", "not UTF-8", "with NUL", "longest, bytes"]
     keys = ("empty", "filtered", "not_utf8", "with_nul", "longest")
-    found = [(name, *(f"{counts.get(key, 0):,}" for key in keys)) for name, counts in corpus.found.items()]
-    if found:
-        tables.append(format_table(headers, found))
+    count_rows = [(name, *(f"{counts.get(key, 0):,}" for key in keys)) for name, counts in corpus.found.items()]
+    if count_rows:
+        tables.append(format_table(headers, count_rows))
     lines = []
     for name, files in corpus.files.items():
         if files["read"]:

@@ -128,18 +128,18 @@ class Split:
 
     def document_spans(self) -> Iterator[tuple[int, int]]:
         """Yields each document's (start, end) in tokens, without its separator. DataError if their number is wrong."""
-        found, start = 0, 0
+        documents, start = 0, 0
         for position in range(0, self.tokens, CHUNK):
             chunk = self.read(position, min(CHUNK, self.tokens - position))
             if position == 0 and chunk[0] != SEPARATOR:
                 raise DataError(f"{self._path}: damaged: begins with token {chunk[0]}, expected a separator")
             for at in (position + np.flatnonzero(chunk == SEPARATOR)).tolist():
-                if found:
+                if documents:
                     yield start, at
-                found, start = found + 1, at + 1
+                documents, start = documents + 1, at + 1
         yield start, self.tokens
-        if found != self.documents:
-            raise DataError(f"{self._path}: damaged: {found} documents, expected {self.documents}")
+        if documents != self.documents:
+            raise DataError(f"{self._path}: damaged: {documents} documents, expected {self.documents}")
 
     def to_bytes(self, limit: int | None = None) -> bytes:
         """Returns the text, nothing between its documents: all of it, or its first `limit` bytes."""
@@ -172,9 +172,9 @@ class _Mapped:
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
         self._check(self._file.size())  # of the file, now
-        found = self._array[index]
-        check_range(found, 0, self._vocab_size - 1, self._path, DataError)
-        return found
+        tokens = self._array[index]
+        check_range(tokens, 0, self._vocab_size - 1, self._path, DataError)
+        return tokens
 
     def _check(self, size: int) -> None:
         if size != self._size:
@@ -246,8 +246,8 @@ class Corpus:
                         check_range(tokens, 0, self.tokenizer.vocab_size - 1, path, DataError)
                         bar.update(len(block))
                 if digest.hexdigest() != shard.sha256:
-                    found = digest.hexdigest()
-                    raise DataError(f"{path}: damaged: its sha256 is {found}, expected {shard.sha256}")
+                    actual = digest.hexdigest()
+                    raise DataError(f"{path}: damaged: its sha256 is {actual}, expected {shard.sha256}")
 
     def split(self, name: str) -> Split:
         """Returns the split of that name. DataError where the corpus has none."""

@@ -85,10 +85,10 @@ class Source(NamedTuple):
     @property
     def size(self) -> int | None:
         """The bytes of its text; None where the sizes of its files do not tell."""
-        found = self.layout
-        if found.has_rows or any(map(files.is_compressed, found.files)):
+        layout = self.layout
+        if layout.has_rows or any(map(files.is_compressed, layout.files)):
             return None
-        return sum(path.stat().st_size for path in found.files)
+        return sum(path.stat().st_size for path in layout.files)
 
 
 class Mark(NamedTuple):
@@ -125,23 +125,23 @@ class Reader:
         self._others: list[str] = []  # the columns of that row
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
-        source, found = self._source, 0
+        source, nonempty = self._source, 0
         for chunks in self._texts:
             pieces = _split(chunks, source.separator.encode()) if source.separator else chunks
             # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
             # empty documents; and groupby skips the rest of a document that is not read to its end.
             present = (piece for piece in map(self._seen, pieces) if piece is None or piece)
-            before = found
+            before = nonempty
             for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
                 if not is_boundary:
-                    found += 1
+                    nonempty += 1
                     yield self._counted(piece for piece in document if piece is not None)
                     if source.max_bytes and self.counts["bytes"] >= source.max_bytes:
                         self._expect_all()
                         return
-            self.counts["empty"] += found == before
+            self.counts["empty"] += nonempty == before
         self._expect_all()
-        if not found and not self.counts["documents"]:
+        if not nonempty and not self.counts["documents"]:
             raise DataError(f"{source.place}: no text in it, expected at least one byte")
 
     def _seen(self, piece: bytes | None) -> bytes | None:
@@ -152,8 +152,8 @@ class Reader:
         source = self._source
         if source.is_recipe:
             return map(_chunks, run_recipe(source.path))
-        found = source.layout
-        return self._rows(found.files) if found.has_rows else map(files.chunks, found.files)
+        layout = source.layout
+        return self._rows(layout.files) if layout.has_rows else map(files.chunks, layout.files)
 
     def _counted(self, document: Iterator[bytes]) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -242,10 +242,10 @@ def row_filter(text: str) -> list[Condition]:
     conditions = []
     rest = text.strip()
     while rest:
-        found = re.match(r"([\w.-]+)\s*(==|!=|<=|>=|<|>)\s*", rest)
+        match = re.match(r"([\w.-]+)\s*(==|!=|<=|>=|<|>)\s*", rest)
         try:
-            assert found
-            value, end = json.JSONDecoder().raw_decode(rest, found.end())
+            assert match
+            value, end = json.JSONDecoder().raw_decode(rest, match.end())
             after = re.fullmatch(r"(?s)\s+and\s+(\S.*)|", rest[end:])
             assert after and not isinstance(value, list | dict)
         except (AssertionError, ValueError, RecursionError):
@@ -253,7 +253,7 @@ def row_filter(text: str) -> list[Condition]:
                 f"data.filter = {text[:60]!r}: not understood from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
                 f'by and, OP one of {" ".join(_COMPARE)}, VALUE a number, a "string", true, false or null'
             ) from None
-        conditions.append(Condition(found[1], found[2], value))
+        conditions.append(Condition(match[1], match[2], value))
         rest = after[1] or ""
     return conditions
 

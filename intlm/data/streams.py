@@ -63,9 +63,9 @@ class TokenStreams:
         """Returns the tokens that each stream reads at `update` (0 or more). A separator is a token like any other."""
         offset = update * self._tokens_per_update % self._split.tokens
         positions = (self._positions + offset) % self._split.tokens
-        found = self._split.gather(positions).astype(np.uint16)
-        follow = self._alike.after(positions[:, :-1]) if self._alike else found[:, 1:, None]
-        return Batch(found[:, :-1], follow)
+        tokens = self._split.gather(positions).astype(np.uint16)
+        follow = self._alike.after(positions[:, :-1]) if self._alike else tokens[:, 1:, None]
+        return Batch(tokens[:, :-1], follow)
 
 
 class MixedStreams:
@@ -141,11 +141,11 @@ class ReadAhead:
     def next(self) -> Batch:
         """Returns the batch of the next update. Raises the exception that reading it raised."""
         began = time.monotonic()
-        found = self._queue.get()
+        item = self._queue.get()
         self.waited = time.monotonic() - began
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     def close(self) -> None:
         """Stop reading."""

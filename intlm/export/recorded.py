@@ -168,8 +168,8 @@ def record(
     graph = _Graph()
     traced = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs.values()))
     given: list[Known] = [Value({x.dtype: name}, x.given, x.shape, x.low, x.high) for name, x in inputs.items()]
-    found = _Recorder(graph).run(traced, given)
-    graph.finish({name: graph.tensor(x, *kind) for x, (name, kind) in zip(found, outputs.items(), strict=True)})
+    results = _Recorder(graph).run(traced, given)
+    graph.finish({name: graph.tensor(x, *kind) for x, (name, kind) in zip(results, outputs.items(), strict=True)})
 
     def described(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         return onnx.helper.make_tensor_value_info(name, getattr(onnx.TensorProto, dtype.upper()), shape)
@@ -199,8 +199,8 @@ class _Recorder:
             return np.asarray(atom.val, atom.aval.dtype) if hasattr(atom, "val") else values[atom]
 
         for equation in jaxpr.eqns:
-            found = self.equation(equation, [read(atom) for atom in equation.invars])
-            values.update(zip(equation.outvars, found, strict=True))
+            results = self.equation(equation, [read(atom) for atom in equation.invars])
+            values.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
     def equation(self, equation: Any, inputs: list[Known]) -> list[Known]:
@@ -210,8 +210,8 @@ class _Recorder:
         if name == "scan":
             return self.scan(equation, inputs)
         if all(isinstance(x, np.ndarray) for x in inputs):
-            found = equation.primitive.bind(*inputs, **parameters)
-            return list(map(np.asarray, found if equation.primitive.multiple_results else [found]))
+            result = equation.primitive.bind(*inputs, **parameters)
+            return list(map(np.asarray, result if equation.primitive.multiple_results else [result]))
         out = equation.outvars[0].aval
         if name in _SAME:
             return [self.arithmetic(name, out.shape, *inputs)]
@@ -257,10 +257,10 @@ class _Recorder:
             x, y = y, x
         if isinstance(y, np.ndarray) and name in ("add", "sub"):
             scalar = y.astype(np.int64).flat[0] if self._actual(y) == () else y.astype(np.int64)
-            found = self.graph.add(self.graph.tensor(x), np.asarray(scalar if name == "add" else -scalar))
+            tensor = self.graph.add(self.graph.tensor(x), np.asarray(scalar if name == "add" else -scalar))
         else:
-            found = self.graph.node(_SAME[name], self.graph.tensor(x), self.graph.tensor(y))
-        return self.result(found, shape, low, high, x, y)
+            tensor = self.graph.node(_SAME[name], self.graph.tensor(x), self.graph.tensor(y))
+        return self.result(tensor, shape, low, high, x, y)
 
     def compare(self, name: str, shape: tuple[int, ...], x: Known, y: Known) -> Known:
         """A bool; known where the bounds decide."""
@@ -269,14 +269,14 @@ class _Recorder:
         never = {"eq": b < c or a > d, "lt": a >= d, "le": a > d, "gt": b <= c, "ge": b < c}[name]
         if always or never:
             return np.full(shape, always)
-        found = self.graph.node(_COMPARISONS[name], self.graph.tensor(x), self.graph.tensor(y))
-        value = self.result(found, shape, 0, 1, x, y)
-        return Value({"bool": found}, value.actual, shape, 0, 1)
+        tensor = self.graph.node(_COMPARISONS[name], self.graph.tensor(x), self.graph.tensor(y))
+        value = self.result(tensor, shape, 0, 1, x, y)
+        return Value({"bool": tensor}, value.actual, shape, 0, 1)
 
     def do_select_n(self, out: Any, which: Known, *cases: Known) -> Known:
         if isinstance(which, np.ndarray) and which.size and (which == which.flat[0]).all():
-            found = cases[int(which.flat[0])]
-            return found if isinstance(found, np.ndarray) else self._viewed(found, out.shape)
+            case = cases[int(which.flat[0])]
+            return case if isinstance(case, np.ndarray) else self._viewed(case, out.shape)
         first, second = cases
         (a, b), (c, d) = _bounds(first), _bounds(second)
         name = self.graph.node(
@@ -357,9 +357,9 @@ class _Recorder:
         return self._reduce("ReduceSum", out, x, axes, x.low * count, x.high * count)
 
     def do_reduce_max(self, out: Any, x: Value, axes: tuple[int, ...], **_: Any) -> Value:
-        found = self._reduce("ReduceMax", out, x, axes, x.low, x.high)
-        found.greatest_of = x
-        return found
+        result = self._reduce("ReduceMax", out, x, axes, x.low, x.high)
+        result.greatest_of = x
+        return result
 
     def _reduce(self, operator: str, out: Any, x: Value, axes: tuple[int, ...], low: int, high: int) -> Value:
         leading = len(x.actual) - len(x.shape)  # ones
@@ -456,8 +456,8 @@ class _Recorder:
         made: list[list[Known]] = []
         for i in range(length):
             entries = [np.asarray(x[i]) if isinstance(x, np.ndarray) else self._entry(x, i) for x in through]
-            found = self.run(equation.params["jaxpr"], [*fixed, *carry, *entries])
-            carry, made = found[:carried], [*made, found[carried:]]
+            results = self.run(equation.params["jaxpr"], [*fixed, *carry, *entries])
+            carry, made = results[:carried], [*made, results[carried:]]
         if equation.params["reverse"]:
             raise NotRecorded("ONNX: a scan in reverse: expected a loop over layers")
         outs = equation.outvars[carried:]

@@ -126,9 +126,9 @@ def unstack_layers(stacked: Layered[Array], architecture: Architecture) -> dict[
 
 def map_specifications(function: Callable[[Specification, Array], Leaf], architecture: Architecture) -> Layered[Leaf]:
     """function(specification, numbers) once for each name, numbers being uint32 scalar, or [layers] for a layer's."""
-    found = specifications(architecture)
-    numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(found)})
-    by_name = {s.name.removeprefix("layers.0."): s for s in found}
+    listed = specifications(architecture)
+    numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(listed)})
+    by_name = {s.name.removeprefix("layers.0."): s for s in listed}
     return Layered(
         {name: function(by_name[name], number) for name, number in numbers.outer.items()},
         {name: function(by_name[name], number) for name, number in numbers.layers.items()},

@@ -110,12 +110,12 @@ class GpuEngine(XlaEngine):
     def unserved(self) -> list[str]:
         """The operations that no kernel serves and XLA does, with the reason."""
         size = self.population.architecture.hidden_size
-        found = []
+        operations = []
         if not self.fuses_recurrence:
-            found.append(f"recurrence (hidden {size} is above {cells.LARGEST})")
+            operations.append(f"recurrence (hidden {size} is above {cells.LARGEST})")
         if not self.fuses_feed_forward:
-            found.append(f"norms (hidden {size} is above {fused.LARGEST})")
-        return found
+            operations.append(f"norms (hidden {size} is above {fused.LARGEST})")
+        return operations
 
     def _block(self, length: int) -> int:
         return min(TOKENS, max(16, power_of_two(length)))

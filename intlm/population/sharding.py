@@ -84,10 +84,10 @@ class Sharding:
         leaves, structure = jax.tree.flatten(words)
         others = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
         joined = jnp.concatenate([*rows, jnp.broadcast_to(others, (self.count, others.size))], axis=1)
-        found = jax.lax.psum_scatter(joined, AXIS)
-        sums = jax.lax.split(found[found.size - others.size :], [leaf.size for leaf in leaves])
+        received = jax.lax.psum_scatter(joined, AXIS)
+        sums = jax.lax.split(received[received.size - others.size :], [leaf.size for leaf in leaves])
         sums = [part.reshape(leaf.shape) for part, leaf in zip(sums, leaves, strict=True)]
-        return self._parts(votes, found[: found.size - others.size]), jax.tree.unflatten(structure, sums)
+        return self._parts(votes, received[: received.size - others.size]), jax.tree.unflatten(structure, sums)
 
     def own(self, parameters: Parameters) -> Parameters:
         """Returns this device's slice of each parameter; a scalar in a parameter's place stays."""

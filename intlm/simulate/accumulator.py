@@ -109,7 +109,7 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
     blocks = list(batches(segments, min(batch, len(segments))))
     parameters, a = stack_layers(model.parameters), model.architecture
     exact = 0
-    found = {kind: np.zeros(len(widths), object) for kind in OVERFLOWS}  # in Python's integers
+    totals = {kind: np.zeros(len(widths), object) for kind in OVERFLOWS}  # in Python's integers
     changed = {kind: np.zeros(len(widths), bool) for kind in OVERFLOWS}
     total = sum(inputs.size for _, inputs, _ in blocks)
     with tqdm(desc="accumulators", total=total, unit="token", delay=1, leave=False, disable=None) as bar:
@@ -127,7 +127,7 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
                     for i, own in enumerate(np.asarray(out)):
                         same = np.array_equal(own, logits)
                         changed[kind][i] |= not same
-                        found[kind][i] += bits if same else int(fixed_point_losses(own, follow).sum())
+                        totals[kind][i] += bits if same else int(fixed_point_losses(own, follow).sum())
                 bar.update(tokens.size)
             for kind in OVERFLOWS:
                 end = np.moveaxis(np.asarray(narrow[kind]), 0, 2)  # [widths, batch, layers, hidden]
@@ -137,6 +137,6 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
     for kind in OVERFLOWS:
         assert not changed[kind][-1], f"{kind}, {proved} bits: the proof or the accumulator is wrong"
         narrowest = widths[int(np.flatnonzero(changed[kind])[-1]) + 1] if changed[kind].any() else widths[0]
-        by_width = zip(widths, found[kind], strict=True)
+        by_width = zip(widths, totals[kind], strict=True)
         curves[kind] = Curve({width: bits / 2**FRACTION_BITS / size for width, bits in by_width}, narrowest)
     return exact / 2**FRACTION_BITS / size, curves

@@ -58,8 +58,8 @@ def _zig(target: str) -> list[str]:
 
 def _compile(command: list[str], work: Path, made: Path) -> None:
     files = [str(work / name) for name in ("intlm.c", "weights.c", "layout.c")]
-    found = subprocess.run(
+    done = subprocess.run(
         [*command, *WARNINGS, *files, "-o", str(made)], capture_output=True, encoding="utf-8", errors="replace"
     )
-    if found.returncode:
-        raise BuildError(f"{' '.join(command[:4])} …: {found.stderr.strip()[-600:]}")
+    if done.returncode:
+        raise BuildError(f"{' '.join(command[:4])} …: {done.stderr.strip()[-600:]}")

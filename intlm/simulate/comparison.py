@@ -107,15 +107,15 @@ def simulate(
         raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
     with tempfile.TemporaryDirectory(prefix="intlm-") as work:
         machine = make(reference, Path(work))
-        found = compare(reference, machine, read)
+        compared = compare(reference, machine, read)
     a = reference.architecture
     return Report(
         target,
-        found.tokens,
+        compared.tokens,
         size,
-        None if found.difference else found.loss / 256 / size,
-        found.difference,
-        float(np.median(found.costs)) if machine.unit == "ns" else float(np.mean(found.costs)),
+        None if compared.difference else compared.loss / 256 / size,
+        compared.difference,
+        float(np.median(compared.costs)) if machine.unit == "ns" else float(np.mean(compared.costs)),
         machine.unit,
         sum(v.size for v in reference.parameters.values()),
         a.num_layers * a.state_size,
@@ -131,9 +131,9 @@ def first_tokens(documents: Iterable[np.ndarray], tokens: int) -> Iterator[np.nd
     for document in documents:
         if left <= 0:
             return
-        found = np.concatenate([[SEPARATOR], document])[:left].astype(np.int32)
-        left -= len(found)
-        yield found
+        part = np.concatenate([[SEPARATOR], document])[:left].astype(np.int32)
+        left -= len(part)
+        yield part
 
 
 class Comparison(NamedTuple):
@@ -162,12 +162,12 @@ def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> C
             for i, token in enumerate(block.tolist()):
                 machine.step(token)
                 costs.append(machine.cost())
-                at, found = first + i, machine.logits()
-                if not np.array_equal(found, logits[0, i]):
+                at, own = first + i, machine.logits()
+                if not np.array_equal(own, logits[0, i]):
                     _, expected = reference.read(block[None, : i + 1], before)
                     different = _state_difference(at, machine, np.asarray(expected)[0])
-                    index = int(np.flatnonzero(found != logits[0, i])[0])
-                    logit = Difference(at, "logit", None, index, int(found[index]), int(logits[0, i, index]))
+                    index = int(np.flatnonzero(own != logits[0, i])[0])
+                    logit = Difference(at, "logit", None, index, int(own[index]), int(logits[0, i, index]))
                     return Comparison(at, total, costs, different or logit)
                 loss = machine.loss(int(following[i]))
                 if loss != losses[i]:
@@ -182,10 +182,10 @@ def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> C
 
 def _state_difference(token: int, machine: Machine, states: np.ndarray) -> Difference | None:
     """states: int8 [layers, hidden], the reference's."""
-    found = machine.states()
+    own = machine.states()
     for layer in range(len(states)):
-        wrong = np.flatnonzero(found[layer] != states[layer])
+        wrong = np.flatnonzero(own[layer] != states[layer])
         if len(wrong):
             at = int(wrong[0])
-            return Difference(token, "state", layer, at, int(found[layer, at]), int(states[layer, at]))
+            return Difference(token, "state", layer, at, int(own[layer, at]), int(states[layer, at]))
     return None

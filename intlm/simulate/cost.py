@@ -72,15 +72,15 @@ def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
     activations = streams * (a.num_layers * a.state_size + widest)
     weights = sum(math.prod(s.shape) for s in specifications(a))
     room = hardware.on_chip.bytes
-    found = Cost(
+    total = Cost(
         hardware.on_chip.keeps_weights and weights + activations <= room,
         hardware.on_chip.keeps_activations and activations <= room,
         sum(p.fan_in * p.fan_out * p.times for p in work),
     )
-    machine = accelerator(hardware, found.weights_kept, found.activations_kept)
+    machine = accelerator(hardware, total.weights_kept, total.activations_kept)
     for product in tqdm(work, desc="cycles", unit="product", delay=1, leave=False, disable=None):
-        _add(found, ask_zigzag(hardware, machine, product, streams), hardware, product.times / streams)
-    return found
+        _add(total, ask_zigzag(hardware, machine, product, streams), hardware, product.times / streams)
+    return total
 
 
 def accelerator(hardware: Hardware, weights_kept: bool, activations_kept: bool) -> dict[str, Any]:
@@ -213,12 +213,12 @@ def ask_zigzag(hardware: Hardware, machine: dict[str, Any], product: Product, st
     return answers[0][0]
 
 
-def _add(found: Cost, answer: Any, hardware: Hardware, times: float) -> None:
+def _add(total: Cost, answer: Any, hardware: Hardware, times: float) -> None:
     """Add ZigZag's answer for one product."""
     from zigzag.hardware.architecture.memory_port import DataDirection as Way
 
-    found.cycles += times * answer.latency_total2
-    found.picojoules["array"] += times * answer.mac_energy
+    total.cycles += times * answer.latency_total2
+    total.picojoules["array"] += times * answer.mac_energy
     words = {level: getattr(hardware, level).bytes_per_cycle for level in LEVELS}
     for operand, accesses in answer.memory_word_access.items():
         memory_operand = answer.layer.memory_operand_links.layer_to_mem_op(operand)
@@ -226,8 +226,8 @@ def _add(found: Cost, answer: Any, hardware: Hardware, times: float) -> None:
             level = answer.accelerator.get_memory_level(memory_operand, depth).memory_instance.name
             if level in LEVELS:
                 for moved, ways in (
-                    (found.bytes_read, (Way.RD_OUT_TO_LOW, Way.RD_OUT_TO_HIGH)),
-                    (found.bytes_written, (Way.WR_IN_BY_LOW, Way.WR_IN_BY_HIGH)),
+                    (total.bytes_read, (Way.RD_OUT_TO_LOW, Way.RD_OUT_TO_HIGH)),
+                    (total.bytes_written, (Way.WR_IN_BY_LOW, Way.WR_IN_BY_HIGH)),
                 ):
                     moved[level] += times * words[level] * sum(count.get(way) for way in ways)
-                found.picojoules[level] += times * answer.mem_energy_breakdown[operand][depth]
+                total.picojoules[level] += times * answer.mem_energy_breakdown[operand][depth]

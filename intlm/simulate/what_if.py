@@ -116,9 +116,9 @@ def what_if(run: Path, description: Path, text: Path | None, tokens: int, stream
     size = sum(map(len, texts))
     if not any(len(model.tokenizer.decode(document)) for document in texts):
         raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
-    found = cost(hardware, model.architecture, streams)
+    costs = cost(hardware, model.architecture, streams)
     proved = proved_bits(model.parameters, model.architecture)
-    report = Report(hardware, streams, size, *measure(model, texts, proved), proved, found, drawing)
+    report = Report(hardware, streams, size, *measure(model, texts, proved), proved, costs, drawing)
     if drawing:
         own = hardware.accumulator
         pictures.accumulator_widths(
