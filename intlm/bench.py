@@ -1,11 +1,11 @@
-"""Measures a configuration's speed on this machine: each part of an update, beside the most the machine could do.
+"""Measures a configuration's speed on this machine: each part of an update, beside the machine's peak.
 
 - It times training's own calls on the configuration's own text, one part after another in every round, and repeats
   short ones. Ratios are taken within a round, so that changes of the machine's speed affect them less.
-- A multiply-accumulate is one of a matrix product: a token costs as many as the matrices have weights. Embeddings are
-  looked up, which costs none; the low-rank products with the perturbations are not counted.
-- Pure inference runs the shared weights on as many streams as there are members, each with its member's text; as many
-  of them at once as keep the logits in memory that the process has already.
+- Multiply-accumulates are those of matrix products: one per token and weight of a matrix. Embeddings are looked up,
+  which costs none; the low-rank products with the perturbations are not counted.
+- Pure inference runs the shared weights on as many streams as there are members, each with its member's text. The
+  number of streams at once is limited so that the logits fit into memory that the process already has.
 """
 
 import math
@@ -44,17 +44,17 @@ from intlm.trainer import Trainer
 from intlm.training import prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
-PATIENCE = 60  # seconds after which no round begins beyond the fewest
-MOST_LOGITS = 1 << 23  # that inference writes at once: more would take new pages of memory every time
+PATIENCE = 60  # seconds after which no further round begins, once the fewest are done
+MOST_LOGITS = 1 << 23  # logits that inference writes at once: more would take new pages of memory every time
 MOST_LOGITS_GPU = 1 << 30  # a GPU needs more streams at once
 FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of WRITTEN
 COUNTED = 0.2  # seconds for which a part is repeated in a round
-COLDEST = "0.0078125"  # a temperature that takes the likeliest token by the same code as drawing
+COLDEST = "0.0078125"  # a temperature so low that drawing takes the most likely token
 
 PARTS = ("inference", "evaluation", "noise", "accumulation", "rest", "update", "generation")
 PHASES = {
     "peak": "int8 products, at the machine's peak rate",
-    "products": "the rest of the products: rescaling, perturbation, gates",
+    "products": "product overhead: rescale, perturb, gates",
     "projection": "projections on the noise",
     "embedding": "embedding lookups",
     "norm": "norms",
@@ -68,10 +68,10 @@ PHASES = {
 class Round(NamedTuple):
     """The measurements of one round."""
 
-    seconds: dict[str, float]  # of a call of each part
+    seconds: dict[str, float]  # the time of one call of each part
     phases: dict[str, dict[str, float]]  # the seconds of evaluation and accumulation by phase
-    peak: float | None  # the most multiply-accumulates a second of all threads, or of a GPU; None where neither is
-    reading: float | None  # the most bytes a second of all threads, each reading its share of the matrices' size
+    peak: float | None  # peak multiply-accumulates per second of all threads or the GPU; None where not measurable
+    reading: float | None  # peak bytes per second of all threads, each reading its share of the matrices' size
 
 
 class Spread(NamedTuple):
@@ -90,9 +90,9 @@ class Report:
     config: Config
     population: Population
     engine: str
-    instruction_set: str | None  # of the native library, None without it
+    instruction_set: str | None  # the native library's; None without the library
     threads: int
-    streams: int  # of inference: the members, and what fills up the last batch
+    streams: int  # streams of inference: one per member, and those that fill up the last batch
     written: int  # tokens that generation writes
     peak_memory: int  # bytes
     rounds: list[Round]
@@ -102,7 +102,7 @@ class Report:
         return macs_per_token(self.population)
 
     def noise_values(self) -> int:
-        """Values of noise in an update: for each pair both factors of a matrix, and a value for each vector element."""
+        """Noise values drawn in an update: for each pair both factors of a matrix, and a value per vector element."""
         rank = self.population.perturbation.rank
         values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.population))
         return self.population.units * sum(values)
@@ -134,11 +134,11 @@ class Report:
         return self._spread(lambda r: _ratio(self.macs(part), r.seconds[part]))
 
     def peak(self) -> Spread | None:
-        """The most multiply-accumulates per second of the machine's threads."""
+        """The peak multiply-accumulates per second of the machine's threads."""
         return self._spread(lambda r: r.peak)
 
     def share_of_peak(self, part: str) -> Spread | None:
-        """A part's multiply-accumulates over the most that the machine could have made."""
+        """A part's multiply-accumulates per second over the machine's peak."""
         return self._spread(lambda r: _ratio(_ratio(self.macs(part), r.seconds[part]), r.peak))
 
     def over_inference(self, part: str) -> Spread | None:
@@ -146,7 +146,7 @@ class Report:
         return self._spread(lambda r: _ratio(self._speed(r, part), self._speed(r, "inference")))
 
     def share_of_bound(self) -> Spread | None:
-        """Generation's speed over that of threads that only read the matrices once a token, one byte a weight."""
+        """Generation's speed over that of threads that only read the matrices once per token, one byte per weight."""
         return self._spread(lambda r: _ratio(self._speed(r, "generation"), _ratio(r.reading, self.macs_per_token())))
 
     def _speed(self, round_: Round, part: str) -> float | None:
@@ -246,7 +246,7 @@ class Report:
         )
 
     def breakdown(self) -> list[tuple[str, str, float]]:
-        """The time of a whole update by phase: what is done, for which part of the update, its seconds."""
+        """The time of a whole update by phase: the phase, its part of the update, its seconds."""
         times = []
         for part in ("evaluation", "accumulation"):
             took = statistics.median(r.seconds[part] for r in self.rounds)
@@ -320,8 +320,8 @@ class Workload:
     def round(self, done: Callable[[], Any]) -> Round:
         """Measure every part once; `done` is called after each.
 
-        The bounds are measured between the parts' calls, at the same clock speed. The fastest of a round counts: other
-        work of the machine can lower a measured bound, but not raise it.
+        The machine's peaks are measured between the parts' calls, at the same clock speed. The fastest measurement of a
+        round counts: other work of the machine can lower a measured peak, but not raise it.
         """
         peaks, readings = [], []
 
@@ -418,10 +418,10 @@ class Workload:
 
 
 def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | None = None) -> Report:
-    """Measure a configuration, which the report calls `name`; `drawing`: where to draw a PNG of the result.
+    """Measure a configuration, which the report calls `name`; `drawing`: the path of a PNG of the result.
 
-    rounds: how many; None for five, or fewer where they would take more than a minute. Only the prepared text and the
-    drawing are written. Raises ConfigError or DataError for mistakes that the user can correct.
+    rounds: the number of rounds; None: five, or fewer where they would take more than a minute. Only the prepared text
+    and the drawing are written. Raises ConfigError or DataError for mistakes that the user can correct.
     """
     if rounds is not None and rounds < 1:
         raise ConfigError(f"--rounds = {rounds}: must be at least 1")
@@ -460,7 +460,7 @@ def macs_per_token(population: Population) -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held, in the memory of its device where that has its own."""
+    """The peak memory of this process in bytes; on a device with memory of its own, in that memory."""
     if held := jax.local_devices()[0].memory_stats():
         return held["peak_bytes_in_use"]
     try:  # preferred where it exists: getrusage includes the process that started this one
@@ -511,7 +511,7 @@ def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None)
 
 
 def _repetitions(call: Callable[[int], Any], fewest: int) -> int:
-    """The number of repetitions with which a call takes long enough to be timed."""
+    """The number of repetitions of a call that take long enough to be timed."""
     count = fewest
     while (took := _timed(lambda: call(count))) < COUNTED / 8:  # noqa: B023 (called at once)
         count *= 4

@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: all that resuming with the same bits needs, written atomically; the last few are kept.
+"""Checkpoints with orbax: everything needed to resume with the same bits, written atomically; the last few are kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
 has a state), `members` (recurrent states) and `meta` (JSON: both versions of the arithmetic and the caller's
@@ -30,7 +30,7 @@ from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 KEPT = 3
 _VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
-_DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
+_DROPPED = ".dropped"  # the folder of old checkpoints until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 
@@ -96,7 +96,7 @@ class Checkpoints:
         return (self._directory / str(update) / checksums.CHECKSUMS).is_file()
 
     def _clear(self) -> None:
-        """Delete the checkpoints that were dropped, also by a run that was killed meanwhile."""
+        """Delete the files of dropped checkpoints, including those that a killed run left."""
         shutil.rmtree(self._directory / _DROPPED, ignore_errors=True)
 
     def save(

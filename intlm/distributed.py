@@ -1,4 +1,4 @@
-"""The processes of one run: they find each other, wait for each other, and end when one of them is lost.
+"""The processes of one run: they connect, wait for each other, and end when one of them is lost.
 
 Each process computes a part of every update (intlm.population.sharding). Process 0 alone writes checkpoints, metrics
 and output; all read the run's directory and the prepared text, on a file system that they share.
@@ -30,7 +30,7 @@ from intlm.config import shown
 from intlm.errors import INTERNAL, ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
-_PORT = 55127  # of process 0, where none is given
+_PORT = 55127  # the port of process 0 where none is given
 _PARENT = "INTLM_PARENT"  # set in a worker process: the id of the process that started it
 _INTERRUPTED = 130
 _ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, _INTERRUPTED)  # exit codes of a run that was not lost
@@ -38,7 +38,7 @@ _PATIENCE = 5  # failures in a row without a new checkpoint after which nothing 
 
 
 class Place(NamedTuple):
-    """A process's place among those of its run; None: JAX reads it from the environment (SLURM, Open MPI)."""
+    """A process's number among those of its run, and their meeting point; None: JAX asks SLURM or Open MPI."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     processes: int | None = None
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     """Returns this process's place from its flags and its environment; None where it is alone.
 
-    SLURM: a step of several tasks. Kubernetes: a pod of an indexed Job (or of a JobSet's) that is told the number of
+    SLURM: a step of several tasks. Kubernetes: a pod of an indexed Job (or of a JobSet's), given the number of
     processes. Raises ConfigError where something is missing or impossible.
     """
     coordinator, processes, process = given
@@ -85,9 +85,9 @@ def _first_pod(name: str, index: str) -> str:
 
 
 def join(place: Place, directory: Path) -> None:
-    """Join the processes of the run in a directory. Must come before any other use of JAX.
+    """Connect to the other processes of the run in a directory. Must come before any other use of JAX.
 
-    Raises RunError where the others are not there within five minutes.
+    Raises RunError where the others do not connect within five minutes.
     """
     jax.config.update("jax_enable_preemption_service", False)  # intlm handles SIGTERM itself: it saves
     try:
@@ -117,14 +117,14 @@ def join(place: Place, directory: Path) -> None:
 
 
 class Processes:
-    """The processes of this run: which one writes, and how they wait. A process that is alone waits for nobody."""
+    """The processes of this run: whether this one writes, and barriers. A single process never waits."""
 
     def __init__(self) -> None:
         self.alone = jax.process_count() == 1
         self.writes = jax.process_index() == 0
 
     def wait(self, what: str) -> None:
-        """Wait until every process has called this. what: a name that no other call has."""
+        """Wait until every process has called this. what: a name that no other call uses."""
         if self.alone:
             return
         from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
@@ -136,7 +136,7 @@ class Processes:
             raise LostProcess(str(error)) from None
 
     def same(self, what: str, text: str) -> None:
-        """Wait for the others and compare: RunError where a process has another text."""
+        """Wait for the others and compare `text`: RunError where a process has a different one."""
         if self.alone:
             return
         self.wait(what)
@@ -184,7 +184,7 @@ def is_worker() -> bool:
 
 
 def end_with_parent() -> None:
-    """Make this worker stop, as by SIGTERM, once the process that started it is gone, even if it is gone already."""
+    """Make this worker stop, as by SIGTERM, once the process that started it has ended, or if it has ended already."""
     parent = int(os.environ[_PARENT])
 
     def watch() -> None:
@@ -205,7 +205,7 @@ def leave(code: int) -> None:
 def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
     """Run `intlm train` with these arguments in a process of its own. Returns its exit code.
 
-    restart: start it again, to resume, where it is lost; until it is lost _PATIENCE times without a new checkpoint.
+    restart: start it again, to resume, whenever it is lost, up to _PATIENCE times without a new checkpoint.
     """
     failures, reached = 0, _last_checkpoint(directory)
     while True:
@@ -267,7 +267,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Passes signals on to the child, but for Ctrl-C, which reaches it by itself. Gives the signals that came."""
+    """Passes signals on to the child, except Ctrl-C, which it gets anyway. Gives the list of signals received."""
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:

@@ -3,8 +3,8 @@
 The protocol: every document is read alone, from a zero state, its first token predicted from the separator that
 begins it. Separators are not predicted and not counted. A document longer than SEGMENT tokens is cut into segments
 that are read side by side; each first reads, uncounted, the WARM_UP tokens before it as if they began the document.
-No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes and words are those
-of the text, or of what it was made from (`Document.counted`).
+Segments are independent and sums are exact, so the result does not depend on the batch. Bytes and words are those of
+the text, or of the text that it was made from (`Document.counted`).
 """
 
 import json
@@ -36,9 +36,9 @@ from intlm.tracking.table import format_table
 SEGMENT = 1024
 WARM_UP = 256
 BATCH_LOGITS = 1 << 24  # logits held at once
-MOST_ROWS = 256  # of a batch whose size is not given
-FRACTION_BITS = 40  # of the exact losses, which are summed as integers, so that no order changes a digit
-SHOWN = 3  # documents, of the best and of the worst
+MOST_ROWS = 256  # the most rows of a batch whose size is not given
+FRACTION_BITS = 40  # fraction bits of the exact losses, which are summed as integers, so that the order has no effect
+SHOWN = 3  # the number of best and of worst documents that are shown
 BEGINNING = 48  # characters of a document that are shown
 # The first positions of the bins: one position a bin up to 8, then four bins from one power of two to the next.
 BIN_STARTS = np.array([*range(1, 4), *((4 + part) << power for power in range(50) for part in range(4))])
@@ -48,7 +48,7 @@ class Document(NamedTuple):
     """A text to measure."""
 
     tokens: np.ndarray  # [tokens], without separators
-    counted: bytes  # the text whose bytes and words the loss is divided by
+    counted: bytes  # the text whose bytes and words are counted
 
 
 class Evaluation(NamedTuple):
@@ -57,8 +57,8 @@ class Evaluation(NamedTuple):
     tokens: int
     bytes: int
     words: int
-    loss: int  # the exact losses' sum, 2^FRACTION_BITS = one bit
-    integer_loss: int  # the integer losses' sum, 256 = one bit
+    loss: int  # the sum of the exact losses, 2^FRACTION_BITS = one bit
+    integer_loss: int  # the sum of the integer losses, 256 = one bit
 
     @property
     def bits(self) -> float:
@@ -94,10 +94,10 @@ class Segment(NamedTuple):
 class Block(NamedTuple):
     """A model's logits for BLOCK tokens of some segments, read side by side."""
 
-    segments: list[Segment]  # of the first rows; the other rows are not counted
+    segments: list[Segment]  # those of the first rows; the other rows are not counted
     logits: np.ndarray  # int16 [batch, BLOCK, vocabulary]
     targets: np.ndarray  # int32 [batch, BLOCK], -1 where nothing is counted
-    positions: np.ndarray  # [len(segments), BLOCK], where in its document each target is
+    positions: np.ndarray  # [len(segments), BLOCK], the position of each target in its document
 
 
 @dataclass
@@ -171,7 +171,7 @@ class Report:
     documents: list[dict[str, Any]] | None  # where figures of each document were asked for
 
     def text(self) -> str:
-        """Tables for people."""
+        """The report as tables for a terminal."""
         rows = [(name.replace("_", " "), _shown(value)) for name, value in self.whole.summary().items()]
         tables = [format_table([self.what, ""], rows)]
         if self.documents:
@@ -286,8 +286,8 @@ def measure(
 ) -> Iterator[tuple[Document, Evaluation]]:
     """Yields a model's evaluation of each document, in their order.
 
-    texts: documents, or the tokens alone. batch: segments read side by side; changes no digit. positions: losses are
-    added to it. advance: is called with the number of bytes read since the last call.
+    texts: documents, or their tokens. batch: segments read side by side; does not change the result. positions: losses
+    are added to it. advance: is called with the number of bytes read since the last call.
     """
     waiting: deque[tuple[Document, list[int]]] = deque()  # with the tokens counted, the loss, the integer loss
     finished = 0

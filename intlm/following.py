@@ -1,4 +1,4 @@
-"""The progress of runs: a list of many, or a comparison of some. No run is changed, or waited for."""
+"""The progress of runs: a list of many, or a comparison of some. Runs are only read; they may be training."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from intlm.run import WEIGHTS, architecture_of, open_run
 from intlm.tracking import metrics, results
 from intlm.tracking.table import duration, format_table, human
 
-COLUMNS = 4  # of runs that fit on a screen side by side
+COLUMNS = 4  # the most runs that are shown side by side
 _ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("state", "state", str),
     ("seeds", "seeds", str),
@@ -44,8 +44,8 @@ class Status:
 
     directory: Path
     config: Config
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    parameters: int | None  # None: its vocabulary is not known yet
+    lines: list[dict[str, Any]]  # the lines of metrics.jsonl
+    parameters: int | None  # the number of parameters; None: the vocabulary is not known yet
     alive: bool  # whether a process is training it
     age: float  # seconds since it last wrote a line, or started
 

@@ -60,10 +60,10 @@ def main(run: Path, arguments: Sequence[str]) -> None:
 class Writing(NamedTuple):
     """A text that is being generated."""
 
-    number: int  # of the request; also the seed
+    number: int  # the number of the request, which is also the seed
     context: np.ndarray  # its tokens
     stops: list[bytes]
-    limit: int  # tokens at most
+    limit: int  # the most tokens
     decoder: Decoder
     text: bytearray  # the text so far
 

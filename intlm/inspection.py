@@ -118,6 +118,6 @@ def inspect(directory: Path) -> str:
     width = logits.max(axis=-1).astype(np.int32) - logits.min(axis=-1)
     report += ["", format_table(headers, rows), "", (
         f"logits: {logits.min() / 256:.2f} … {logits.max() / 256:.2f} bits, "
-        f"{width.mean() / 256:.2f} between the likeliest token and the least likely"
+        f"{width.mean() / 256:.2f} between the most and the least likely token"
     )]  # fmt: skip
     return "\n".join(report)

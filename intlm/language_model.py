@@ -17,7 +17,7 @@ from intlm.population.engine import Prepared
 from intlm.schema import check_range
 
 BLOCK = 64  # tokens that one compiled call of inference reads
-WRITTEN = 256  # tokens that one writes: what a call costs by itself is then little beside them
+WRITTEN = 256  # tokens that one compiled call of generation writes: enough to make the overhead of a call small
 
 
 class LanguageModel:

@@ -1,10 +1,10 @@
-"""A run's directory: what is in it, and the model that its last checkpoint holds.
+"""A run's directory: its files, and the model of its last checkpoint.
 
 config.toml          the resolved configuration
 tokenizer.json       the tokenizer that the model was trained with
-references.json      the ladder on the held-out text: unigram, bigram, trigram, gzip -9
+references.json      reference models on the held-out text: unigram, bigram, trigram, gzip -9
 checkpoints/         the last few (intlm.checkpoint)
-metrics.jsonl        one line an update, with what the model wrote now and then
+metrics.jsonl        one line per update, with a sample of text now and then
 learning_curve.png
 events.out.tfevents.*  the metrics for TensorBoard
 
@@ -78,8 +78,8 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
 def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = None) -> Corpus:
     """The token shards of a run's configuration.
 
-    directory: of the run, whose text it must be; None: any that has the tokenizer. Raises DataError where there is none
-    or another one.
+    directory: the run, whose training text they must be; None: any text in the run's tokens will do. Raises DataError
+    where there are no shards, or those of another text.
     """
     place = Path(config.data.prepared)
     if directory and not (place / "index.json").exists():

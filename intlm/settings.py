@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 class Part:
-    """A member of a family: a frozen dataclass with settings for fields."""
+    """A part of a family: a frozen dataclass whose fields are its settings."""
 
     name: ClassVar[str] = ""  # set by `Family.register`
 

@@ -10,11 +10,11 @@ A sweep is a TOML file:
     "eggroll.optimizer" = "adam"
 
     [grid]                                     # every variant with every combination of these
-    "eggroll.step" = [128, 256]
+    "eggroll.sgd.step" = [128, 256]
     "model.hidden_size" = { from = 32, to = 128, times = 2 }   # 32, 64, 128; or step = 32
 
-Everything is checked, and the text prepared, before the first run starts. Each run is a process of its own, `intlm
-train` in a directory of its own. Runs in the results are not repeated; stopped runs go on from their checkpoint.
+Everything is checked, and the text prepared, before the first run starts. Each run is a separate `intlm train` process
+with its own directory. Runs in the results are not repeated; stopped runs resume from their checkpoint.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Study:
     path: Path
     base: Path
     seeds: list[int] | None
-    variants: dict[str, dict[str, Any]]  # name -> dotted key -> value, the grid multiplied in
+    variants: dict[str, dict[str, Any]]  # name -> dotted key -> value, one for every combination with the grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _table(path: Path, name: str, tables: Mapping[str, Any], prefix: str = "") -
 
 
 def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a table by dotted keys, written in quotes or as nested tables. Raises ConfigError for an unknown key."""
+    """Returns a table by dotted keys, quoted or nested in the file. Raises ConfigError for an unknown key."""
     flat = configuration.dotted(table, f"{path}: {where}")
     known = configuration.keys()
     for name in flat:

@@ -107,7 +107,7 @@ def test_the_text_has_a_row_for_each_part() -> None:
     lines = made(1, 2, 4).text().splitlines()
     assert lines[:2] == [
         "engine native (some), 2 threads",
-        "tiny: 32 members of 1.73k parameters, 8 tokens each, 1.62k multiply-adds a token",
+        "tiny: 32 members of 1.73k parameters, 8 tokens each, 1.62k multiply-adds per token",
     ]
     assert len(lines[5 : lines.index("", 5)]) == len(PARTS)
     (whole,) = (line for line in lines if line.startswith("whole update  "))
@@ -145,7 +145,7 @@ def test_the_breakdown_is_of_the_whole_update() -> None:
     assert evaluation == pytest.approx({
         "noise": 0.5,
         "int8 products, at the machine's peak rate": least,
-        "the rest of the products: rescaling, perturbation, gates": 1.0 - least,
+        "product overhead: rescale, perturb, gates": 1.0 - least,
         "everything else, and waiting threads": 0.5,
     })  # fmt: skip
     assert [label for label, group, _ in found if group == "accumulation"] == ["products of the votes"]

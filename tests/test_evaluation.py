@@ -367,7 +367,7 @@ def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.
         (["--text", "{0}/folder"], ["{0}/folder"]),
         (["--wikitext"], ["--wikitext", "--text FILE"]),
         (["--wikitext", "--text", "{0}/plain.txt"], ["{0}/plain.txt", "not WikiText", "' = Title = '"]),
-        (["--documents", "{0}/absent/a.jsonl"], ["--documents = {0}/absent/a.jsonl", "a directory that is there"]),
+        (["--documents", "{0}/absent/a.jsonl"], ["--documents = {0}/absent/a.jsonl", "an existing directory"]),
         (["--picture", "{0}/folder"], ["--picture = {0}/folder", "expected a file"]),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path, monkey
 PARTS = [
     ("noise", "evaluation", 0.011),
     ("int8 products, at the machine's peak rate", "evaluation", 0.9),
-    ("the rest of the products: rescaling, perturbation, gates", "evaluation", 123.4567),
+    ("product overhead: rescale, perturb, gates", "evaluation", 123.4567),
     *((f"part $ {i}", "accumulation", 0.1 * i) for i in range(12)),
     ("fitness and optimizer", "rest of the update", 0.0),
 ]

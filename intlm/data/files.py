@@ -1,7 +1,7 @@
 """Finds the files of a folder, and reads a file's bytes, compressed or not.
 
 Text may be compressed by gzip, bzip2, xz or zstd, whatever the file's name. Other containers that are known by their
-first bytes are refused, for their bytes are no text. However large a file expands to, only a chunk of it is in memory.
+first bytes are refused, as their bytes are no text. However large a file expands to, only a chunk of it is in memory.
 """
 
 import lzma
@@ -17,7 +17,7 @@ from intlm.errors import DataError, reason
 
 CHUNK = 1 << 20  # bytes read at once
 XZ_MEMORY = 1 << 28  # bytes that a decompressor of xz may take: `xz -9` asks for a quarter of them
-_HEAD = 512  # bytes by which a container is known
+_HEAD = 512  # first bytes of a file that identify a container
 _COMPRESSED = {
     "gzip": rb"\x1f\x8b\x08",
     "bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
@@ -40,7 +40,7 @@ _REFUSED = {
     "an SQLite database": rb"SQLite format 3\0",
     "HDF5": rb"\x89HDF\r\n\x1a\n",
     "Avro": rb"Obj\x01",
-    "compressed data once more": b"|".join(_COMPRESSED.values()),
+    "data compressed twice": b"|".join(_COMPRESSED.values()),
 }
 _ANY_REFUSED = re.compile(b"|".join(_REFUSED.values()), re.DOTALL)
 _KINDS = {
@@ -52,11 +52,11 @@ _KINDS = {
 
 
 class Found(NamedTuple):
-    """The files in a place."""
+    """The files at or below a path."""
 
     files: list[Path]  # in the order of their paths
-    left_out: dict[str, list[Path]]  # by the reason
-    folders: set[tuple[int, int]]  # those that were searched, by `identity`
+    left_out: dict[str, list[Path]]  # files that are not read, by the reason
+    folders: set[tuple[int, int]]  # the folders that were searched, by `identity`
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def check(path: Path, head: bytes) -> None:
-    """Refuse a file that is no text by its first bytes. The DataError says what it is."""
+    """Raise DataError for a file whose first bytes show that it is not text; the message names its format."""
     if not _ANY_REFUSED.match(head, 0, _HEAD):
         return
     kind = next(kind for kind, magic in _REFUSED.items() if re.match(magic, head[:_HEAD], re.DOTALL))

@@ -1,14 +1,14 @@
-"""Makes a prepared corpus from text: holds text out, makes the tokenizer and writes the tokens.
+"""Makes a prepared corpus from text: holds text out, trains the tokenizer and writes the tokens.
 
 The text is read at most three times, in chunks: to measure the documents (only to hold some out by their sizes), for
 the tokenizer (an alphabet reads all of the training split, a vocabulary of pieces its beginning), and to write the
-tokens. Only 8 bytes for each document are kept in memory. A recipe is run once: where its text is read more than once,
-it is kept meanwhile in a file without a name.
+tokens. Only 8 bytes for each document are kept in memory. A Python file is run once: where its text is read more than
+once, it is kept meanwhile in an unnamed temporary file.
 
 Which text is held out depends on the sizes and the order of the documents alone, so the same text is divided
 the same way everywhere. The tokens are made in blocks of text, by several processes where that is slow, and written in
 the text's order: the number of processes changes nothing. Every SAVE_SECONDS the progress is saved, and a preparation
-that was killed goes on from there.
+that was killed continues from there.
 """
 
 import fcntl
@@ -69,13 +69,13 @@ _CUTS = "cuts.npy"
 
 
 class Position(NamedTuple):
-    """A position in the reading of the text."""
+    """A position in the text, from which reading can continue."""
 
     split: int  # the number of the source
-    mark: Mark | None  # where to start again in it; None: at its beginning
+    mark: Mark | None  # the place in it where reading starts; None: its beginning
     parts: int  # parts to skip from there
-    crc: int  # of these parts, to check that the text is still the same
-    found: dict[str, dict[str, int]]  # the counts of the sources before, by split
+    crc: int  # the checksum of these parts, to check that the text is still the same
+    found: dict[str, dict[str, int]]  # the counts of the earlier sources, by split
 
 
 class Part(NamedTuple):
@@ -91,21 +91,22 @@ class Run(NamedTuple):
 
     split: str
     tokens: np.ndarray  # [tokens] of the tokenizer's dtype
-    documents: int  # that begin here
+    documents: int  # documents that begin in it
     bytes: int
 
 
 def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Opens the corpus in `data.prepared`, and makes it first unless one of the same request is there already.
+    """Opens the corpus in `data.prepared`; makes it first unless a corpus of the same request is there.
 
     tokenizer: the tokenizer to use; None: the one that `data` asks for.
 
     The held-out text is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last bytes of a single document;
     of several, whole documents chosen by a hash of their ordinals, about `valid_bytes` in all, at least one document,
-    never all. More than half of the text counts as half. A tokenizer is trained on the training split.
+    never all, and at most half of the text. A tokenizer is trained on the training split.
 
-    Two requests are the same when their settings of text and tokenizer are, and the sizes and times of the files (the
-    contents of a recipe and of the tokenizer's file; changes of what a recipe reads or the hub has are not noticed).
+    Two requests are the same when their settings of text and tokenizer are, and the sizes and times of the files (for a
+    Python file and the tokenizer's file the contents; changes of the data that a Python file reads, or of the hub, are
+    not noticed).
 
     Raises:
         DataError: a source that cannot be read or has no text, a directory that is in use for something else, or a
@@ -149,7 +150,7 @@ def _make(
     progress: dict[str, Any] | None,
     spool: IO[bytes],
 ) -> Corpus:
-    """Make the corpus of a request, going on from the progress of an earlier process. Changed: it is not usable."""
+    """Make the corpus of a request, continuing from `progress`. Raises Changed where that cannot be used."""
     directory, made, saved = Path(data.prepared), scratch(Path(data.prepared)), time.monotonic()
     once = progress or (not data.valid_bytes and (given or data.tokenizer_file or not data.tokenizer.needs_text))
     texts = _Texts(train, None if once else spool)
@@ -216,7 +217,7 @@ def train_tokenizer(data: DataConfig) -> Tokenizer:
 
 
 def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
-    """The source of the training text, and that of the held-out text where it has one of its own."""
+    """The source of the training text, and the source of the held-out text where that is a separate one."""
     separator = data.document_separator
     train = Source(data.train, separator, data.max_bytes, data.subset, data.split, data.columns, data.filter)
     if data.valid or data.valid_split:
@@ -225,7 +226,7 @@ def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
 
 
 def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
-    """Raise DataError where `data` asks for text that the training text lacks, or holds out text that is trained on."""
+    """Raise DataError for splits or columns that the text does not have, and for held-out text that is trained on."""
     if not (train.is_remote or (train.path.is_dir() and train.is_data_set)):
         lacking = {"valid_split": "splits", "split": "splits", "subset": "subsets"}
         if not train.is_data_set:
@@ -256,7 +257,7 @@ def _check_apart(train: Source, valid: Source) -> None:
 
 
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
-    """The corpus of a configuration with its share, then those of its mixture, in the same tokens, stored beside it."""
+    """The corpora of a mixture, each with its share, the configuration's own first; all in the tokens of that one."""
     first, held_out = prepare(data), sources_of(data)[1]
     mixture = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
@@ -340,7 +341,7 @@ def _exclusive(made: Path) -> Iterator[Path]:
 
 
 class _Texts:
-    """The text of a source, which can be read several times. A recipe's is kept in `spool`; without one, read once."""
+    """The text of a source, which can be read several times; that of a Python file only if `spool` can keep it."""
 
     def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
         self.split = split
@@ -410,7 +411,7 @@ def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator[bytes]]:
-    """Yields a reader's documents, with a progress bar on the terminal where that takes more than a second."""
+    """Yields a reader's documents, with a progress bar on a terminal if reading takes more than a second."""
 
     def count(document: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in document:
@@ -424,7 +425,7 @@ def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator
 
 
 def _cuts(sizes: np.ndarray, valid_bytes: int) -> np.ndarray:
-    """How many bytes of each document are for training, the rest being held out: [documents] int64."""
+    """The bytes of each document that are trained on; the rest is held out: [documents] int64."""
     valid_bytes = min(valid_bytes, int(sizes.sum()) // 2)
     cuts = sizes.copy()
     if len(sizes) == 1:
@@ -449,7 +450,7 @@ def _scramble(count: int) -> np.ndarray:
 
 
 def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
-    """The tokenizer that is asked for."""
+    """The tokenizer of a configuration: read from its file, or trained."""
     if data.tokenizer_file:
         return load_tokenizer(Path(data.tokenizer_file))
     return data.tokenizer.train(texts.training)
@@ -539,7 +540,7 @@ def _encoded(
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """A Python started inside imports nothing from the working directory; its paths are set to this one's later."""
+    """Keeps a Python process started inside from importing from the working directory; it gets this one's paths."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

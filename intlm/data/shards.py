@@ -9,8 +9,8 @@ A prepared directory holds
 
 Each document is written as the separator and then its tokens, and a split is the concatenation of its shards;
 a shard may end anywhere. The starts of documents are not stored: no token of a text is the separator, so a search for
-separators finds them. A directory gets its name when all of it is written; until then it is `.NAME.partial` beside
-it, where `progress.json` says how much of it is sure to be on the disk, so that an interrupted one can be continued.
+separators finds them. A directory gets its name when all of it is written. Until then it is called `.NAME.partial`, and
+`progress.json` in it says how much is certainly on the disk, so that an interrupted preparation can be continued.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from intlm.schema import Count, Positive, Sha256, check_range, convert, read_obj
 
 FORMAT = "intlm token shards"
 VERSION = 1
-SHARD_TOKENS = 1 << 28  # at most so many tokens in a file
+SHARD_TOKENS = 1 << 28  # the most tokens in a file
 CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
 
@@ -60,7 +60,7 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """An index, but for what `read_index` checks."""
+    """The fields of an index, except those that `read_index` checks."""
 
     dtype: str
     tokenizer: dict[str, Any]
@@ -263,7 +263,7 @@ class CorpusWriter:
     """Writes a prepared directory, all of it or nothing. A context manager; call `finish` before it ends.
 
     Args:
-        directory: its path in the end. A directory that is there already is replaced when the new one is whole.
+        directory: its final path. An existing directory is replaced when the new one is whole.
         tokenizer: the tokenizer that makes the tokens.
         shard_tokens: the most tokens in one file.
 
@@ -293,7 +293,7 @@ class CorpusWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `save` noted. Anything written after it is dropped. Changed: a shard is not as noted."""
+        """Continue from the last `save`; drops what was written after it. Changed: a shard is not as it was then."""
         try:
             msgspec.convert(splits, dict[Literal["train", "valid"], Counts])
         except msgspec.ValidationError as error:
@@ -321,7 +321,7 @@ class CorpusWriter:
         self._splits = splits
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Sync all that was written to the disk, and write there `progress` (JSON) and what `resume` needs."""
+        """Sync everything written so far to the disk, and write `progress` (JSON) and the notes that `resume` needs."""
         for split, file in self._files.items():
             _sync(file)
             self._splits[split]["shards"][-1]["sha256"] = self._hashes[split].hexdigest()
@@ -405,7 +405,7 @@ def scratch(directory: Path) -> Path:
 
 
 def discard_replaced(directory: Path) -> None:
-    """Delete the directory that a corpus replaced, in case the process that should have was killed."""
+    """Delete the directory that a corpus replaced, if the process that replaced it was killed before it could."""
     shutil.rmtree(_replaced(directory), ignore_errors=True)
 
 
@@ -414,7 +414,7 @@ def _replaced(directory: Path) -> Path:
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:
-    """Reads what `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is damaged."""
+    """Reads the notes of `CorpusWriter.save` in a scratch directory; None without any. Changed: they are damaged."""
     path = directory / PROGRESS
     if not path.exists():
         return None

@@ -3,14 +3,14 @@
 - A text file is any bytes; they are taken as they are (no decoding, no change of line ends), decompressed where they
   are compressed (`intlm.data.files`).
 - A directory is every regular file below it, in the order of their paths; hidden ones are left out.
-- A recipe is a Python file (`.py`) that defines `documents()`, an iterator of bytes, one object a document.
-  It is code: it is run.
-- A data set is rows of columns, one text a row: JSON Lines or Parquet (a file, or a directory that holds any:
+- A recipe is a Python file (`.py`) that defines `documents()`, an iterator of bytes, one object per document.
+  It is run, as any code.
+- A data set is rows of columns, one text per row: JSON Lines or Parquet (a file, or a directory that holds any:
   `intlm.data.layouts`), or `hub:OWNER/NAME`, perhaps `@REVISION`, of the Hugging Face hub, which `datasets` reads as a
-  stream. In JSON Lines bytes that are not UTF-8 are replaced by U+FFFD.
+  stream. In JSON Lines, bytes that are not UTF-8 are replaced by U+FFFD.
 
 A document is an iterator of chunks of bytes, so that its size does not matter (but a row is in memory as a whole). It
-must be read before the next one is asked for; any rest of it is then skipped. Empty documents are dropped.
+must be read before the next document is requested, which skips the rest of it. Empty documents are dropped.
 """
 
 import codecs
@@ -30,9 +30,9 @@ from intlm.data.layouts import Layout, layout
 from intlm.data.rows import Rows, hub_rows
 from intlm.errors import DataError, reason
 
-PATIENCE = 100_000  # rows in which a column that is asked for must be seen: JSON may leave a null out
-VERSION = 2  # of what is read of a place: 1 took paths for patterns and compressed text for text
-MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
+PATIENCE = 100_000  # a requested column must occur in the first so many rows: JSON may leave a null out
+VERSION = 2  # the version of how a path is read: 1 took paths for patterns and compressed text for text
+MARK = 1 << 26  # bytes of a data set between places from which an interrupted reading can continue
 HUB = "hub:"
 COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
 """The counts of a source: documents and their bytes; empty texts and filtered rows, both left out; separators;
@@ -40,11 +40,11 @@ documents that are not UTF-8; documents with a zero byte; the bytes of the longe
 
 
 class Source(NamedTuple):
-    """A place to read, and how; the last four fields are for a data set."""
+    """A path or data set to read, and how; the last four fields are for a data set."""
 
     place: str  # a path, or hub:OWNER/NAME
     separator: str = ""  # divides a text into documents, and is removed; "": none
-    max_bytes: int = 0  # no further document is read after so many; 0: no limit
+    max_bytes: int = 0  # reading ends with the document that reaches it; 0: no limit
     subset: str = ""
     split: str = "train"
     columns: str = "text"  # the columns that hold the text, separated by commas
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
     @property
     def is_recipe(self) -> bool:
-        """Whether it is Python code that makes documents, rather than text."""
+        """Whether it is a Python file that yields documents."""
         return self.path.suffix == ".py" and not self.path.is_dir()
 
     @property
@@ -67,7 +67,7 @@ class Source(NamedTuple):
 
     @property
     def is_data_set(self) -> bool:
-        """Whether it consists of rows rather than of text."""
+        """Whether it consists of rows, not of plain text."""
         return self.is_remote or (not self.is_recipe and self.layout.has_rows)
 
     @property

@@ -1,8 +1,8 @@
 """Training text as parallel streams. Which tokens a stream reads at an update depends on the update's number alone.
 
 The split is a ring of N tokens. Stream s of S starts at token floor(s·N / S), and at update u reads the T
-tokens from start + u·T on. So a stream skips nothing. At the end of its share of the ring it goes on into its
-neighbour's; after the last token it goes on at the first. After ceil(N / T) updates every stream has read every
+tokens from start + u·T on. So a stream skips nothing. At the end of its share of the ring it continues in its
+neighbour's, and after the last token with the first. After ceil(N / T) updates every stream has read every
 token: no document is lost at the corpus's end. Resuming needs only the number of the update. With more streams than
 tokens some streams read the same; a corpus that short is learnt by heart in any case.
 

@@ -6,7 +6,7 @@ model.safetensors    the weights, int8, by the names of `intlm.model.parameters`
 config.json          the architecture, the inference version, the weights' SHA-256 and the text's identity
 config.toml          the run's configuration
 tokenizer.json       the tokenizer
-SHA256SUMS           what was written, so that another export replaces that and nothing else
+SHA256SUMS           checksums of the files, so that another export replaces only files that an export wrote
 
 so that `intlm evaluate`, `generate`, `simulate` and `train --from` read it as they read a run.
 """
@@ -54,8 +54,8 @@ FORMATS: Family[Format] = Family("export format", "intlm.export")
 def export(run: Path, to: Format, out: Path) -> Path:
     """Write the model of a run (or of another export) in a format to a directory, whole or not at all.
 
-    Replaces an export that is there as it was written. Raises RunError where anything else is, or the directory is in
-    use.
+    Replaces an existing export if it is unchanged. Raises RunError where the directory holds anything else or is the
+    working directory.
     """
 
     from intlm.run import load

@@ -1,11 +1,11 @@
-"""A function of JAX as a graph of ONNX, on integers alone: it is traced, and each of its primitives becomes a node.
+"""Turns a function of JAX into an ONNX graph of integers: it is traced, and each of its primitives becomes a node.
 
-- What depends on constants alone is computed here. A loop over layers is unrolled.
-- Arithmetic is int32, whatever the dtype in JAX: a value has bounds, which show that nothing wraps. A dtype is made
-  where an operator wants it; a value that may not fit in it goes through it, as in JAX.
+- Values that depend only on constants are computed here. A loop over layers is unrolled.
+- Arithmetic is int32, whatever the dtype in JAX: a value has bounds, which show that nothing wraps. It is converted
+  where an operator needs another dtype, and where it may not fit into its dtype in JAX.
 - Matrix products are MatMulInteger of int8 by int8: ONNX Runtime's kernel for uint8 by int8 saturates pairs of products
   in int16 on processors that have AVX2 and not VNNI.
-- BitShift is for unsigned values, so what may be negative is raised by 2^30 before a shift and lowered after it.
+- BitShift is for unsigned values, so a value that may be negative is raised by 2^30 before a shift, lowered after it.
 - ONNX broadcasts where JAX says so: a value may lack leading axes, or have ones there, and is reshaped only where that
   does not align.
 """
@@ -35,12 +35,12 @@ class NotRecorded(IntlmError):
 class Value:
     """A value that is known only at run time: int32, int16, int8 or bool in JAX."""
 
-    names: dict[str, str]  # a dtype -> the name of the tensor that holds it so
-    actual: tuple[int, ...]  # the tensors' shape; broadcast, or reshaped, it is
+    names: dict[str, str]  # a dtype -> the name of the tensor that holds the value in it
+    actual: tuple[int, ...]  # the shape of the tensors; by broadcasting or reshaping it becomes
     shape: tuple[int, ...]  # the shape in JAX
     low: int
     high: int
-    greatest_of: Value | None = None  # what it is the largest element of
+    greatest_of: Value | None = None  # the value of which it is the largest element
 
 
 Known: TypeAlias = Union[Value, "np.ndarray"]
@@ -48,7 +48,7 @@ Known: TypeAlias = Union[Value, "np.ndarray"]
 
 @dataclass
 class _Graph:
-    """Nodes in order, each named by what it computes."""
+    """The nodes of an ONNX graph, in order; the same operation on the same inputs is one node."""
 
     nodes: list[Any] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)  # name -> tensor
@@ -56,7 +56,7 @@ class _Graph:
     _added: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # a sum -> the value and the constant
 
     def node(self, operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-        """The name of an operator's result; one node serves all that ask for the same."""
+        """Adds a node unless the graph has the same one; returns the name of its result."""
         import onnx
 
         names = [i if isinstance(i, str) else self.constant(i) for i in inputs]
@@ -67,7 +67,7 @@ class _Graph:
         return self._made[key]
 
     def constant(self, value: np.ndarray) -> str:
-        """The name of a constant; equal ones are one."""
+        """Adds a constant unless the graph has an equal one; returns its name."""
         import onnx
 
         key = ("constant", value.dtype, value.shape, value.tobytes())
@@ -97,7 +97,7 @@ class _Graph:
         return self.node("Reshape", name, np.array(wanted, np.int64))
 
     def add(self, x: str, constant: np.ndarray) -> str:
-        """A tensor plus a constant. One that was made so is not added to again, but the sum of the constants to it."""
+        """A tensor plus a constant. For a tensor that is itself such a sum, the two constants are added first."""
         before, sum_ = x, constant.astype(np.int64)
         if x in self._added:
             before, sum_ = self._added[x][0], self._added[x][1] + sum_
@@ -110,7 +110,7 @@ class _Graph:
         return name
 
     def finish(self, outputs: Mapping[str, str]) -> None:
-        """Give outputs their names, by the tensors that they are, and drop what none of them depends on."""
+        """Names the outputs (name -> tensor), and drops the nodes on which none of them depends."""
         import onnx
 
         wanted, kept = set(outputs.values()), []
@@ -144,7 +144,7 @@ def _bounds(x: Known) -> tuple[int, int]:
 
 
 class Input(NamedTuple):
-    """A tensor that a graph is given."""
+    """An input tensor of a graph."""
 
     dtype: str
     given: tuple[int, ...]  # its shape
@@ -263,7 +263,7 @@ class _Recorder:
         return self.result(tensor, shape, low, high, x, y)
 
     def compare(self, name: str, shape: tuple[int, ...], x: Known, y: Known) -> Known:
-        """A bool; known where the bounds decide."""
+        """A comparison, as a bool; a constant where the bounds decide it."""
         (a, b), (c, d) = _bounds(x), _bounds(y)
         always = {"eq": a == b == c == d, "lt": b < c, "le": b <= c, "gt": a > d, "ge": a >= d}[name]
         never = {"eq": b < c or a > d, "lt": a >= d, "le": a > d, "gt": b <= c, "ge": b < c}[name]
@@ -450,7 +450,7 @@ class _Recorder:
         return Value({"int32": name}, out.shape, out.shape, low, high)
 
     def scan(self, equation: Any, inputs: list[Known]) -> list[Known]:
-        """A loop, unrolled: what it walks through is taken apart, what it makes is put together."""
+        """A loop, unrolled: its inputs are split into steps, its results stacked."""
         consts, carried, length = (equation.params[name] for name in ("num_consts", "num_carry", "length"))
         fixed, carry, through = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
         made: list[list[Known]] = []

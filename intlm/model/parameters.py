@@ -95,7 +95,7 @@ def specifications(architecture: Architecture) -> list[Specification]:
 
 
 class Layered(NamedTuple, Generic[Leaf]):
-    """Something for every parameter, those of the layers stacked by their local name on a first axis [layers]."""
+    """A value for every parameter; those of the layers are stacked by local name on a first axis [layers]."""
 
     outer: dict[str, Leaf]
     layers: dict[str, Leaf]

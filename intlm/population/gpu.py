@@ -1,7 +1,7 @@
 """The gpu engine: fused kernels (kernels/gpu, docs/gpu.md), run layer by layer over many tokens of many members.
 
 A layer reads a block of tokens of a chunk of members before the next layer does, so that noise, which belongs to a pair
-and a matrix, is made once for many tokens; only the recurrence goes token by token. XLA does what no kernel serves.
+and a matrix, is made once for many tokens; only the recurrence goes token by token. XLA computes the rest.
 """
 
 import os
@@ -45,9 +45,9 @@ from intlm.population.kernels.votes import votes
 from intlm.population.sharding import FIRST
 from intlm.population.xla import XlaEngine, spare_bytes
 
-TOKENS = 32  # in a block: longer blocks share noise among more tokens, shorter ones leave memory for more members
+TOKENS = 32  # tokens of a block: longer blocks share noise among more tokens, shorter ones leave memory for members
 TILE = 2  # pairs whose rows share a product's weights
-_OLDEST = 8.0  # compute capability: Triton's products of bytes need it
+_OLDEST = 8.0  # the least compute capability: Triton's int8 products need it
 
 
 def interpreted() -> bool:

@@ -1,7 +1,7 @@
 """Sharding: divides a population among devices, and defines what they send each other.
 
-- Of D devices each evaluates the units of ceil(texts / D) consecutive texts. Where D does not divide them, the last
-  devices have units that do not count: they read separators, and vote nothing.
+- Each of D devices evaluates the units of ceil(texts / D) consecutive texts. Where D does not divide them, the last
+  devices have units that do not count: they read separators, and cast no votes.
 - Only integer sums are sent, so that the bits are those of one device. An update sends three times, and no more because
   each time costs latency: a few words of the losses; the votes, of which each device receives the sums for its slice of
   the parameters (a reduce-scatter, 4 bytes a parameter); and that slice's new weights (a gather, 1 byte).
@@ -190,8 +190,8 @@ def _everywhere(array: Array) -> np.ndarray:
 def _map_parameters(function: Callable[[str, Any], Any], state: Tree) -> Tree:
     """Maps function(name, value) over the entries of a tree's dictionaries."""
 
-    def over(found: dict[str, Any]) -> dict[str, Any]:
-        return {name: function(name, value) for name, value in found.items()}
+    def over(entries: dict[str, Any]) -> dict[str, Any]:
+        return {name: function(name, value) for name, value in entries.items()}
 
     return jax.tree.map(over, state, is_leaf=lambda node: isinstance(node, dict))
 

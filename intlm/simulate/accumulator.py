@@ -1,8 +1,8 @@
 """The model with matrix products that are summed in an accumulator of few bits.
 
 Products are added in the order of the index, i = 0 .. fan-in - 1. An accumulator of b bits holds -2^(b-1) to
-2^(b-1) - 1. A saturating one is held to that after every addition, so that the order matters; a wrapping one is taken
-modulo 2^b, where only the sum does. All else is the model as it is (docs/numerics.md, section 5).
+2^(b-1) - 1. A saturating one is clamped to that range after every addition, so that the order matters; a wrapping one
+is taken modulo 2^b, where only the sum matters. Everything else is the model as it is (docs/numerics.md, section 5).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from intlm.model.forward import PlainWeights, matrix_product, step
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, specifications, stack_layers
 
 OVERFLOWS = ("saturate", "wrap")
-NARROWEST = 8  # bits: of the widths that are tried
+NARROWEST = 8  # bits of the narrowest accumulator that is tried
 
 
 class NarrowWeights(PlainWeights):
@@ -63,7 +63,7 @@ def saturating_product(x: Array, matrix: Array, bits: Array) -> Array:
 
 
 def proved_bits(parameters: Parameters, architecture: Architecture) -> int:
-    """The narrowest accumulator that no text can bring to overflow.
+    """The width of the narrowest accumulator that no text can overflow.
 
     No sum of some of a row's products is beyond 127 times the sum of its weights' magnitudes, in any order.
     """
@@ -95,7 +95,7 @@ class Curve(NamedTuple):
     """The result of one kind of accumulator on a text."""
 
     bits_per_byte: dict[int, float]  # by its width
-    narrowest: int  # that changed no bit, nor did any wider one
+    narrowest: int  # the narrowest width such that neither it nor any wider one changed a bit
 
 
 def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> tuple[float, dict[str, Curve]]:

@@ -15,7 +15,7 @@ WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
 
 class BuildError(IntlmError):
-    """The compiler refused, or what it made holds floating point (`elf`, `wasm`)."""
+    """The compiler failed, or its output contains floating point (`elf`, `wasm`)."""
 
 
 def host(work: Path) -> Path:

@@ -126,7 +126,7 @@ def simulate(
 
 
 def first_tokens(documents: Iterable[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
-    """Documents, each with the separator that begins it, until so many tokens follow the first separator."""
+    """Yields documents, each after its separator, cut so that `tokens` tokens follow the first separator."""
     left = tokens + 1
     for document in documents:
         if left <= 0:
@@ -146,7 +146,7 @@ class Comparison(NamedTuple):
 
 
 def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> Comparison:
-    """Every logit and loss, the states where they differ and at the end; it stops at the first difference.
+    """Compares every logit and loss, and the states where they differ and at the end; stops at the first difference.
 
     tokens: int32 [n], a separator first. The last is only predicted.
     """

@@ -2,8 +2,8 @@
 
 ZigZag is given each of the model's matrix products and the description as its own kind of accelerator: a weight in
 each multiplier, accumulators below each column, the on-chip and the off-chip memory. It tries the orders of the loops
-and answers for the one of fewest cycles; here its answers are only added up. What is not a matrix product (norms,
-gates, residuals, the embedding's row) it is not asked about.
+and answers for the one with the fewest cycles; here its answers are only added up. Everything else (norms, gates,
+residuals, the embedding's row) is left out.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from intlm.simulate.hardware import Hardware
 
 LEVELS = ("on_chip", "off_chip")
 INPUT, WEIGHT, OUTPUT = "I1", "I2", "O"  # ZigZag's names of a memory's operands
-OUTPUT_BITS = 16  # what leaves an accumulator is rescaled to int16 (docs/numerics.md, section 2)
+OUTPUT_BITS = 16  # a sum is rescaled to int16 as it leaves the accumulator (docs/numerics.md, section 2)
 
 
 class Product(NamedTuple):
@@ -33,11 +33,11 @@ class Product(NamedTuple):
     name: str
     fan_out: int
     fan_in: int
-    times: int  # in a token
+    times: int  # the number of such products per token
 
 
 def products(a: Architecture) -> list[Product]:
-    """Those of a token: each shape once."""
+    """The matrix products of a token, each shape once."""
     matrices = [s for s in specifications(a) if s.kind is Kind.MATRIX and s.name != "embedding"]
     times = Counter(s.shape for s in matrices)
     names = {s.shape: s.name.rpartition(".")[2] for s in reversed(matrices)}
@@ -46,9 +46,9 @@ def products(a: Architecture) -> list[Product]:
 
 @dataclass
 class Cost:
-    """Of a token."""
+    """The cost of a token."""
 
-    weights_kept: bool  # on chip, from token to token
+    weights_kept: bool  # whether weights stay on chip from token to token
     activations_kept: bool
     multiply_accumulates: int
     cycles: float = 0.0
@@ -84,7 +84,7 @@ def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
 
 
 def accelerator(hardware: Hardware, weights_kept: bool, activations_kept: bool) -> dict[str, Any]:
-    """The description as ZigZag's. What is kept on chip has no memory behind it."""
+    """The description as an accelerator of ZigZag. Operands that stay on chip have no memory behind it."""
     array, bits = hardware.array, hardware.accumulator.bits
 
     def memory(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Machine(ABC):
     """One stream of a model on a machine."""
 
-    unit: str  # of what `cost` counts
+    unit: str  # the unit of `cost`
     code: int | None = None  # bytes
     constants: int | None = None  # bytes: weights and tables
     buffers: int | None = None  # bytes beside the states
@@ -46,7 +46,7 @@ class Machine(ABC):
 
 
 class Layout:
-    """An `intlm_model_t` in memory. What is compiled with it (`check`) is refused where the header has another."""
+    """The layout of an `intlm_model_t` in memory. `check` makes a compilation fail where the header has another."""
 
     def __init__(self, a: Architecture) -> None:
         self.state = a.num_layers * a.state_size
@@ -57,7 +57,7 @@ class Layout:
         self.bytes = used + used % 2
 
     def check(self) -> str:
-        """C that compiles where this is the struct's layout."""
+        """C code that compiles only if this is the struct's layout."""
         return (
             '#include "intlm.h"\n'
             f"typedef char intlm_size_check[sizeof(intlm_model_t) == {self.bytes} ? 1 : -1];\n"

@@ -25,25 +25,25 @@ class Report:
     tokens: int
     exact: float  # bits per byte
     curves: dict[str, Curve]
-    proved: int  # bits of an accumulator that no text can bring to overflow
+    proved: int  # bits of an accumulator that no text can overflow
     cost: Cost  # of a token
-    drawing: Path | None  # where its curves are drawn
+    drawing: Path | None  # the picture of the curves
 
     @property
     def bits_per_byte(self) -> float:
-        """With the description's accumulator; one wider than `proved` is exact."""
+        """Bits per byte with the description's accumulator, which is exact from `proved` bits on."""
         own = self.hardware.accumulator
         return self.curves[own.overflow].bits_per_byte[own.bits] if own.bits < self.proved else self.exact
 
     @property
     def same_bits(self) -> bool:
-        """Whether the description's accumulator changed none."""
+        """Whether the description's accumulator changed no bit."""
         own = self.hardware.accumulator
         return own.bits >= self.curves[own.overflow].narrowest
 
     @property
     def tokens_per_second(self) -> float:
-        """At the description's clock, of all streams together."""
+        """Tokens per second of all streams together, at the description's clock."""
         return 1e6 * self.hardware.clock_mhz / self.cost.cycles
 
     @property
@@ -53,7 +53,7 @@ class Report:
         return self.cost.multiply_accumulates / (self.cost.cycles * array.rows * array.columns)
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """The report as a dictionary, for --json."""
         return {
             "hardware": asdict(self.hardware),
             "streams": self.streams,
@@ -71,7 +71,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The report as a table for a terminal."""
         own, array, c = self.hardware.accumulator, self.hardware.array, self.cost
         kind = {"saturate": "saturating", "wrap": "wrapping"}
         kept = [name for name, kept in (("weights", c.weights_kept), ("activations", c.activations_kept)) if kept]

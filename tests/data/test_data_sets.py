@@ -46,7 +46,7 @@ HELD_OUT = "the held-out text is the training text"
         ("text.txt", {"valid": "copy.txt"}, HELD_OUT),
         ("text.txt", {"valid": "copy.txt", "mixture": "1 mixed.toml"}, HELD_OUT),
         ("text.txt", {"valid": "other.txt", "mixture": "1 mixed.toml"}, "other.txt: is both held out and trained on"),
-        ("text.txt", {"valid": "other copy.txt", "mixture": "1 mixed.toml"}, "copy.txt: is trained on, but "),
+        ("text.txt", {"valid": "other copy.txt", "mixture": "1 mixed.toml"}, "other.txt: is trained on, but "),
         ("recipe.py", {"valid": "recipe.py"}, "recipe.py: is both held out and trained on"),
         ("recipe.py", {"split": "validation"}, "recipe.py is a Python file, which has no splits"),
         ("folder", {"valid": "folder/b.txt"}, "b.txt: is both held out and trained on"),

@@ -3,15 +3,15 @@
 SentencePiece works on Unicode text and changes it: by default it normalises, joins white space, and has no pieces for
 bytes that are not UTF-8. Here it does none of that:
 
-- It is shown bytes as letters, a letter for each of the 256 (`LETTERS`), all of them in every vocabulary. It never
-  sees white space, a character to normalise, or one that it does not know, so it can lose nothing. Token 0, its
+- It sees a letter for each of the 256 bytes (`LETTERS`), and all letters are in every vocabulary. It never sees white
+  space, a character to normalise, or an unknown character, so it can lose nothing. Token 0, its
   "unknown", never occurs in its output: here it is the separator. A vocabulary of byte letters needs no byte fallback
   (256 more pieces, which repeat the frequent characters) and no other code for bytes that are not text; characters of
   several bytes become pieces where they are frequent.
 - Text is divided into words first (`_UNITS`, `_WORDS`): a word with the space before it, digits, other signs, white
   space. No piece crosses their bounds, in training or after. So SentencePiece encodes each word once, and a dictionary
   gives its tokens after that; SentencePiece's float sums are over few pieces, in the order of the text; and text may
-  be cut at any such bound. It is cut every `PART` bytes as well, wherever that is.
+  be cut between words. It is also cut every `PART` bytes, in the middle of a word if need be.
 """
 
 from __future__ import annotations  # NumPy is imported when it is used
