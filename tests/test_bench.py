@@ -115,7 +115,7 @@ def test_the_text_has_a_row_for_each_part() -> None:
     assert any(
         line.startswith("update time over inference time") and line.endswith("0.250 / 0.250 / 0.250") for line in lines
     )
-    assert lines[-1].startswith("training's peak memory") and lines[-1].endswith("1.07 GB")
+    assert lines[-1].startswith("peak memory of training") and lines[-1].endswith("1.07 GB")
 
 
 def test_without_the_native_library_there_is_no_peak() -> None:
