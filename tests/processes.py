@@ -12,7 +12,7 @@ import tiny
 
 
 def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    """`intlm` in a process with so many devices."""
+    """Runs `intlm` in a process with this number of devices."""
     flags = [f"--xla_force_host_platform_device_count={count}"]
     flags += [f"--{name}={int(value)}" for name, value in tiny.quick_options().items()]
     given = {**os.environ, **(environment or {}), "XLA_FLAGS": " ".join(flags)}
@@ -24,7 +24,7 @@ def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | 
 def together(
     count: int, *arguments: object, devices: int = 1, each: Sequence[Sequence[object]] = ()
 ) -> "list[subprocess.Popen[str]]":
-    """`intlm` as so many processes of one run. each: arguments of its own for each of them."""
+    """Runs `intlm` as several processes of one run. each: further arguments of each process."""
     place = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", count, "--process")
     return [
         on_devices(devices, *arguments, *(each[process] if each else ()), *place, process) for process in range(count)
@@ -43,7 +43,7 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def wait_for_lines(run: Path, count: int) -> None:
-    """Waits until a run's metrics have so many lines."""
+    """Waits until a run's metrics have a number of lines."""
     path, until = run / "metrics.jsonl", time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert time.monotonic() < until, f"{path} has not {count} lines yet"

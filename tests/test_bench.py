@@ -1,4 +1,4 @@
-"""intlm.bench: what is printed follows from what was measured, and everything is measured. No timing is asserted."""
+"""intlm.bench: everything is measured, and the output follows from the measurements. No timing is asserted."""
 
 import json
 import struct
@@ -193,7 +193,7 @@ def test_json(engine: str, hasty: None, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_table_and_the_picture(
     hasty: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing else is written, but the prepared text where it is not there."""
+    """Only the picture is written, and the prepared text if it is missing."""
     monkeypatch.chdir(tmp_path)
     keys = [f"--{key}={value}" for key, value in {"eggroll.rank": 2, "data.prepared": "made"}.items()]
     assert main(["bench", str(tiny.CONFIG), *keys, "--picture", "a.png", "--rounds", "2"]) == 0
@@ -219,7 +219,7 @@ def test_rounds_end_where_patience_does(hasty: None, monkeypatch: pytest.MonkeyP
 def test_inference_reads_as_many_streams_at_once_as_memory_allows(
     most: int, reads: int, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each its member's text, pairs and groups sharing theirs, until all are read."""
+    """Each stream reads its member's text, which pairs and groups share, until all texts are read."""
     monkeypatch.setattr(module, "MOST_LOGITS", most * tiny.TOKENS * VOCABULARY)
     config = tiny.load_config(eggroll__population=96, eggroll__group_size=2)
     workload = Workload(config, prepare_corpus(config))
@@ -247,7 +247,7 @@ def test_the_stream_that_writes_never_ends(hasty: None) -> None:
 
 @pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
 def test_no_part_passes_the_machine_s_bounds(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With AVX2, where the kernels' own byte products are not the fastest that there are."""
+    """Tested with AVX2, whose int8 products in the kernels are not the fastest of the machine."""
     monkeypatch.setattr(module, "COUNTED", 0.05)
     monkeypatch.setenv("INTLM_ISA", "avx2")
     if not native.instruction_set():

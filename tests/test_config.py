@@ -1,4 +1,4 @@
-"""intlm.config: every kind of mistake is named; what is loaded is resolved, and survives being saved."""
+"""intlm.config: every kind of mistake is named; a configuration is resolved as it is loaded, and can be saved."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""intlm.evaluation: which tokens are counted and after what; nothing but model and text decides the number."""
+"""intlm.evaluation: which tokens are counted, and in which context; the result depends on model and text alone."""
 
 import bz2
 import gzip
@@ -64,7 +64,7 @@ def found(model: LanguageModel, texts: list[np.ndarray]) -> Evaluation:
 
 
 class Unigram(LanguageModel):
-    """A model that predicts the same after any token, and keeps its inputs."""
+    """A model that predicts the same after any token, and records its inputs."""
 
     def __init__(self, like: LanguageModel) -> None:
         self.architecture, self.tokenizer, self.parameters = like.architecture, like.tokenizer, like.parameters
@@ -125,7 +125,7 @@ def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) ->
 
 
 def test_documents(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
-    """Documents are independent: each gets what it gets alone, and the sums are the whole's, exactly."""
+    """Documents are independent: each has the same losses as alone, and their sums are exactly those of the text."""
     alone = [evaluate(model, [text], 3) for text in texts]
     assert total(alone) == found
     for batch in (1, 3, 64):
@@ -350,7 +350,7 @@ def test_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Carriage returns and bytes that are not UTF-8 among it."""
+    """Carriage returns and bytes that are not UTF-8 are counted too."""
     pages = b" = A = \r\nab\rba \xff\r\n", b" = B = \r\n\x85 \xe2\x82 ba\r\n"
     (tmp_path / "wiki").write_bytes(b"\n".join(pages))
     found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")

@@ -57,7 +57,7 @@ def test_a_part_is_trained_and_resumed(name: str, tmp_path: Path, capsys: pytest
 
 
 def test_a_run_is_used_without_its_plugin_but_not_resumed(tmp_path: Path) -> None:
-    """In processes of their own: here the plugin would be there already."""
+    """The commands run in other processes: in this one the plugin is loaded already."""
     run = tmp_path / "run"
     assert main(words("lion", run, 2)) == 0
     done = tiny.intlm("evaluate", run)
@@ -136,7 +136,7 @@ def test_a_setting_whose_name_is_a_flag_of_the_command(tmp_path: Path, capsys: p
 
 
 def test_a_mistake_names_the_section_of_the_part_that_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    """A part made from another has settings of its own: not eggroll.member's and not next_token's."""
+    """The settings of a part that is made from another are named by its own section, not by the other's."""
     signs = ["--plugin", str(EXTENDING / "signs.py"), "--eggroll.estimator", "signs", "--eggroll.signs.group_size", "3"]
     assert main(["train", str(tiny.CONFIG), *signs]) == 2
     assert "eggroll.signs.group_size = 3: must divide the number of pairs" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_the_page_lists_what_is_registered() -> None:
 
 
 def test_a_plugin_that_a_run_names_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run that somebody sends may name any file; a configuration of one's own may too, and there it is run."""
+    """A file that a run from somebody else names is not run; a file that the user's own configuration names is."""
     run, mark = tiny.copied(tmp_path / "run"), tmp_path / "mark"
     plugin = tmp_path / "evil.py"
     plugin.write_text(f"open({str(mark)!r}, 'w').close()\n")

@@ -1,4 +1,4 @@
-"""intlm.following: what runs have done, of finished, living, dead and damaged ones; nothing of them is changed."""
+"""intlm.following: the progress of finished, alive, dead and damaged runs, none of which is changed."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from intlm.tracking import metrics, results
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Runs in every state, some below others' directories, beside what are none."""
+    """Runs in every state, some below the directories of others, and directories that are not runs."""
     made = tmp_path / "runs"
     for name in ("finished", "sweep/dead", "damaged", "torn", "other-config"):
         tiny.copied(made / name)
@@ -47,7 +47,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_a_directory_at_a_glance(directory: Path) -> None:
-    """The one that wrote last is first; what is not a run is passed over, what is damaged named."""
+    """The run that wrote last is first; other directories are skipped, damaged runs are named."""
     before = tiny.contents(directory)
     with exclusive(directory / "torn"):
         found = runs(directory)
@@ -105,8 +105,8 @@ def compared(tmp_path: Path, *sources: object, references: tuple[str, ...] = ())
 
 
 def test_runs_beside_each_other(directory: Path, tmp_path: Path) -> None:
-    """A comparison of runs: of a run that is not measured yet, the training text's curve; of a label its name; keys
-    that differ."""
+    """A comparison of runs: a run without a held-out measurement has its training curve; labels are used as names; keys
+    that differ are listed."""
     found = compared(tmp_path, directory / "finished", f"{directory / 'torn'}=second", directory / "begun")
     assert [entry.label for entry in found.entries] == ["finished", "second", "begun"]
     assert found.differing == {"model.hidden_size": [16, 16, 32]}

@@ -1,4 +1,4 @@
-"""intlm.harness: what lm-evaluation-harness gets for its requests, and its real evaluator on tasks of local files."""
+"""intlm.harness: the answers to lm-evaluation-harness's requests, and its real evaluator on tasks of local files."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def alone(model: LanguageModel, context: str, continuation: str) -> tuple[float,
 
 
 def test_loglikelihood(lm: IntlmLM) -> None:
-    """Any text, to the last digit, whatever is read beside it."""
+    """The log-likelihood of any text is exact to the last digit, whatever is read beside it."""
     expected = [alone(lm.model, *pair) for pair in PAIRS]
     assert [value < 0 for value, _ in expected] == [bool(continuation) for _, continuation in PAIRS]
     for batch in (3, 64):
@@ -123,7 +123,7 @@ def test_rolling_is_evaluation(lm: IntlmLM) -> None:
 
 
 def test_generation(lm: IntlmLM) -> None:
-    """As `intlm generate` writes it, to before the first stop string, whatever is written beside it."""
+    """Text is that of `intlm generate` up to the first stop string, whatever is written beside it."""
     contexts = ["", "a", "ab ", "é\x00", LONG, "abba " * 30]
     sampled = {"do_sample": True, "temperature": 0.7, "top_k": 20, "until": ["\x01\x02"]}
     kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -230,7 +230,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tasks_of_local_files(local: Path) -> None:
-    """Through the harness's own evaluator: its figures are those of the model's, counted by hand."""
+    """The figures of the harness's own evaluator are those of the model, counted by hand."""
     manager = TaskManager(include_path=str(local), include_defaults=False)
     found = simple_evaluate(
         model="intlm",

@@ -100,7 +100,7 @@ def test_rescale_constants_for_every_size() -> None:
         assert Fraction(992, 1000) ** 2 < ratio < Fraction(1008, 1000) ** 2
         ratio = Fraction(logit.multiplier**2 * n, 4 ** (15 + logit.shift))
         assert Fraction(9998, 10000) ** 2 < ratio < Fraction(10002, 10000) ** 2
-        # What docs/numerics.md claims of them in sections 2 and 11.
+        # The claims of docs/numerics.md in sections 2 and 11.
         assert 129 <= act.multiplier < 2**10 and logit.multiplier < 2**14
         assert q15_multiply(32767, act.multiplier) >= 128 and q15_multiply(-32767, act.multiplier) <= -128
         assert n * 127**2 + 256 * 32767 * 46 + (1 << max(act3.shift, logit.shift) >> 1) < 2**31

@@ -68,7 +68,7 @@ def test_against_randomgen(key: tuple[int, ...], counter: tuple[int, ...]) -> No
 
 
 def test_broadcasts() -> None:
-    """A counter with array words gives what each of its counters gives."""
+    """A counter whose words are arrays gives the same words as its counters one by one."""
     pairs = jnp.arange(3, dtype=jnp.uint32)[:, None]
     blocks = jnp.array([0, 1, 2**32 - 1, 7], jnp.uint32)
     found = jnp.stack(threefry4x32((1, 2, 3, 4), (9, pairs, 5, blocks)), axis=-1)
@@ -99,6 +99,6 @@ def test_bytes_are_those_of_the_stream(count: int) -> None:
 
 
 def test_bytes_are_little_endian() -> None:
-    """Against the known answer itself, not against the oracle."""
+    """The bytes of a stream are those of the known answer itself, not only of the oracle."""
     expected = b"".join(int(word, 16).to_bytes(4, "little") for word in KNOWN_ANSWERS[0][3].split())
     assert np.asarray(random_bytes((0,) * 4, (0,) * 4, 16)).tobytes() == expected

@@ -1,4 +1,4 @@
-"""The lookup tables: pinned, equal to the oracle's, and what they claim to be."""
+"""The lookup tables are pinned, equal the oracle's, and are within half a unit of the real functions."""
 
 import hashlib
 import math
@@ -55,7 +55,7 @@ def test_symmetries_and_edges() -> None:
 
 
 def test_within_half_of_the_real_function() -> None:
-    """In floats: a third way to the same numbers, so that the oracle and the package cannot share a mistake."""
+    """Floats are a third way to the same numbers, so that the oracle and the package cannot share a mistake."""
     t = tables()
     i = np.arange(256)
     normal = [16 * NormalDist().inv_cdf((j + 128.5) / 256) for j in range(128)]

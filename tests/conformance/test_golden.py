@@ -1,4 +1,4 @@
-"""The published vectors: the oracle still makes them byte for byte, and the package holds to what they say."""
+"""The published vectors: the oracle still makes them byte for byte, and the package agrees with them."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""No floating point, nowhere: every value of an update's, of inference's and of sampling's program is an integer."""
+"""No floating point anywhere: every value in the programs of an update, of inference and of sampling is an integer."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

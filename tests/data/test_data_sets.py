@@ -1,4 +1,4 @@
-"""Rows of data sets by the whole command: strings stay strings, types are not mixed, and a row stands for itself."""
+"""Rows of data sets, by the whole command: strings stay strings, types are not mixed, and rows are independent."""
 
 import json
 from collections.abc import Iterable
@@ -193,7 +193,7 @@ def test_half_a_surrogate_pair_is_refused_by_its_row(tmp_path: Path, capsys: pyt
 
 
 def test_lines_of_the_hub_are_read_as_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strings are not made times, and no block has columns of its own; reading goes on from a state."""
+    """Strings are not turned into times, all blocks have the same columns, and reading continues from a state."""
     monkeypatch.setattr(files, "CHUNK", 100)
     first = write_lines(tmp_path / "train-0.jsonl", [*ROWS, {"extra": [1]}, {"n": 5}] * 9)
     first.write_bytes(b"\xef\xbb\xbf" + first.read_bytes().replace(b"\n", b"\r\n"))

@@ -138,7 +138,7 @@ def test_links_are_followed_once(tmp_path: Path, prepared: Callable[..., Prepare
 
 
 def test_the_configs_of_a_readme(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
-    """As on the hub: their patterns are patterns."""
+    """The patterns in `configs` are patterns, as on the hub."""
     place = tmp_path / "set"
     for name in ("en/a", "en/b", "de/a", "de/test"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def test_targets_are_as_defined(
 
 
 def test_by_hand(make_corpus: MakeCorpus) -> None:
-    """In the middle of the order, at its ends, and with more targets than contexts."""
+    """Targets in the middle of the order, at its ends, and more of them than there are contexts."""
     split = make_corpus([b"abacab"]).split("train")  # 0 a b a c a b
     found = AlikeContexts(split, 2).after(np.array([[1, 5], [3, 0]]))
     a, b, c, end = (split.read(i, 1)[0] for i in (1, 2, 4, 0))

@@ -1,4 +1,4 @@
-"""Noise, perturbed weights and votes against the oracle; extremes at which an accumulator is nearest to overflow."""
+"""Noise, perturbed weights and votes against the oracle, also at the extremes, where accumulators nearly overflow."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ def test_noise(case: Case) -> None:
 
 
 def test_noise_does_not_depend_on_the_company(case: Case) -> None:
-    """Some pairs, in another order, draw what all of them draw."""
+    """Some pairs, in another order, draw the same noise as when all pairs are drawn."""
     found = case.draw(jnp.array(PAIRS[::-1], jnp.uint32))
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[::-1]), found, case.drawn)
 
@@ -130,7 +130,7 @@ def test_pairs_are_antithetic(case: Case) -> None:
 
 
 class Given(oracle.Member):
-    """The oracle's member with noise that no generator would draw."""
+    """The oracle's member with given noise, such as no generator would draw."""
 
     def __init__(self, w: oracle.Array, a: oracle.Array, b: oracle.Array, rank: int, sigma: int, sign: int) -> None:
         super().__init__([w], oracle.Noise(0, rank, sigma), 0, 0)
@@ -178,7 +178,7 @@ def test_the_clamp_is_never_seen(rank: int, bridge: Any) -> None:
 
 @pytest.mark.parametrize("largest", [2, 3])
 def test_votes(case: Case, largest: int) -> None:
-    """Votes of the noise above, summed here; f A fits a byte for the first two."""
+    """Votes equal sums of the noise above, computed here; f A fits int8 in the first two cases."""
     scores = np.array([largest, -largest, 1, 0])
     for specification, drawn in zip(case.described, case.drawn, strict=True):
         found = votes(specification, drawn, jnp.asarray(scores, jnp.int8), largest)
@@ -193,7 +193,7 @@ def test_votes(case: Case, largest: int) -> None:
 
 @pytest.mark.parametrize(("rank", "largest"), [(1, 1), (2, 2), (1, 127)])
 def test_votes_where_all_is_largest(rank: int, largest: int) -> None:
-    """Every pair, component and factor of one sign: no product of bytes may be cut."""
+    """Every pair, component and factor has the same sign: no int8 product may be clipped."""
     pairs = 4
     factors = Factors(jnp.full((pairs, rank, 8), -46, jnp.int8), jnp.full((pairs, rank, 24), 46, jnp.int8))
     score = jnp.full(pairs, largest, jnp.int8)

@@ -73,7 +73,7 @@ def seen(setting: Any, number: jax.Array) -> Any:
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_fitness_by_hand(rank: int) -> None:
-    """Of explicit matrices W + E and W - E; each t_k of a low rank is rounded, by at most half a unit of A's 46."""
+    """Fitness of explicit matrices W + E and W - E; rounding t_k of a low rank moves it by half a unit of A's 46."""
     setting = study.Setting(8, rank)
     given, drawn, found, outputs, scores = jax.tree.map(np.asarray, seen(setting, jnp.uint32(0)))
     w, x, target = (v.astype(np.float64) for v in given)
@@ -87,8 +87,8 @@ def test_fitness_by_hand(rank: int) -> None:
 
 
 def test_the_distance_falls_as_the_rank_rises() -> None:
-    """Nearly as 1/r: from 0.22 at rank 1, which is far above the noise. The noise is counted, so nothing is left to
-    chance."""
+    """It falls nearly as 1/r, from 0.22 at rank 1, which is far above the noise. The noise comes from the counter, so
+    nothing is left to chance."""
     one, four = (study.compare(estimate(rank), estimate(0)) for rank in (1, 4))
     assert one.distance > 4 * one.floor
     assert one.corrected == pytest.approx(0.22, abs=0.03)
@@ -98,7 +98,7 @@ def test_the_distance_falls_as_the_rank_rises() -> None:
 
 
 def test_full_rank_against_itself_is_noise() -> None:
-    """Two estimates that share nothing, at the same rank: what is left once noise is subtracted is less than it."""
+    """For two independent estimates of the same rank, the distance without noise is less than the noise."""
     full = estimate(0)
     other = study.estimate(study.Setting(8, 0), 2 * PAIRS)  # the first half of each is the same
     late = 2 * other - full

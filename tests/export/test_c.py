@@ -1,4 +1,4 @@
-"""The exported C: clean for every compiler, alone, and the same numbers as the package."""
+"""The exported C: no compiler warns about it, it needs no library, and its numbers are the package's."""
 
 import ctypes
 import re
@@ -90,7 +90,7 @@ def test_the_program_refuses(arguments: str, tmp_path: Path) -> None:
 
 
 def test_a_text_loss(tmp_path: Path) -> None:
-    """`intlm_text_loss`, which the program does not call."""
+    """`intlm_text_loss`, which the exported program itself does not call."""
     model = exported(MODELS["alphabet"], tmp_path)
     made = tmp_path / "model.so"
     files = [str(tmp_path / name) for name in ("intlm.c", "weights.c")]
@@ -105,7 +105,7 @@ def test_a_text_loss(tmp_path: Path) -> None:
 
 
 def test_it_needs_nothing(tmp_path: Path) -> None:
-    """Two headers of the language, no name from outside, no floating type, no division."""
+    """It uses two standard headers, no external name, no floating-point type and no division."""
     exported(MODELS["bytes"], tmp_path)
     library = [tmp_path / name for name in ("intlm.h", "intlm.c", "fixed_point.h", "weights.h", "weights.c")]
     text = re.sub(r"/\*.*?\*/", "", "".join(path.read_text() for path in library), flags=re.DOTALL)

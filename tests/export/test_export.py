@@ -1,4 +1,4 @@
-"""intlm.export: what is written far from a run is the run's model, and nothing else is touched."""
+"""intlm.export: an export, used without its run, is the run's model; writing it changes no other file."""
 
 import hashlib
 import json
@@ -95,7 +95,7 @@ def test_an_export_of_an_export_is_the_same(safetensors: Path, tmp_path: Path) -
 
 
 def test_training_begins_with_the_weights_of_an_export(safetensors: Path, tmp_path: Path) -> None:
-    """With a step of nearly nothing they are still there after an update; from the seed they would not be."""
+    """After an update of a tiny step the weights are still the export's; weights from the seed would differ."""
     run = tmp_path / "run"
     keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "sgd", "eggroll.sgd.step": 1}
     config = tiny.write_config(tmp_path / "tiny.toml", keys)

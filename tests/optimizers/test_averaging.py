@@ -1,4 +1,4 @@
-"""Momentum and Adam against the oracle, and what their averages, their decay and their schedule promise."""
+"""Momentum and Adam against the oracle, and the promised properties of their averages, decay and schedule."""
 
 from fractions import Fraction
 from typing import Any
@@ -66,7 +66,7 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
             expected[n] = [oracle.average(settings, s, vector, v, sigma, weight) for v, weight in weights]
 
         def column(field: str, expected: list[list[oracle.Averages]] = expected) -> list[oracle.Array]:
-            """Every parameter's masters, or what else a weight has."""
+            """Every parameter's master weights, or another part of a weight's state."""
             columns = ([getattr(weight, field) for weight in weights] for weights in expected)
             return [np.reshape(found, v.shape) for found, v in zip(columns, values, strict=True)]
 

@@ -43,7 +43,7 @@ def compiled(rank: int, bridge: Any) -> Any:
 
 @pytest.mark.parametrize("rank", [1, 4])
 def test_update(rank: int, bridge: Any) -> None:
-    """Votes on, just below and just beyond the threshold, and far from it; weights at their bounds."""
+    """The update equals the oracle's for votes at, just below, just above and far from the threshold."""
     rng = np.random.default_rng(rank)
     run = compiled(rank, bridge)
     optimizer = oracle.Threshold(4, 10)

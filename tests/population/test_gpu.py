@@ -1,6 +1,6 @@
-"""The gpu engine where no GPU is: its kernels lowered for one, what it leaves to XLA, the memory it asks for.
+"""The gpu engine without a GPU: its kernels are lowered for one; its use of XLA and its memory are checked.
 
-That its bits are those of the other engines is tests/conformance's, which runs its kernels in Pallas's interpreter.
+tests/conformance compares its bits with the other engines', with the kernels in Pallas's interpreter.
 """
 
 from collections.abc import Iterator

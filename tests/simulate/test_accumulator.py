@@ -24,7 +24,7 @@ WIDTHS = [8, 11, 13, 14, 15, 16, 17, 20]
 
 
 def accumulate(terms: list[int], bits: int, overflow: str) -> int:
-    """The sum of the terms, added one after another in an accumulator of so many bits."""
+    """The sum of the terms, added one after another in an accumulator of `bits` bits."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     total = 0
     for term in terms:

@@ -43,7 +43,7 @@ KEYS: dict[str, Any] = {
 
 
 def write(path: Path, **changes: object) -> Path:
-    """A description of other values; two underscores stand for the dot of a key, None leaves the key out."""
+    """Writes a description with changed values; two underscores stand for a key's dot, None leaves the key out."""
     keys = KEYS | {key.replace("__", "."): value for key, value in changes.items()}
     return tiny.write_config(path / "mine.toml", {key: value for key, value in keys.items() if value is not None})
 

@@ -1,4 +1,4 @@
-"""`intlm simulate`: what it prints, what it refuses, and that nothing with floating point in it gets through."""
+"""`intlm simulate`: its output, its refusals, and that no program with floating point passes."""
 
 import json
 import signal

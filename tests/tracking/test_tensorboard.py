@@ -60,7 +60,7 @@ def test_every_metric_and_sample_of_a_run() -> None:
 
 
 def test_a_resumed_run_shows_nothing_twice(tmp_path: Path) -> None:
-    """It went on after its last whole checkpoint and was killed, its last event torn."""
+    """The run continued after its last whole checkpoint and was killed while it wrote an event."""
     run = tiny.copied(tmp_path / "run")
     before = {event.step: event.wall_time for event in tiny.events_of(run)}
     for update in (tiny.UPDATES, tiny.UPDATES - 1):
@@ -84,7 +84,7 @@ def test_a_run_older_than_its_event_files_gets_them(tmp_path: Path) -> None:
 
 
 def test_kept_after_every_cut(tmp_path: Path) -> None:
-    """A file may end anywhere, in whatever it was writing, and go on from any update: three files in all."""
+    """A file may end at any byte, and the run may resume from any update: three files in all."""
     made = tmp_path / "made"
     made.mkdir()
     written = TensorBoard(made, [])
@@ -133,7 +133,7 @@ def test_zeros_that_a_lost_disk_left_are_cut(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is resumed a day before it was begun: its files are still read in the order of its updates."""
+    """A run is resumed at a time a day before its start: its files are still read in the order of its updates."""
     run = tiny.copied(tmp_path / "run")
     monkeypatch.setattr("intlm.tracking.tensorboard.time", SimpleNamespace(time=lambda: time.time() - 86400))
     for more in (1, 2):

@@ -1,4 +1,4 @@
-"""intlm.tracking.trackers: the real packages offline: a resumed run is the same run there, nothing is told twice."""
+"""intlm.tracking.trackers: the real packages, offline: a resumed run is the same run there, nothing is sent twice."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def told_trackio(run: Path) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "told"), [("wandb", told_wandb), ("trackio", told_trackio)])
 def test_a_run_and_its_resumption(name: str, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun with the service, stopped past its last checkpoint, resumed."""
+    """A run with a tracker is stopped after its last checkpoint and resumed."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")

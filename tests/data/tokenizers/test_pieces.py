@@ -1,4 +1,4 @@
-"""Vocabularies of pieces give back any bytes, and are the same for the same sample."""
+"""Vocabularies of pieces reproduce any bytes, and are the same for the same sample."""
 
 import base64
 import hashlib
