@@ -102,7 +102,7 @@ class Report:
         return macs_per_token(self.population)
 
     def noise_values(self) -> int:
-        """Noise values drawn in an update: for each pair both factors of a matrix, and a value per vector element."""
+        """Values of noise in an update: for each pair both factors of a matrix, and a value for each vector element."""
         rank = self.population.perturbation.rank
         values = (s.shape[0] if len(s.shape) == 1 else rank * sum(s.shape) for s in _parameters(self.population))
         return self.population.units * sum(values)

@@ -30,7 +30,7 @@ from intlm.version import INFERENCE_VERSION, TRAINING_VERSION
 
 KEPT = 3
 _VERSIONS = {"inference_version": INFERENCE_VERSION, "training_version": TRAINING_VERSION}
-_DROPPED = ".dropped"  # the folder of old checkpoints until their files are deleted
+_DROPPED = ".dropped"  # where old checkpoints are until their files are deleted
 _SPARE = 1 << 17  # bytes of a checkpoint beside its arrays, blocks that are not full included
 
 

@@ -59,15 +59,15 @@ def entered(address: tuple[str, int], key: bytes) -> Iterator[str]:
         own.bind(inside)
         own.listen()
 
-        told = False
+        warned = False
 
         def go(caller: socket.socket) -> None:
-            nonlocal told
+            nonlocal warned
             guest = socket.create_connection(address, _PROOF_SECONDS)
             if _proves(guest, key, b"guest", b"door"):
                 _join(caller, guest)
-            elif not told:
-                told = True
+            elif not warned:
+                warned = True
                 what = "another run listens there, or --run-dir is not the same directory for all processes"
                 print(f"intlm: --coordinator = {address[0]}:{address[1]}: {what}", file=sys.stderr, flush=True)
 

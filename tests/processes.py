@@ -12,7 +12,7 @@ import tiny
 
 
 def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Runs `intlm` in a process with this number of devices."""
+    """`intlm` in a process with so many devices."""
     flags = [f"--xla_force_host_platform_device_count={count}"]
     flags += [f"--{name}={int(value)}" for name, value in tiny.quick_options().items()]
     given = {**os.environ, **(environment or {}), "XLA_FLAGS": " ".join(flags)}

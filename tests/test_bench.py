@@ -55,7 +55,7 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
     rounds = [
         Round(
             {part: took * factor for part, took in {**seconds, "generation": 0.1}.items()},
-            {part: {phase: took * factor for phase, took in found.items()} for part, found in phases.items()},
+            {part: {phase: took * factor for phase, took in by_phase.items()} for part, by_phase in phases.items()},
             peak and peak / factor,
             peak and MACS * 1000 / factor,
         )
@@ -69,20 +69,20 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
 def test_rates_and_ratios() -> None:
     """Rates and ratios are medians over the rounds, of ratios taken within a round: here the same however slow the
     round is."""
-    found = made(1, 4, 2).summary()
-    assert found["rounds"] == 3 and found["members"] == tiny.MEMBERS and found["macs_per_token"] == MACS
-    assert found["seconds"]["update"] == 4.0 and found["seconds"]["noise"] == 0.5
-    assert found["tokens_per_second"] == {
+    summary = made(1, 4, 2).summary()
+    assert summary["rounds"] == 3 and summary["members"] == tiny.MEMBERS and summary["macs_per_token"] == MACS
+    assert summary["seconds"]["update"] == 4.0 and summary["seconds"]["noise"] == 0.5
+    assert summary["tokens_per_second"] == {
         "inference": TOKENS, "evaluation": TOKENS / 2, "noise": TOKENS * 2, "accumulation": TOKENS,
         "update": TOKENS / 4,
     }  # fmt: skip
-    assert found["macs_per_second"] == TOKENS * MACS / 2
-    assert found["peak_macs_per_second"] == 2e6
-    assert found["share_of_peak"] == pytest.approx(TOKENS * MACS / 4e6)
-    assert (found["update_over_inference"], found["evaluation_over_inference"]) == (0.25, 0.5)
-    assert found["update_over_inference_range"] == [0.25, 0.25]
-    assert found["generation"] == {"tokens_per_second": 250, "share_of_bound": pytest.approx(0.5)}
-    assert found["peak_memory_bytes"] == 1 << 30
+    assert summary["macs_per_second"] == TOKENS * MACS / 2
+    assert summary["peak_macs_per_second"] == 2e6
+    assert summary["share_of_peak"] == pytest.approx(TOKENS * MACS / 4e6)
+    assert (summary["update_over_inference"], summary["evaluation_over_inference"]) == (0.25, 0.5)
+    assert summary["update_over_inference_range"] == [0.25, 0.25]
+    assert summary["generation"] == {"tokens_per_second": 250, "share_of_bound": pytest.approx(0.5)}
+    assert summary["peak_memory_bytes"] == 1 << 30
 
 
 def test_further_streams_are_accounted_for() -> None:
@@ -120,9 +120,11 @@ def test_the_text_has_a_row_for_each_part() -> None:
 
 def test_without_the_native_library_there_is_no_peak() -> None:
     report = made(1, 2, peak=None, engine="xla", instruction_set=None)
-    found = report.summary()
-    assert found["peak_macs_per_second"] is found["share_of_peak"] is found["generation"]["share_of_bound"] is None
-    assert found["instruction_set"] is None
+    summary = report.summary()
+    assert (
+        summary["peak_macs_per_second"] is summary["share_of_peak"] is summary["generation"]["share_of_bound"] is None
+    )
+    assert summary["instruction_set"] is None
     (row,) = (line for line in report.text().splitlines() if line.startswith("evaluation  "))
     assert row.split()[-2] == "-"
     assert report.text().startswith("engine xla, 2 threads\n")
@@ -137,10 +139,10 @@ def test_a_part_that_takes_no_time_has_no_rate() -> None:
 
 def test_the_breakdown_is_of_the_whole_update() -> None:
     """Phases are scaled to the part's own time; those that take none are left out; the peak's share is set apart."""
-    found = made(2, 2).breakdown()
-    groups = {group: sum(seconds for _, of, seconds in found if of == group) for _, group, _ in found}
+    rows = made(2, 2).breakdown()
+    groups = {group: sum(seconds for _, of, seconds in rows if of == group) for _, group, _ in rows}
     assert groups == pytest.approx({"evaluation": 2.0, "accumulation": 1.0, "rest of the update": 1.0})
-    evaluation = {label: seconds for label, group, seconds in found if group == "evaluation"}
+    evaluation = {label: seconds for label, group, seconds in rows if group == "evaluation"}
     least = TOKENS * MACS / 2e6
     assert evaluation == pytest.approx({
         "noise": 0.5,
@@ -148,7 +150,7 @@ def test_the_breakdown_is_of_the_whole_update() -> None:
         "product overhead: rescale, perturb, gates": 1.0 - least,
         "everything else, and waiting threads": 0.5,
     })  # fmt: skip
-    assert [label for label, group, _ in found if group == "accumulation"] == ["products of the votes"]
+    assert [label for label, group, _ in rows if group == "accumulation"] == ["products of the votes"]
 
 
 @pytest.mark.parametrize(
@@ -163,31 +165,31 @@ def test_three_digits(number: float, expected: str) -> None:
 def test_json(engine: str, hasty: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON report of everything, measured once; where the parts are numbers, each follows from the others."""
     assert main(["bench", str(tiny.CONFIG), "--json", "--rounds", "1", "--engine", engine]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     there = native.available()
-    assert found["config"] == "tiny"
-    assert found["engine"] == ("native" if engine == "auto" and there else "xla")
-    assert found["instruction_set"] == (native.instruction_set() if there else None)
+    assert report["config"] == "tiny"
+    assert report["engine"] == ("native" if engine == "auto" and there else "xla")
+    assert report["instruction_set"] == (native.instruction_set() if there else None)
     timed = ["inference", "evaluation", "noise", "accumulation", "rest", "update"]
-    assert list(found["seconds"]) == timed
-    assert list(found["tokens_per_second"]) == [part for part in timed if part != "rest"]
-    rates = {**found["tokens_per_second"], "generation": found["generation"]["tokens_per_second"]}
+    assert list(report["seconds"]) == timed
+    assert list(report["tokens_per_second"]) == [part for part in timed if part != "rest"]
+    rates = {**report["tokens_per_second"], "generation": report["generation"]["tokens_per_second"]}
     assert all(isinstance(rate, float) and rate > 0 for rate in rates.values())
     for names, known in ((NUMBERS, True), (OF_THE_PEAK, there)):
-        assert all((isinstance(found[name], int | float) and found[name] > 0) == known for name in names)
-    assert (found["generation"]["share_of_bound"] is not None) == there
+        assert all((isinstance(report[name], int | float) and report[name] > 0) == known for name in names)
+    assert (report["generation"]["share_of_bound"] is not None) == there
     rest = {"config", "engine", "instruction_set", "seconds", "tokens_per_second", "generation"}
     ranges = {"update_over_inference_range", "evaluation_over_inference_range"}
-    assert set(found) == NUMBERS | OF_THE_PEAK | rest | ranges
+    assert set(report) == NUMBERS | OF_THE_PEAK | rest | ranges
 
-    assert found["rounds"] == 1 and found["inference_streams"] == tiny.MEMBERS
+    assert report["rounds"] == 1 and report["inference_streams"] == tiny.MEMBERS
     for part in ("evaluation", "update"):
-        ratio = found[f"{part}_over_inference"]
+        ratio = report[f"{part}_over_inference"]
         assert ratio == pytest.approx(rates[part] / rates["inference"])
-        assert found[f"{part}_over_inference_range"] == [ratio, ratio]
-    assert found["macs_per_second"] == pytest.approx(rates["evaluation"] * found["macs_per_token"])
+        assert report[f"{part}_over_inference_range"] == [ratio, ratio]
+    assert report["macs_per_second"] == pytest.approx(rates["evaluation"] * report["macs_per_token"])
     if there:
-        assert found["share_of_peak"] == pytest.approx(found["macs_per_second"] / found["peak_macs_per_second"])
+        assert report["share_of_peak"] == pytest.approx(report["macs_per_second"] / report["peak_macs_per_second"])
 
 
 def test_the_table_and_the_picture(

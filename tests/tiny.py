@@ -209,8 +209,8 @@ def write_run(directory: Path, model: LanguageModel, updates: Sequence[int] = (1
 
 @cache
 def quick_options() -> dict[str, Any]:
-    """The options of XLA below that this release knows. Compiling takes most of the time of these tests; with options
-    it takes a quarter of that, and they do not change integer results."""
+    """Those of XLA's options below that this release knows. Compiling is most of what these tests cost; with them it
+    takes a quarter of the time, and of integers they change nothing."""
     known = {}
     for option in ({"xla_backend_optimization_level": 0}, {"xla_cpu_use_fusion_emitters": False}):
         try:

@@ -338,7 +338,7 @@ class GpuEngine(XlaEngine):
                 )
             where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
             fan_out, fan_in = specification.shape
-            found = votes(self.setting, (fan_out, fan_in), population.largest_fitness, where, fitness)
-            return found.reshape(*numbers.shape, *specification.shape)
+            matrix = votes(self.setting, (fan_out, fan_in), population.largest_fitness, where, fitness)
+            return matrix.reshape(*numbers.shape, *specification.shape)
 
         return unstack_layers(map_specifications(gather, population.architecture), population.architecture)

@@ -103,8 +103,8 @@ class Sharding:
         as_bytes = jax.lax.bitcast_convert_type(words, jnp.int8).reshape(-1)
         rows = jax.lax.all_gather(jnp.concatenate([*slices.values(), as_bytes]), AXIS)
         columns = self._parts(slices, rows[:, : -as_bytes.size])
-        told = jax.lax.bitcast_convert_type(rows[:, -as_bytes.size :].reshape(self.count, -1, 4), jnp.int32)
-        return {name: self._shaped(name, value) for name, value in columns.items()}, told
+        gathered = jax.lax.bitcast_convert_type(rows[:, -as_bytes.size :].reshape(self.count, -1, 4), jnp.int32)
+        return {name: self._shaped(name, value) for name, value in columns.items()}, gathered
 
     def _rows(self, name: str, value: Array) -> Array:
         padding = self.slices[name] * self.count - self.sizes[name]

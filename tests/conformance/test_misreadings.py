@@ -580,7 +580,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
 
 
 def misread(old: str, new: str) -> ModuleType:
-    """The oracle with one piece replaced, without its assertions. Slow parts are taken from the true oracle."""
+    """The oracle with one piece replaced, without its assertions. What is slow to make is taken from the oracle."""
     assert SOURCE.count(old) == 1, f"{old!r} is {SOURCE.count(old)} times in the oracle"
     tree = ast.parse(SOURCE.replace(old, new))
     kept = {name: table for name, (table, _) in oracle.TABLES.items()} | {"upper_tail": oracle.upper_tail}
