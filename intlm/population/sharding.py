@@ -97,7 +97,7 @@ class Sharding:
         return {n: self._rows(n, value)[own] if value.ndim else value for n, value in parameters.items()}
 
     def gather(self, slices: Parameters, words: Array) -> tuple[Parameters, Array]:
-        """Returns the whole parameters from the devices' slices, and each device's words, int32 [devices, words]."""
+        """Returns whole parameters from the devices' slices, and the words of each device: int32 [devices, words]."""
         if self.mesh is None:
             return slices, words[None]
         as_bytes = jax.lax.bitcast_convert_type(words, jnp.int8).reshape(-1)
