@@ -153,7 +153,7 @@ class Trainer:
         self.place(whole._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters)))
 
     def references(self) -> None:
-        """Measure the ladder on the held-out text, once a run."""
+        """Measure the reference models on the held-out text, once per run."""
         path = self.directory / LADDER
         if path.exists():
             self.ladder = read_ladder(path)
@@ -213,7 +213,7 @@ class Trainer:
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
     def save(self, checkpoints: Checkpoints | None) -> None:
-        """Write a checkpoint of now. All processes call it; checkpoints: of the one that writes."""
+        """Write a checkpoint of the present state. All processes call it; checkpoints: of the one that writes."""
         if self.update == self.saved:
             return
         self.saved = self.update
@@ -225,7 +225,7 @@ class Trainer:
         self.processes.wait(f"saved {self.update}")
 
     def summary(self) -> str:
-        """The ladder with the model in it, as a table; also draws the learning curve."""
+        """The model among the reference models, as a table; also draws the learning curve."""
         lines = metrics.read(self.directory / "metrics.jsonl")
         pictures.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
         rungs = list(self.ladder.items())
