@@ -205,7 +205,8 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, call: object, help: str, among: Any = commands) -> argparse.ArgumentParser:
         made = among.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
-        made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that adds parts; repeatable")
+        about = "a Python file that adds optimizers or other parts; repeatable"
+        made.add_argument("--plugin", action="append", metavar="FILE", help=about)
         return made
 
     made = command("prepare", _prepare, "Tokenize the text of a config into shards.")

@@ -101,7 +101,7 @@ class DataConfig:
     )  # fmt: skip
     valid: str = key("a separate held-out text, in any form that train takes", "", path=True)
     valid_split: str = key("the split to hold out, where train is a data set", "")
-    valid_bytes: int = key("bytes of train to hold out, but at most half of it", 0, low=0)
+    valid_bytes: int = key("hold out about this many bytes of train; more than half of it counts as half", 0, low=0)
     max_bytes: int = key("stop reading train after this many bytes, at the end of a document; 0: read all", 0, low=0)
     subset: str = key("the subset of a data set that has several (the hub calls it a configuration)", "")
     split: str = key("the split of a data set to train on", "train")

@@ -139,7 +139,7 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     version = metadata.get("inference_version", metadata.get("numerics_version"))  # the latter in older exports
     if version != str(INFERENCE_VERSION):
         raise RunError(
-            f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the one that this intlm computes"
+            f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the version of this intlm"
         )
     shapes = {s.name: s.shape for s in specifications(architecture)}
     for name in sorted(shapes.keys() | weights.keys()):

@@ -102,7 +102,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
 
     The held-out text is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last bytes of a single document;
     of several, whole documents chosen by a hash of their ordinals, about `valid_bytes` in all, at least one document,
-    never all, and at most half of the text. A tokenizer is trained on the training split.
+    never all; `valid_bytes` above half of the text count as half. A tokenizer is trained on the training split.
 
     Two requests are the same when their settings of text and tokenizer are, and the sizes and times of the files (for a
     Python file and the tokenizer's file the contents; changes of the data that a Python file reads, or of the hub, are
@@ -257,7 +257,7 @@ def _check_apart(train: Source, valid: Source) -> None:
 
 
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
-    """The corpora of a mixture, each with its share, the configuration's own first; all in the tokens of that one."""
+    """The corpora of a mixture with their shares, the configuration's own first, all in its tokens, stored beside it."""
     first, held_out = prepare(data), sources_of(data)[1]
     mixture = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
