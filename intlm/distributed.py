@@ -205,7 +205,8 @@ def leave(code: int) -> None:
 def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
     """Run `intlm train` with these arguments in a process of its own. Returns its exit code.
 
-    restart: start it again, to resume, whenever it is lost, up to _PATIENCE times without a new checkpoint.
+    restart: start it again, to resume, whenever it is lost, until it is lost _PATIENCE times in a row without a new
+    checkpoint.
     """
     failures, reached = 0, _last_checkpoint(directory)
     while True:

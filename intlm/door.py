@@ -92,7 +92,7 @@ def _serve(listener: socket.socket, answer: Callable[[socket.socket], None], sta
 
 
 def _proves(other: socket.socket, key: bytes, own_side: bytes, other_side: bytes) -> bool:
-    """Whether the other end has the same key. Neither end reveals it, and an answer cannot be sent back as its own."""
+    """Whether the other end has the same key. Neither end reveals it, and one end's answer does not serve the other."""
     other.settimeout(_PROOF_SECONDS)
     challenge = secrets.token_bytes(_SIZE)
     other.sendall(challenge)

@@ -257,7 +257,7 @@ def _check_apart(train: Source, valid: Source) -> None:
 
 
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
-    """The corpora of a mixture with their shares, the configuration's own first, all in its tokens, stored beside it."""
+    """The corpora of a mixture with their shares: the configuration's own, then others in its tokens, beside it."""
     first, held_out = prepare(data), sources_of(data)[1]
     mixture = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):

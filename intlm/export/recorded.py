@@ -1,8 +1,8 @@
 """Turns a function of JAX into an ONNX graph of integers: it is traced, and each of its primitives becomes a node.
 
 - Values that depend only on constants are computed here. A loop over layers is unrolled.
-- Arithmetic is int32, whatever the dtype in JAX: a value has bounds, which show that nothing wraps. It is converted
-  where an operator needs another dtype, and where it may not fit into its dtype in JAX.
+- Arithmetic is int32, whatever the dtype in JAX: a value has bounds, which show that nothing wraps. A value is
+  converted where an operator needs another dtype, and where it may not fit into its dtype in JAX.
 - Matrix products are MatMulInteger of int8 by int8: ONNX Runtime's kernel for uint8 by int8 saturates pairs of products
   in int16 on processors that have AVX2 and not VNNI.
 - BitShift is for unsigned values, so a value that may be negative is raised by 2^30 before a shift, lowered after it.
@@ -36,7 +36,7 @@ class Value:
     """A value that is known only at run time: int32, int16, int8 or bool in JAX."""
 
     names: dict[str, str]  # a dtype -> the name of the tensor that holds the value in it
-    actual: tuple[int, ...]  # the shape of the tensors; by broadcasting or reshaping it becomes
+    actual: tuple[int, ...]  # the shape of the tensors, which is broadcast or reshaped to `shape`
     shape: tuple[int, ...]  # the shape in JAX
     low: int
     high: int

@@ -45,7 +45,7 @@ from intlm.population.kernels.votes import votes
 from intlm.population.sharding import FIRST
 from intlm.population.xla import XlaEngine, spare_bytes
 
-TOKENS = 32  # tokens of a block: longer blocks share noise among more tokens, shorter ones leave memory for members
+TOKENS = 32  # of a block: longer blocks share noise among more tokens, shorter ones leave memory for more members
 TILE = 2  # pairs whose rows share a product's weights
 _OLDEST = 8.0  # the least compute capability: Triton's int8 products need it
 
