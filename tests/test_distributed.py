@@ -35,8 +35,8 @@ def test_place() -> None:
 def test_place_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Kubernetes process 0 is in the first pod of the Job."""
     monkeypatch.setattr("socket.getfqdn", lambda: "egg-12.eggs.default.svc.cluster.local")
-    found = place(Place(processes=20), {"JOB_COMPLETION_INDEX": "12"})
-    assert found == Place("egg-0.eggs.default.svc.cluster.local:55127", 20, 12)
+    result = place(Place(processes=20), {"JOB_COMPLETION_INDEX": "12"})
+    assert result == Place("egg-0.eggs.default.svc.cluster.local:55127", 20, 12)
 
 
 @pytest.mark.parametrize(

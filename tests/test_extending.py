@@ -52,8 +52,10 @@ def test_a_part_is_trained_and_resumed(name: str, tmp_path: Path, capsys: pytest
     # It changes what is learnt, and its settings are kept.
     weights, others = dict(tiny.state_of(whole)), plain()
     assert not all(np.array_equal(weights[key], others[key]) for key in weights if key.startswith("[0]"))
-    found = configuration.flatten(configuration.load(whole / "config.toml"))
-    assert all(str(found[flag[2:]]) == value for flag, value in zip(PARTS[name][::2], PARTS[name][1::2], strict=True))
+    settings = configuration.flatten(configuration.load(whole / "config.toml"))
+    assert all(
+        str(settings[flag[2:]]) == value for flag, value in zip(PARTS[name][::2], PARTS[name][1::2], strict=True)
+    )
 
 
 def test_a_run_is_used_without_its_plugin_but_not_resumed(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def study(path: Path, text: str) -> Path:
     ],
 )  # fmt: skip
 def test_variants(text: str, variants: dict[str, Any], tmp_path: Path) -> None:
-    found = load_study(study(tmp_path / "s.toml", text))
-    assert found.variants == variants and list(found.variants) == list(variants)
-    assert found.seeds is None and found.base == tiny.CONFIG
+    loaded = load_study(study(tmp_path / "s.toml", text))
+    assert loaded.variants == variants and list(loaded.variants) == list(variants)
+    assert loaded.seeds is None and loaded.base == tiny.CONFIG
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_rounding_shift_rounds_to_nearest(x: int, shift: int) -> None:
 def test_rounding_shift_takes_ties_up(shift: int) -> None:
     half = 1 << (shift - 1)
     ties = [-3 * half, -half, half] if shift < 30 else [-half, half]
-    found = rounding_shift(jnp.array([*ties, -half - 1, -half + 1, half - 1], jnp.int32), shift)
-    assert found.tolist() == ([-1, 0, 1] if shift < 30 else [0, 1]) + [-1, 0, 0]
+    result = rounding_shift(jnp.array([*ties, -half - 1, -half + 1, half - 1], jnp.int32), shift)
+    assert result.tolist() == ([-1, 0, 1] if shift < 30 else [0, 1]) + [-1, 0, 0]
 
 
 def test_rounding_shift_by_nothing_is_the_identity() -> None:
@@ -142,8 +142,8 @@ def test_rank_multiplier() -> None:
 def test_integer_sqrt_around_every_square() -> None:
     roots = np.arange(46341, dtype=np.int64)
     squares = np.concatenate([roots**2, roots[1:] ** 2 - 1, [2**31 - 1]])
-    found = integer_sqrt(jnp.asarray(squares, jnp.int32))
-    np.testing.assert_array_equal(found, np.concatenate([roots, roots[1:] - 1, [46340]]))
+    result = integer_sqrt(jnp.asarray(squares, jnp.int32))
+    np.testing.assert_array_equal(result, np.concatenate([roots, roots[1:] - 1, [46340]]))
 
 
 @given(st.integers(0, 2**31 - 1))

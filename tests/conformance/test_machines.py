@@ -58,9 +58,9 @@ def shared(case: str, widest: int) -> LanguageModel:
 
 def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
     """Any tokens, separators among them."""
-    found = np.random.default_rng(seed).integers(0, model.architecture.vocab_size, TOKENS).astype(np.int32)
-    found[0] = found[TOKENS // 2] = 0
-    return found
+    tokens = np.random.default_rng(seed).integers(0, model.architecture.vocab_size, TOKENS).astype(np.int32)
+    tokens[0] = tokens[TOKENS // 2] = 0
+    return tokens
 
 
 @pytest.mark.parametrize("widest", [0, 127])

@@ -165,8 +165,8 @@ def test_a_key_that_some_rows_lack_is_null_there(tmp_path: Path) -> None:
     ]
     path = write_lines(tmp_path / "rows.jsonl", some)
     for condition, taken in (('lang == "en"', {8, 9}), ('lang != "en"', {*range(8), 10})):
-        found = prepared(path, "--data.filter", condition, "--data.columns", "text")
-        assert [int(text[:2]) for text in found] == sorted(taken)
+        documents = prepared(path, "--data.filter", condition, "--data.columns", "text")
+        assert [int(text[:2]) for text in documents] == sorted(taken)
     assert len(prepared(path, "--data.columns", "text, lang")) == 11
 
 
@@ -202,12 +202,12 @@ def test_lines_of_the_hub_are_read_as_those_of_a_file(tmp_path: Path, monkeypatc
     expected = [row for path in (first, tmp_path / "train-1.jsonl") for row in rows.json_rows(path)]
     assert expected == [*ROWS, {"extra": [1]}, {"n": 5}] * 9 + ROWS
     expected += ROWS
-    found, states = [], []
+    read, states = [], []
     reading = rows.hub_rows(str(tmp_path), "", "", "train")
     for row in reading:
-        found.append(row)
+        read.append(row)
         states.append(reading.state_dict())
-    assert found == expected
+    assert read == expected
     for number in (0, 20, 46):
         again = rows.hub_rows(str(tmp_path), "", "", "train")
         again.load_state_dict(json.loads(json.dumps(states[number])))

@@ -31,9 +31,9 @@ def compiled(kind: str, losses: jax.Array, rank: int) -> jax.Array:
 
 def package(kind: str, losses: list[int], rank: int) -> list[int]:
     """The package's fitness of members 0, 1, 2, …"""
-    found = compiled(kind, np.array(losses, np.int32).reshape(-1, 2), rank)
-    assert found.dtype == jnp.int8
-    return found.tolist()
+    result = compiled(kind, np.array(losses, np.int32).reshape(-1, 2), rank)
+    assert result.dtype == jnp.int8
+    return result.tolist()
 
 
 @given(LOSSES, RANKS)

@@ -33,23 +33,23 @@ def shown(directory: Path) -> dict[str, list[tuple[int, Any]]]:
     """Returns, for each metric, what TensorBoard shows: its updates and values."""
     read = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0})
     read.Reload()
-    found = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    scalars = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     for tag in read.Tags()["tensors"]:
-        found[tag] = [(e.step, e.tensor_proto.string_val[0].decode()) for e in read.Tensors(tag)]
-    return found
+        scalars[tag] = [(e.step, e.tensor_proto.string_val[0].decode()) for e in read.Tensors(tag)]
+    return scalars
 
 
 def expected(run: Path) -> dict[str, list[tuple[int, Any]]]:
     """Returns what TensorBoard should show, by metrics.jsonl. TensorBoard's scalars are of 32 bits."""
-    found: dict[str, list[tuple[int, Any]]] = {}
+    scalars: dict[str, list[tuple[int, Any]]] = {}
     for line in metrics.read(run / "metrics.jsonl"):
         for name, value in line.items():
             if name == "sample":
                 text = "\n".join(f"    {row}" for row in value.split("\n"))
-                found.setdefault("sample/text_summary", []).append((line["update"], text))
+                scalars.setdefault("sample/text_summary", []).append((line["update"], text))
             elif name != "update":
-                found.setdefault(name, []).append((line["update"], float(np.float32(value))))
-    return found
+                scalars.setdefault(name, []).append((line["update"], float(np.float32(value))))
+    return scalars
 
 
 def test_every_metric_and_sample_of_a_run() -> None:

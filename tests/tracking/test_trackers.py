@@ -39,7 +39,7 @@ def records(path: Path) -> Iterator[Any]:
 def told_wandb(run: Path) -> dict[int, dict[str, Any]]:
     """The values that the service has received of a run, by update. Fails where one came twice or for another run."""
     identity = json.loads((run / "wandb.json").read_text())["id"]
-    found: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
             if record.WhichOneof("record_type") == "run":
@@ -48,9 +48,9 @@ def told_wandb(run: Path) -> dict[int, dict[str, Any]]:
                 assert given["model"]["hidden_size"] == tiny.KEYS["model.hidden_size"]
             elif record.WhichOneof("record_type") == "history":
                 items = {(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item}
-                assert items["_step"] not in found
-                found[items["_step"]] = {name: value for name, value in items.items() if name[0] != "_"}
-    return found
+                assert items["_step"] not in by_step
+                by_step[items["_step"]] = {name: value for name, value in items.items() if name[0] != "_"}
+    return by_step
 
 
 def told_trackio(run: Path) -> dict[int, dict[str, Any]]:
@@ -83,9 +83,9 @@ def test_a_run_and_its_resumption(name: str, told: Any, tmp_path: Path, monkeypa
         shutil.rmtree(run / "checkpoints" / str(update))
     assert train(tiny.load_config(train__trackers=name, train__updates=tiny.UPDATES + 4), run, resume=True)
     lines = metrics.read(run / "metrics.jsonl")
-    found = told(run)
-    assert list(found) == [line["update"] for line in lines]
-    assert found[tiny.UPDATES + 4]["train_bits_per_byte"] == lines[-1]["train_bits_per_byte"]
+    sent = told(run)
+    assert list(sent) == [line["update"] for line in lines]
+    assert sent[tiny.UPDATES + 4]["train_bits_per_byte"] == lines[-1]["train_bits_per_byte"]
 
 
 def test_one_that_fails_does_not_stop_the_run(
