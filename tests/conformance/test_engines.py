@@ -113,12 +113,12 @@ OF_CELLS = {  # the cells that XLA alone serves
 def texts(case: Case, seed: int) -> tuple[oracle.Array, oracle.Array]:
     """Tokens [texts, T], a separator inside each text but the first, which begins with one; targets [texts, T, K]."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(1, case.shape.vocabulary, (case.pairs // case.group_size, case.tokens + 1))
-    tokens[0, 0] = 0
-    for row in tokens[1:]:
+    found = rng.integers(1, case.shape.vocabulary, (case.pairs // case.group_size, case.tokens + 1))
+    found[0, 0] = 0
+    for row in found[1:]:
         row[rng.integers(1, case.tokens)] = 0
-    others = rng.integers(0, case.shape.vocabulary, (len(tokens), case.tokens, case.targets - 1))
-    return tokens[:, :-1], np.concatenate([tokens[:, 1:, None], others], axis=2)
+    others = rng.integers(0, case.shape.vocabulary, (len(found), case.tokens, case.targets - 1))
+    return found[:, :-1], np.concatenate([found[:, 1:, None], others], axis=2)
 
 
 def uint16(*arrays: oracle.Array) -> tuple[jax.Array, ...]:
@@ -181,12 +181,12 @@ def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
     states = rng.integers(-127, 127, (case.pairs, 2, case.shape.layers, case.shape.hidden), endpoint=True)
     state = TrainState(parameters, (), jnp.asarray(states, jnp.int8))
     arguments = (state, uint16(*texts(case, 1)), jnp.uint32(9), jnp.int32(200))
-    results = []
+    found = []
     for chunk_size in (4, 64) if engine == "gpu" else (2, 4, 64):  # of its one pair: "extreme" above
         population = bridge.population(case.shape, case.noise, case.pairs, 1, case.fitness, chunk_size)
-        results.append(jax.tree.leaves(bridge.update(engine, population)(*arguments)))
-    for other in results[1:]:
-        for leaf, expected in zip(other, results[0], strict=True):
+        found.append(jax.tree.leaves(bridge.update(engine, population)(*arguments)))
+    for other in found[1:]:
+        for leaf, expected in zip(other, found[0], strict=True):
             np.testing.assert_array_equal(leaf, expected)
 
 
@@ -204,9 +204,9 @@ def test_targets(engine: str, count: int, bridge: Any) -> None:
     evaluate = jax.jit(made.evaluate, compiler_options=tiny.quick_options())
     members = jnp.asarray(states.reshape(2, 2, *states.shape[1:]), jnp.int8)
     arguments = (*uint16(tokens, targets), members, jnp.uint32(update))
-    losses, next_states = evaluate(bridge.parameters(shape, values), *arguments)
+    losses, found = evaluate(bridge.parameters(shape, values), *arguments)
     assert losses.ravel().tolist() == expected and len(set(expected)) == 4
-    np.testing.assert_array_equal(np.asarray(next_states).reshape(after.shape), after)
+    np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -225,11 +225,9 @@ def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> No
     expected, after = oracle.evaluate(shape, noise, update, values, tokens, targets, states)
     evaluate = jax.jit(make_engine(engine, bridge.population(shape, noise, 1)).evaluate)
     members = jnp.zeros((1, 2, 1, 8), jnp.int8)
-    losses, next_states = evaluate(
-        bridge.parameters(shape, values), *uint16(tokens, targets), members, jnp.uint32(update)
-    )
+    losses, found = evaluate(bridge.parameters(shape, values), *uint16(tokens, targets), members, jnp.uint32(update))
     assert losses.ravel().tolist() == expected and len(set(expected)) == 2
-    np.testing.assert_array_equal(np.asarray(next_states).reshape(after.shape), after)
+    np.testing.assert_array_equal(np.asarray(found).reshape(after.shape), after)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -251,8 +249,8 @@ def test_some_of_the_pairs(engine: str, bridge: Any) -> None:
     members = jnp.asarray(states.reshape(6, 2, *states.shape[1:])[first:], jnp.int8)
     arguments = (*uint16(tokens[first:], targets[first:]), members, jnp.uint32(update), jnp.uint32(first))
     compiled = jax.jit(run, compiler_options=tiny.quick_options())
-    (own_losses, states_after), counted = compiled(bridge.parameters(shape, values), *arguments)
-    assert own_losses.ravel().tolist() == losses[2 * first :] and len(set(losses)) > 6
+    (found, states_after), counted = compiled(bridge.parameters(shape, values), *arguments)
+    assert found.ravel().tolist() == losses[2 * first :] and len(set(losses)) > 6
     np.testing.assert_array_equal(np.asarray(states_after).reshape(-1, *after.shape[1:]), after[2 * first :])
     bridge.assert_equal(shape, counted, votes)
 

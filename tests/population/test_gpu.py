@@ -81,13 +81,13 @@ def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     given = (bridge.parameters(shape, bridge.random_parameters(shape, rng)), tokens, targets, states, jnp.uint32(5))
     _say_once.cache_clear()
     monkeypatch.setattr(gpu, "TOKENS", 2)
-    results = []
+    found = []
     for name, largest in (("xla", 0), ("gpu", 512), ("gpu", 256)):
         monkeypatch.setattr(cells, "LARGEST", largest)
         engine = make_engine(name, population)
-        results.append(jax.jit(engine.evaluate, compiler_options=tiny.quick_options())(*given))
-    for other in results[1:]:
-        for expected, leaf in zip(results[0], other, strict=True):
+        found.append(jax.jit(engine.evaluate, compiler_options=tiny.quick_options())(*given))
+    for other in found[1:]:
+        for expected, leaf in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(leaf, expected)
     assert "the gpu engine uses XLA for: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
 
@@ -113,11 +113,11 @@ def test_memory(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
     population = Population(LARGE, members=members, seed=1)
     engine = gpu.GpuEngine(population)
     assert engine.chunk_pairs == 4096
-    all_sizes = set(sizes(jax.make_jaxpr(engine.evaluate)(*arguments(population, 100))))
+    found = set(sizes(jax.make_jaxpr(engine.evaluate)(*arguments(population, 100))))
     states = members * LARGE.num_layers * LARGE.hidden_size
     stream = 2 * engine.chunk_pairs * gpu.TOKENS * LARGE.hidden_size
-    assert {states, stream, 4 * stream} <= all_sizes  # the last: pre-activations of gate and candidate, int16
-    assert max(all_sizes - {states}) == 4 * stream == 1 << 28
+    assert {states, stream, 4 * stream} <= found  # the last: pre-activations of gate and candidate, int16
+    assert max(found - {states}) == 4 * stream == 1 << 28
     votes = jax.make_jaxpr(engine.accumulate)(jnp.zeros(members // 2, jnp.int8), jnp.uint32(0))
     assert max(sizes(votes)) <= 1 << 26
 
@@ -161,8 +161,8 @@ def test_gpus_that_lack_something(
 @pytest.mark.parametrize("pairs", [1, 3, 64, 1000, 65536])
 @pytest.mark.parametrize(("most", "multiple"), [(1, 1), (100, 1), (100, 32), (5000, 32)])
 def test_even_chunks(pairs: int, most: int, multiple: int) -> None:
-    chunk = xla.even_chunk(pairs, most, multiple)
-    assert 1 <= chunk <= max(multiple, most) and (chunk % multiple == 0 or chunk == pairs)
+    found = xla.even_chunk(pairs, most, multiple)
+    assert 1 <= found <= max(multiple, most) and (found % multiple == 0 or found == pairs)
     assert xla.even_chunk(65536, 5000, 32) == 4096
 
 
