@@ -369,22 +369,22 @@ def check_limits(config: Config, vocab_size: int | None) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag a key, `--section.key VALUE`, grouped by section. Values stay text: `load` parses them."""
     groups: dict[str, Any] = {}
-    for name, setting in keys().items():
-        if setting.section not in groups:
-            title = f"configuration keys of [{setting.section}]" if setting.section else "configuration keys"
-            groups[setting.section] = parser.add_argument_group(title, _about(setting))
-        default = "required" if setting.default is dataclasses.MISSING else f"default {shown(setting.default)}"
-        text = f"{setting.help} ({setting.expected}; {default})"
+    for name, found in keys().items():
+        if found.section not in groups:
+            title = f"configuration keys of [{found.section}]" if found.section else "configuration keys"
+            groups[found.section] = parser.add_argument_group(title, _about(found))
+        default = "required" if found.default is dataclasses.MISSING else f"default {shown(found.default)}"
+        text = f"{found.help} ({found.expected}; {default})"
         metavar = (
-            "|".join(setting.choices)
-            if setting.choices
+            "|".join(found.choices)
+            if found.choices
             else "PATH"
-            if setting.is_path
+            if found.is_path
             else "N"
-            if setting.is_number
+            if found.is_number
             else "TEXT"
         )
-        groups[setting.section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
+        groups[found.section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
     for name in RENAMED:
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
 
