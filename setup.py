@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 
 
 class BuildKernels(build_ext):
-    """Builds intlm/population/libintlm.so, or goes on without it."""
+    """Builds intlm/population/libintlm.so; if that fails, the package is installed without it."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(".so"))

@@ -57,16 +57,16 @@ def main() -> None:
 
     def native() -> np.ndarray:
         read, states = model.read(np.array([[SEPARATOR]]), model.start(1))
-        now, states, found = jnp.asarray(read[0, -1]), states[0], []
+        now, states, drawn_tokens = jnp.asarray(read[0, -1]), states[0], []
         for position in range(0, TOKENS, WRITTEN):
             drawn, now, states = model.write(now, states, key, position, 256, model.architecture.vocab_size)
-            found.append(drawn)
-        return np.concatenate(found)
+            drawn_tokens.append(drawn)
+        return np.concatenate(drawn_tokens)
 
     def exported() -> np.ndarray:
-        found = np.empty(TOKENS, np.uint16)
-        library.written(found.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint32(TOKENS))
-        return found
+        drawn_tokens = np.empty(TOKENS, np.uint16)
+        library.written(drawn_tokens.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint32(TOKENS))
+        return drawn_tokens
 
     np.testing.assert_array_equal(exported(), native().reshape(-1))
     speeds: dict[str, list[float]] = {"exported C": [], "native engine": []}

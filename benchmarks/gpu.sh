@@ -3,8 +3,8 @@
 #
 #     benchmarks/gpu.sh [OUT]
 #
-# Each step has a limit and a log, OUT/STEP.log; the most important come first, and what time does not reach is said to
-# be unmeasured. The table is OUT/table.md, its numbers OUT/table.json.
+# Each step has a time limit and a log, OUT/STEP.log. The most important steps come first; steps for which no time is
+# left are reported as not measured. The table is OUT/table.md, its numbers OUT/table.json.
 #
 #     NANO_EGG=PATH/run.py    the peer to measure beside it, with NANO_PYTHON, an interpreter that has its packages
 #     WHEELS=DIR              where the package's dependencies are, if there is no network

@@ -82,8 +82,8 @@ def main() -> None:
     memory = []
     for name, (function, arguments) in calls.items():
         compiled = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
-        found = compiled.memory_analysis()
-        given = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        given = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
         memory.append((name, *(f"{size / 1e6:,.0f}" for size in given)))
     print(format_table(["MB", "arguments", "results", "all else"], memory))
     rows = {row for path in Path(DUMP.name).glob("*.ptx") for row in kernel(path)}
@@ -98,11 +98,11 @@ def kernel(path: Path) -> list[tuple[str, ...]]:
         return []
     tools = [Path(p) / "nvidia" / "cuda_nvcc" / "bin" / "ptxas" for p in sys.path]
     ptxas = next((str(tool) for tool in tools if tool.exists()), "ptxas")
-    told = subprocess.run(
+    report = subprocess.run(
         [ptxas, "-v", "-arch=sm_90a", str(path), "-o", os.devnull], capture_output=True, text=True, check=True
     ).stderr
     name = re.search(r"\.entry (\w+)", code)
-    registers, spills = re.search(r"Used (\d+) registers", told), SPILLS.search(told)
+    registers, spills = re.search(r"Used (\d+) registers", report), SPILLS.search(report)
     kinds = ", ".join(f"{products.count(kind)} {kind}" for kind in dict.fromkeys(products))
     return [
         (name[1] if name else "", registers[1] if registers else "", " ".join(spills.groups()) if spills else "", kinds)

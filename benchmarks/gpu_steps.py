@@ -57,13 +57,13 @@ def of_matrix_units(compiled: str) -> tuple[list[str], list[str]]:
     for computation in re.split(r"\n(?=%|ENTRY )", compiled):
         name = computation.lstrip("%").split(" ")[0]
         dtypes = dict(DTYPE.findall(computation))
-        for found in PRODUCT.finditer(computation):
-            call = "custom-call(" in found[0]
-            if call and "__cublas" not in found[0]:
+        for match in PRODUCT.finditer(computation):
+            call = "custom-call(" in match[0]
+            if call and "__cublas" not in match[0]:
                 continue
-            of = [dtypes.get(operand, "?") for operand in found.groups()[1:]]
+            of = [dtypes.get(operand, "?") for operand in match.groups()[1:]]
             known = set(of) == {"s8"} and (call or name in fused)
-            (good if known else bad).append(f"{found[1]} of {of[0]} and {of[1]}")
+            (good if known else bad).append(f"{match[1]} of {of[0]} and {of[1]}")
     return good, bad
 
 
@@ -75,7 +75,7 @@ def products(out: Path) -> None:
     keys = dict(zip((key[2:] for key in size[::2]), size[1::2], strict=True))
     config = configuration.load(ROOT / "benchmarks" / "gpu.toml", {**keys, "data.train": str(out / "text.txt")})
     population = population_of(config, 256)
-    found: dict[str, Any] = {}
+    by_call: dict[str, Any] = {}
     for name in ("xla", "gpu"):
         engine = make_engine(name, population)
         texts, length = (population.units, config.train.tokens_per_update), jnp.uint16
@@ -93,7 +93,7 @@ def products(out: Path) -> None:
         for call, (function, arguments) in calls.items():
             compiled = jax.jit(function).lower(*arguments).compile()
             good, bad = of_matrix_units(compiled.as_text() or "")
-            found[f"{name} {call}"] = {"on matrix units": good, "not": bad}
+            by_call[f"{name} {call}"] = {"on matrix units": good, "not": bad}
     kernels: dict[str, dict[str, int]] = {}
     for path in (out / "dump").glob("*.ptx"):
         code = path.read_text()
@@ -103,10 +103,10 @@ def products(out: Path) -> None:
                 counts[instruction] = counts.get(instruction, 0) + 1
             if counts:
                 kernels[entry] = counts
-    found["instructions of matrix units"] = kernels
-    (out / "products.json").write_text(json.dumps(found, indent=1))
-    print(json.dumps(found, indent=1))
-    if not DRY and (found["xla evaluate"]["not"] or not kernels):
+    by_call["instructions of matrix units"] = kernels
+    (out / "products.json").write_text(json.dumps(by_call, indent=1))
+    print(json.dumps(by_call, indent=1))
+    if not DRY and (by_call["xla evaluate"]["not"] or not kernels):
         sys.exit("products that do not reach the matrix units")
 
 
@@ -158,7 +158,7 @@ def resume(out: Path) -> None:
 
 
 def table(out: Path) -> None:
-    """Write one row for each figure that the issue asks for, and list what was not measured."""
+    """Write one row for each required figure, and list those that were not measured."""
 
     def read(name: str) -> dict[str, Any]:
         path = out / f"{name}.json"
@@ -169,8 +169,8 @@ def table(out: Path) -> None:
     def shown(value: Any, form: str = ".2f", unit: float = 1) -> str:
         return "not measured" if value is None else format(value / unit, form)
 
-    def tokens(found: dict[str, Any]) -> Any:
-        return found.get("tokens_per_second", {}).get("update")
+    def tokens(report: dict[str, Any]) -> Any:
+        return report.get("tokens_per_second", {}).get("update")
 
     ratio = None
     log = out / "peer.log"

@@ -120,13 +120,13 @@ def encoders(text: bytes, vocab_size: int, rounds: int) -> str:
         rates: list[list[float]] = [[], [], []]
         for _ in range(rounds):
             new = PieceTokenizer(name, made.model)
-            for found in rates:
+            for own in rates:
                 before = processor_seconds()
-                if found is rates[2]:
+                if own is rates[2]:
                     usual.encode(lines)
                 else:
                     new.encode(text)
-                found.append(len(text) / (processor_seconds() - before) / 1e6)
+                own.append(len(text) / (processor_seconds() - before) / 1e6)
         usual_tokens = sum(map(len, usual.encode([line + "\n" for line in lines])))
         lengths = (f"{len(text) / count:.3f}" for count in (len(made.encode(text)), usual_tokens))
         rows.append((name, *map(spread, rates), *lengths))

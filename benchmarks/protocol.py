@@ -17,9 +17,9 @@ def main(run: Path) -> None:
     rows = []
     for segment, warm_up in ((256, 64), (evaluation.SEGMENT, evaluation.WARM_UP), (1 << 40, 0)):
         evaluation.SEGMENT, evaluation.WARM_UP = segment, warm_up
-        found = evaluation.evaluate(model, evaluation.split_documents(split))
+        result = evaluation.evaluate(model, evaluation.split_documents(split))
         name = "whole documents" if warm_up == 0 else f"segments of {segment}, warm-up {warm_up}"
-        rows.append((name, f"{found.summary()['bits_per_byte']:.5f}"))
+        rows.append((name, f"{result.summary()['bits_per_byte']:.5f}"))
     print(format_table(["read as", "bits per byte"], rows))
 
 

@@ -53,7 +53,7 @@ def train(directory: Path, name: str, processes: int, flags: Sequence[str]) -> l
 def ratio(rounds: int) -> None:
     """See the module."""
     for label, size in SIZES.items():
-        found: dict[str, list[float]] = {"median update": [], "fastest tenth": []}
+        by_name: dict[str, list[float]] = {"median update": [], "fastest tenth": []}
         with tempfile.TemporaryDirectory() as name:
             for round_ in range(rounds):
                 speeds = []
@@ -62,14 +62,14 @@ def ratio(rounds: int) -> None:
                     lines = train(Path(name), f"{round_}-{processes}", processes, flags)
                     tenths = statistics.quantiles((line["tokens_per_second"] for line in lines[5:]), n=10)
                     speeds.append((tenths[4], tenths[8]))
-                for i, ratios in enumerate(found.values()):
+                for i, ratios in enumerate(by_name.values()):
                     ratios.append(speeds[1][i] / speeds[0][i])
                 told = " and ".join(f"{speed[0]:,.0f} ({speed[1]:,.0f})" for speed in speeds)
                 print(
                     f"{label}: one process and two, tokens/s of the median update (the fastest tenth): {told}",
                     flush=True,
                 )
-        for what, ratios in found.items():
+        for what, ratios in by_name.items():
             print(f"{label}, {what}: {min(ratios):.3f} / {statistics.median(ratios):.3f} / {max(ratios):.3f}")
 
 
@@ -110,12 +110,12 @@ def timed(call: Callable[[], Any]) -> float:
     import jax
 
     jax.block_until_ready(call())
-    found = []
+    times = []
     for _ in range(3):
         began = time.perf_counter()
         jax.block_until_ready(call())
-        found.append(time.perf_counter() - began)
-    return min(found)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def parts(hidden: int) -> dict[str, float]:
@@ -169,19 +169,19 @@ PAIRS, TOKENS = 1 << 17, 100  # of the update on paper
 LATENCY = 50e-6  # seconds per message
 
 
-def update_seconds(found: dict[str, float], devices: int, bandwidth: float, fitness_crosses: bool = False) -> float:
-    """Computed seconds of an update of PAIRS pairs. found: `parts`; bandwidth: bytes a second that a device sends."""
+def update_seconds(seconds: dict[str, float], devices: int, bandwidth: float, fitness_crosses: bool = False) -> float:
+    """Computed seconds of an update of PAIRS pairs. seconds: `parts`; bandwidth: bytes a second that a device sends."""
     own = -(-PAIRS // devices)
     share = (devices - 1) / devices
     waiting = 3 * math.ceil(math.log2(devices)) * LATENCY
-    evaluation = own * TOKENS * found["evaluation"]
-    optimizer = found["optimizer"] / devices
+    evaluation = own * TOKENS * seconds["evaluation"]
+    optimizer = seconds["optimizer"] / devices
     if fitness_crosses:  # B of every pair and a device's rows of A; its rows of the products; int8 weights
-        votes = PAIRS * (found["noise"] * (0.5 + 0.5 / devices) + found["votes"] / devices)
-        crossing = (PAIRS + found["parameters"]) * share / bandwidth
+        votes = PAIRS * (seconds["noise"] * (0.5 + 0.5 / devices) + seconds["votes"] / devices)
+        crossing = (PAIRS + seconds["parameters"]) * share / bandwidth
     else:
-        votes = own * (found["noise"] + found["votes"])
-        crossing = 5 * found["parameters"] * share / bandwidth
+        votes = own * (seconds["noise"] + seconds["votes"])
+        crossing = 5 * seconds["parameters"] * share / bandwidth
     return evaluation + votes + optimizer + crossing + waiting
 
 
@@ -193,15 +193,15 @@ def paper(out: Path, faster: float, gigabits: float) -> None:
     figure = Figure(figsize=(12, 7.5), dpi=100)
     axes = figure.add_axes((0.07, 0.1, 0.9, 0.8))
     for hidden in (256, 512, 1024, 2048):
-        found = parts(hidden)
-        print(json.dumps(found), flush=True)
-        found = {name: v / (1 if name in ("hidden", "parameters") else faster) for name, v in found.items()}
+        seconds = parts(hidden)
+        print(json.dumps(seconds), flush=True)
+        seconds = {name: v / (1 if name in ("hidden", "parameters") else faster) for name, v in seconds.items()}
         bandwidth = gigabits * 1e9 / 8
-        one = update_seconds(found, 1, bandwidth)
+        one = update_seconds(seconds, 1, bandwidth)
         for crosses in (False, True):
-            efficiency = [one / (n * update_seconds(found, n, bandwidth, crosses)) for n in counts]
+            efficiency = [one / (n * update_seconds(seconds, n, bandwidth, crosses)) for n in counts]
             half = next((n for n, e in zip(counts, efficiency, strict=True) if e < 0.5), None)
-            named = {n: (round(update_seconds(found, n, bandwidth, crosses), 4), round(e, 3))
+            named = {n: (round(update_seconds(seconds, n, bandwidth, crosses), 4), round(e, 3))
                      for n, e in zip(counts, efficiency, strict=True) if n in (1, 64, 1024)}  # fmt: skip
             print(f"hidden {hidden}, {'fitness' if crosses else 'votes'} cross: {named}; half: {half}", flush=True)
             axes.plot(

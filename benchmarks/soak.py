@@ -159,9 +159,9 @@ def main() -> int:
                     break
                 wrong.append(f"{run}: ended by itself")
                 break
-            found = end(directory / run)
-            if found != expected:
-                wrong.append(f"{run}: {'state' if found[0] != expected[0] else 'metrics'} differ")
+            ended = end(directory / run)
+            if ended != expected:
+                wrong.append(f"{run}: {'state' if ended[0] != expected[0] else 'metrics'} differ")
         bar.close()
         _, found_traceback, rest = (directory / "log").read_text(errors="replace").partition("Traceback")
         if found_traceback:

@@ -103,8 +103,8 @@ def peer(
     ]  # fmt: skip
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "HF_HOME": str(scratch / "hub"), "WANDB_MODE": "disabled"}
     output, first, memory = watch(command, files, environment, "throughput: ")
-    found = [float(value) for value in re.findall(r"throughput: ([0-9.]+)", output)]  # every tenth update
-    return Measurement(statistics.median(found[1:]), first, memory)
+    rates = [float(value) for value in re.findall(r"throughput: ([0-9.]+)", output)]  # every tenth update
+    return Measurement(statistics.median(rates[1:]), first, memory)
 
 
 def main() -> None:

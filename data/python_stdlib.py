@@ -5,7 +5,7 @@ that read as prose are kept, one per line, with one document per module or topic
 and code are left out, and so are paragraphs with unusual characters, so that the alphabet stays small, and
 repeated paragraphs (the library repeats itself), so that no held-out paragraph has been trained on.
 
-The text is that of the installed version of Python: the same each time, but not for another version.
+The text depends on the installed version of Python: the same version always gives the same text.
 
 In a configuration: `data.train = "data/python_stdlib.py"`. It takes some seconds.
 """
@@ -51,19 +51,19 @@ def documents() -> Iterator[bytes]:
 
 
 def _docstrings(tree: ast.Module) -> list[str]:
-    """The documentation strings of a module and of what it defines, from the outside in."""
+    """The documentation strings of a module and of its classes and functions, from the outside in."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     return [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
 def _comments(source: str) -> list[str]:
-    """The comments that have lines to themselves; consecutive lines are one."""
+    """The comments on lines of their own; consecutive lines are one comment."""
     stripped = "\n".join(line.strip() for line in source.split("\n"))
     return [re.sub(r"(?m)^#+", "", block) for block in re.findall(r"(?m)(?:^#.*\n)+", stripped)]
 
 
 def _topics(tree: ast.Module) -> list[str]:
-    """The texts of pydoc_data/topics.py, a dictionary of them."""
+    """The texts in the dictionary of pydoc_data/topics.py."""
     values = [value for node in ast.walk(tree) if isinstance(node, ast.Dict) for value in node.values]
     texts = [value.value for value in values if isinstance(value, ast.Constant)]
     return [text for text in texts if isinstance(text, str)]

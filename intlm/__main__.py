@@ -1,7 +1,7 @@
 """Runs the command line of this very package, installed or not, when Python runs this file by its path.
 
-With `python -P` nothing is then imported from the working directory, and only the package from the directory in which
-it lies. Worker processes that prepare text run this file first too (multiprocessing does it).
+With `python -P`, nothing is then imported from the working directory, and only the package from its own parent
+directory. Worker processes that prepare text run this file first too (multiprocessing does it).
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Measures a configuration's speed on this machine: each part of an update, beside the most the machine could do.
+"""Measures a configuration's speed on this machine: each part of an update, beside the machine's peak.
 
 - It times training's own calls on the configuration's own text, one part after another in every round, and repeats
   short ones. Ratios are taken within a round, so that changes of the machine's speed affect them less.
-- A multiply-accumulate is one of a matrix product: a token costs as many as the matrices have weights. Embeddings are
-  looked up, which costs none; the low-rank products with the perturbations are not counted.
-- Pure inference runs the shared weights on as many streams as there are members, each with its member's text; as many
-  of them at once as keep the logits in memory that the process has already.
+- Multiply-accumulates are those of matrix products: one per token and weight of a matrix. Embeddings are looked up,
+  which costs none; the low-rank products with the perturbations are not counted.
+- Pure inference runs the shared weights on as many streams as there are members, each with its member's text. The
+  number of streams at once is limited so that the logits fit into memory that the process already has.
 """
 
 import math
@@ -45,34 +45,34 @@ from intlm.trainer import Trainer
 from intlm.training import prepare_corpus
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
-PATIENCE = 60  # seconds after which no round begins beyond the fewest
-MOST_LOGITS = 1 << 23  # that inference writes at once: more would take new pages of memory every time
+PATIENCE = 60  # seconds after which no further round begins, once the fewest are done
+MOST_LOGITS = 1 << 23  # logits that inference writes at once: more would take new pages of memory every time
 MOST_LOGITS_GPU = 1 << 30  # a GPU needs more streams at once
 FEWEST_WRITTEN = 256  # tokens that one stream writes; they are written in blocks of WRITTEN
 COUNTED = 0.2  # seconds for which a part is repeated in a round
-COLDEST = "0.0078125"  # a temperature that takes the likeliest token by the same code as drawing
+COLDEST = "0.0078125"  # a temperature so low that drawing takes the most likely token
 
 PARTS = ("inference", "evaluation", "noise", "accumulation", "rest", "update", "generation")
 PHASES = {
-    "peak": "byte products at the machine's peak",
-    "products": "products' rest: rescaling, perturbation, gates",
+    "peak": "int8 products, at the machine's peak rate",
+    "products": "product overhead: rescale, perturb, gates",
     "projection": "projections on the noise",
     "embedding": "embedding lookups",
     "norm": "norms",
-    "loss": "losses of logits",
+    "loss": "losses from logits",
     "votes": "products of the votes",
     "copies": "copies of states",
-    "rest": "all else, and threads that wait",
+    "rest": "everything else, and waiting threads",
 }
 
 
 class Round(NamedTuple):
     """The measurements of one round."""
 
-    seconds: dict[str, float]  # of a call of each part
+    seconds: dict[str, float]  # the time of one call of each part
     phases: dict[str, dict[str, float]]  # the seconds of evaluation and accumulation by phase
-    peak: float | None  # the most multiply-accumulates a second of all threads, or of a GPU; None where neither is
-    reading: float | None  # the most bytes a second of all threads, each reading its share of the matrices' size
+    peak: float | None  # peak multiply-accumulates per second of all threads or the GPU; None where not measurable
+    reading: float | None  # peak bytes per second of all threads, each reading its share of the matrices' size
 
 
 class Spread(NamedTuple):
@@ -91,9 +91,9 @@ class Report:
     config: Config
     population: Population
     engine: str
-    instruction_set: str | None  # of the native library, None without it
+    instruction_set: str | None  # the native library's; None without the library
     threads: int
-    streams: int  # of inference: the members, and what fills up the last batch
+    streams: int  # streams of inference: one per member, and those that fill up the last batch
     written: int  # tokens that generation writes
     peak_memory: int  # bytes
     rounds: list[Round]
@@ -134,11 +134,11 @@ class Report:
         return self._spread(lambda r: _ratio(self.macs(part), r.seconds[part]))
 
     def peak(self) -> Spread | None:
-        """The most multiply-accumulates per second of the machine's threads."""
+        """The peak multiply-accumulates per second of the machine's threads."""
         return self._spread(lambda r: r.peak)
 
     def share_of_peak(self, part: str) -> Spread | None:
-        """A part's multiply-accumulates over the most that the machine could have made."""
+        """A part's multiply-accumulates per second over the machine's peak."""
         return self._spread(lambda r: _ratio(_ratio(self.macs(part), r.seconds[part]), r.peak))
 
     def over_inference(self, part: str) -> Spread | None:
@@ -146,16 +146,16 @@ class Report:
         return self._spread(lambda r: _ratio(self._speed(r, part), self._speed(r, "inference")))
 
     def share_of_bound(self) -> Spread | None:
-        """Generation's speed over that of threads that only read the matrices once a token, one byte a weight."""
+        """Generation's speed over that of threads that only read the matrices once per token, one byte per weight."""
         return self._spread(lambda r: _ratio(self._speed(r, "generation"), _ratio(r.reading, self.macs_per_token())))
 
     def _speed(self, round_: Round, part: str) -> float | None:
         return _ratio(self.tokens(part), round_.seconds[part])
 
     def _spread(self, value: Callable[[Round], float | None]) -> Spread | None:
-        found = [value(round_) for round_ in self.rounds]
-        known = [v for v in found if v is not None]
-        return Spread(min(known), statistics.median(known), max(known)) if len(known) == len(found) else None
+        values = [value(round_) for round_ in self.rounds]
+        known = [v for v in values if v is not None]
+        return Spread(min(known), statistics.median(known), max(known)) if len(known) == len(values) else None
 
     def summary(self) -> dict[str, Any]:
         """The medians, for JSON; None for values that this machine does not have."""
@@ -204,7 +204,7 @@ class Report:
         def all_of(spread: Spread | None, unit: float = 1) -> str:
             return " / ".join(shown(value / unit) for value in spread) if spread else "-"
 
-        found = self.summary()
+        summary = self.summary()
         labels = {
             "inference": "pure inference",
             "noise": "noise, within evaluation",
@@ -223,21 +223,21 @@ class Report:
             )
             for part in PARTS
         ]
-        made = found["noise_values_per_second"]
+        made = summary["noise_values_per_second"]
         further = [
-            ("evaluation over inference", all_of(self.over_inference("evaluation"))),
-            ("whole update over inference", all_of(self.over_inference("update"))),
-            ("machine's peak, GMAC/s of signed bytes", all_of(self.peak(), 1e9)),
-            ("one stream, % of reading the weights once a token", all_of(self.share_of_bound(), 0.01)),
+            ("evaluation time over inference time", all_of(self.over_inference("evaluation"))),
+            ("update time over inference time", all_of(self.over_inference("update"))),
+            ("the machine's int8 peak, GMAC/s", all_of(self.peak(), 1e9)),
+            ("one stream, % of the bound by reading weights", all_of(self.share_of_bound(), 0.01)),
             ("noise", f"{human(self.noise_values())} values" + (f", {human(made)} a second" if made else "")),
-            ("training's peak memory", f"{self.peak_memory / 1e9:.2f} GB"),
+            ("peak memory of training", f"{self.peak_memory / 1e9:.2f} GB"),
         ]
         instructions = f" ({self.instruction_set})" if self.engine == "native" else ""
         return "\n".join(
             [
                 f"engine {self.engine}{instructions}, {self.threads} threads",
-                f"{self.name}: {found['members']:,} members of {human(found['parameters'])} parameters, "
-                f"{found['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds a token",
+                f"{self.name}: {summary['members']:,} members of {human(summary['parameters'])} parameters, "
+                f"{summary['tokens_per_update']} tokens each, {human(self.macs_per_token())} multiply-adds per token",
                 "",
                 format_table(["", "ms", "tokens/s", "GMAC/s", "% of peak", "over inference"], rows),
                 "",
@@ -246,8 +246,8 @@ class Report:
         )
 
     def breakdown(self) -> list[tuple[str, str, float]]:
-        """The time of a whole update by phase: what is done, for which part of the update, its seconds."""
-        found = []
+        """The time of a whole update by phase: the phase, its part of the update, its seconds."""
+        times = []
         for part in ("evaluation", "accumulation"):
             took = statistics.median(r.seconds[part] for r in self.rounds)
             known = sum(sum(r.phases[part].values()) for r in self.rounds)
@@ -260,11 +260,11 @@ class Report:
             if part == "evaluation" and "products" in phases and peak and macs:
                 phases["peak"] = min(phases["products"], macs / peak.median)
                 phases["products"] -= phases["peak"]
-            found += [(PHASES.get(phase, phase), part, seconds) for phase, seconds in phases.items() if seconds]
+            times += [(PHASES.get(phase, phase), part, seconds) for phase, seconds in phases.items() if seconds]
         rest, whole = (statistics.median(r.seconds[part] for r in self.rounds) for part in ("rest", "update"))
-        found.append(("fitness and optimizer", "rest of the update", rest))
-        scale = whole / sum(seconds for _, _, seconds in found)  # medians do not add up exactly
-        return [(label, part, seconds * scale) for label, part, seconds in found]
+        times.append(("fitness and optimizer", "rest of the update", rest))
+        scale = whole / sum(seconds for _, _, seconds in times)  # medians do not add up exactly
+        return [(label, part, seconds * scale) for label, part, seconds in times]
 
 
 class Workload:
@@ -320,8 +320,8 @@ class Workload:
     def round(self, done: Callable[[], Any]) -> Round:
         """Measure every part once; `done` is called after each.
 
-        The bounds are measured between the parts' calls, at the same clock speed. The fastest of a round counts: other
-        work of the machine can lower a measured bound, but not raise it.
+        The machine's peaks are measured between the parts' calls, at the same clock speed. The fastest measurement of a
+        round counts: other work of the machine can lower a measured peak, but not raise it.
         """
         peaks, readings = [], []
 
@@ -399,8 +399,8 @@ class Workload:
         if self.engine.name == "native":
             with native.phases() as spent:
                 took, calls = _mean(self.calls[part])
-            found = {phase: seconds / self.threads / calls for phase, seconds in spent.items()}
-            return {**found, "rest": max(0.0, took - sum(found.values()))}
+            by_phase = {phase: seconds / self.threads / calls for phase, seconds in spent.items()}
+            return {**by_phase, "rest": max(0.0, took - sum(by_phase.values()))}
         if part == "accumulation":
             return {"noise and its products with fitness": took}
         if not isinstance(self.population.estimator, Member):
@@ -426,25 +426,25 @@ class Workload:
 
 
 def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | None = None) -> Report:
-    """Measure a configuration, which the report calls `name`; `drawing`: where to draw a PNG of the result.
+    """Measure a configuration, which the report calls `name`; `drawing`: the path of a PNG of the result.
 
-    rounds: how many; None for five, or fewer where they would take more than a minute. Only the prepared text and the
-    drawing are written. Raises ConfigError or DataError for mistakes that the user can correct.
+    rounds: the number of rounds; None: five, or fewer where they would take more than a minute. Only the prepared text
+    and the drawing are written. Raises ConfigError or DataError for mistakes that the user can correct.
     """
     if rounds is not None and rounds < 1:
         raise ConfigError(f"--rounds = {rounds}: must be at least 1")
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
-        raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
+        raise ConfigError(f"--picture = {drawing}: expected a file in an existing directory")
     workload = Workload(config, prepare_corpus(config))
-    found: list[Round] = []
+    measured: list[Round] = []
     wanted, fewest = rounds or ROUNDS, rounds or FEWEST_ROUNDS
     steps = len(workload.calls) + 1
     began = time.monotonic()
     with tqdm(desc="bench", total=(wanted + 1) * steps, disable=None, leave=False, bar_format="{l_bar}{bar}") as bar:
         memory = workload.warm_up()
         bar.update(steps)
-        while len(found) < wanted and (len(found) < fewest or time.monotonic() - began < PATIENCE):
-            found.append(workload.round(bar.update))
+        while len(measured) < wanted and (len(measured) < fewest or time.monotonic() - began < PATIENCE):
+            measured.append(workload.round(bar.update))
     report = Report(
         name,
         config,
@@ -455,7 +455,7 @@ def bench(config: Config, name: str, rounds: int | None = None, drawing: Path | 
         workload.reads * workload.streams_at_once,
         workload.written,
         memory,
-        found,
+        measured,
     )
     if drawing:
         pictures.breakdown(report.breakdown(), drawing, f"{name}: where an update's time goes")
@@ -468,7 +468,7 @@ def macs_per_token(population: Population) -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held, in the memory of its device where that has its own."""
+    """The peak memory of this process in bytes; on a device with memory of its own, in that memory."""
     if held := jax.local_devices()[0].memory_stats():
         return held["peak_bytes_in_use"]
     try:  # preferred where it exists: getrusage includes the process that started this one
@@ -508,18 +508,18 @@ def _mean(call: Callable[[], float], between: Callable[[], None] = lambda: None)
 
     Calls are repeated for COUNTED seconds. `between` is called before the first, and after every eighth of that time.
     """
-    found: list[float] = []
+    seconds: list[float] = []
     turns = 0
-    while sum(found) < COUNTED:
-        if sum(found) >= turns * COUNTED / 8:
+    while sum(seconds) < COUNTED:
+        if sum(seconds) >= turns * COUNTED / 8:
             between()
             turns += 1
-        found.append(call())
-    return statistics.fmean(found), len(found)
+        seconds.append(call())
+    return statistics.fmean(seconds), len(seconds)
 
 
 def _repetitions(call: Callable[[int], Any], fewest: int) -> int:
-    """The number of repetitions with which a call takes long enough to be timed."""
+    """The number of repetitions of a call that take long enough to be timed."""
     count = fewest
     while (took := _timed(lambda: call(count))) < COUNTED / 8:  # noqa: B023 (called at once)
         count *= 4

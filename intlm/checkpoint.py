@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: all that resuming with the same bits needs, written atomically; the last few are kept.
+"""Checkpoints with orbax: everything needed to resume with the same bits, written atomically; the last few are kept.
 
 A checkpoint is a directory `checkpoints/<update>` with the items `parameters`, `optimizer` (where the optimizer
 has a state), `members` (recurrent states, and what members share) and `meta` (JSON: both versions of the arithmetic
@@ -43,7 +43,7 @@ def check_path(directory: Path) -> None:
     if shown != path:
         raise RunError(f"{shown}: not a path in UTF-8, which checkpoints need: choose another --run-dir, or rename it")
     if os.fsencode(path) != path.encode():
-        raise RunError(f"{path}: checkpoints need names of files in UTF-8, as Python has them with PYTHONUTF8=1")
+        raise RunError(f"{path}: checkpoints need UTF-8 file names: set PYTHONUTF8=1")
 
 
 class Meta(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class Checkpoints:
         return (self._directory / str(update) / checksums.CHECKSUMS).is_file()
 
     def _clear(self) -> None:
-        """Delete the checkpoints that were dropped, also by a run that was killed meanwhile."""
+        """Delete the files of dropped checkpoints, including those that a killed run left."""
         shutil.rmtree(self._directory / _DROPPED, ignore_errors=True)
 
     def save(self, update: int, state: "TrainState", meta: Mapping[str, Any]) -> None:

@@ -32,14 +32,14 @@ def difference(directory: Path, unlisted: Container[str] = ()) -> tuple[Path, st
         return path, "missing"
     lines = path.read_text("utf-8", "replace").splitlines()
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if not path.is_dir()}
-    del found[CHECKSUMS]
-    for name, path in found.items():
+    present = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if not path.is_dir()}
+    del present[CHECKSUMS]
+    for name, path in present.items():
         if name not in listed and not (name in unlisted and path.is_file()):
             return path, f"not listed in {CHECKSUMS}"
         if name in listed and (not path.is_file() or _sha256(path) != listed[name]):
             return path, "damaged"
-    return next(((directory / name, "missing") for name in listed if name not in found), None)
+    return next(((directory / name, "missing") for name in listed if name not in present), None)
 
 
 def _sha256(path: Path) -> str:

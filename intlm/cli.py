@@ -79,11 +79,11 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from intlm.evaluation import evaluate_run
 
-    found = evaluate_run(args.run, args.text, args.split, args.batch, args.wikitext, args.documents, args.picture)
+    result = evaluate_run(args.run, args.text, args.split, args.batch, args.wikitext, args.documents, args.picture)
     if args.json:
-        print(json.dumps(found.whole.summary()))
+        print(json.dumps(result.whole.summary()))
     else:
-        print(found.text() + (f"\npicture: {args.picture}" if args.picture else ""))
+        print(result.text() + (f"\npicture: {args.picture}" if args.picture else ""))
     return 0
 
 
@@ -128,9 +128,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    found = flags.chosen(args, "on", TARGETS).simulate(args.run, args.text, args.tokens)
-    print(json.dumps(found.summary()) if args.json else found.text())
-    return 0 if found.same_bits else 1
+    report = flags.chosen(args, "on", TARGETS).simulate(args.run, args.text, args.tokens)
+    print(json.dumps(report.summary()) if args.json else report.text())
+    return 0 if report.same_bits else 1
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -143,42 +143,42 @@ def _inspect(args: argparse.Namespace) -> int:
 def _runs(args: argparse.Namespace) -> int:
     from intlm.following import runs
 
-    found = runs(args.directory)
-    print(json.dumps(found.summary()) if args.json else found.text())
+    result = runs(args.directory)
+    print(json.dumps(result.summary()) if args.json else result.text())
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from intlm.following import compare
 
-    found = compare(args.runs, args.reference, args.picture)
-    print(json.dumps(found.summary()) if args.json else f"{found.text()}\npicture: {found.picture}")
+    comparison = compare(args.runs, args.reference, args.picture)
+    print(json.dumps(comparison.summary()) if args.json else f"{comparison.text()}\npicture: {comparison.picture}")
     return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from intlm.sweep import sweep
 
-    found = sweep(
+    result = sweep(
         args.file, configuration.overrides_from(args), jobs=args.jobs, only=args.only, seeds=args.seeds,
         runs=args.runs, out=args.out, drawn=args.picture,
     )  # fmt: skip
-    print(found.text())
-    if found.stopped:
-        _say_last(f"stopped and saved; go on with: {shlex.join(['intlm', *args.given])}")
+    print(result.text())
+    if result.stopped:
+        _say_last(f"stopped and saved; resume with: {shlex.join(['intlm', *args.given])}")
         return INTERRUPTED
-    return IntlmError.exit_code if found.failures else 0
+    return IntlmError.exit_code if result.failures else 0
 
 
 def _bench(args: argparse.Namespace) -> int:
     from intlm.bench import bench
 
     config = configuration.load(args.config, configuration.overrides_from(args))
-    found = bench(config, args.config.stem, args.rounds, args.picture)
+    result = bench(config, args.config.stem, args.rounds, args.picture)
     if args.json:
-        print(json.dumps(found.summary()))
+        print(json.dumps(result.summary()))
     else:
-        print(found.text() + (f"\npicture: {args.picture}" if args.picture else ""))
+        print(result.text() + (f"\npicture: {args.picture}" if args.picture else ""))
     return 0
 
 
@@ -200,145 +200,150 @@ def parser() -> argparse.ArgumentParser:
     version = f"intlm {__version__}, inference version {INFERENCE_VERSION}, training version {TRAINING_VERSION}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    trained = "a run's directory, such as runs/quickstart, or an export's"
+    text = "a text, in any form that data.train takes (default: the held-out split)"
 
     def command(name: str, call: object, help: str, among: Any = commands) -> argparse.ArgumentParser:
         made = among.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(call=call)
-        made.add_argument("--plugin", action="append", metavar="FILE", help="a Python file that registers parts")
+        about = "a Python file that adds optimizers or other parts; repeatable"
+        made.add_argument("--plugin", action="append", metavar="FILE", help=about)
         return made
 
-    made = command("prepare", _prepare, "Turn a config's text into token shards.")
+    made = command("prepare", _prepare, "Tokenize the text of a config into shards.")
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
-    made.add_argument("--report", action="store_true", help="show the tokens, some text, and a picture of the lengths")
+    made.add_argument("--report", action="store_true", help="also show tokens and text, and plot document lengths")
     configuration.add_arguments(made)
 
-    about = "Make a tokenizer of its own, for several corpora."
+    about = "Train a tokenizer by itself, for instance to share it between corpora."
     inner = commands.add_parser("tokenizer", help=about, description=about, allow_abbrev=False)
     inner_commands = inner.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    made = command("train", _train_tokenizer, "Make the tokenizer of a config's training text.", inner_commands)
+    made = command("train", _train_tokenizer, "Train a config's tokenizer on its training text.", inner_commands)
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/minipile.toml")
     made.add_argument(
-        "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="where to (default: tokenizer.json)"
+        "--out", type=Path, default=Path("tokenizer.json"), metavar="FILE", help="file (default: tokenizer.json)"
     )
     configuration.add_arguments(made)
 
-    made = command("train", _train, "Pretrain the model of a config (prepares its text first).")
+    made = command("train", _train, "Pretrain the model of a config; prepares its text first.")
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
-    made.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/CONFIG's name)")
+    made.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's directory (default: runs/CONFIG's name)")
     begin = made.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    begin.add_argument("--resume", action="store_true", help="resume from the run's last checkpoint")
     begin.add_argument(
-        "--from", type=Path, dest="start", metavar="RUN", help="begin with the weights of another run, or of an export"
+        "--from", type=Path, dest="start", metavar="RUN", help="start with the weights of another run or of an export"
     )
     made.add_argument(
         "--minutes", dest="train.minutes", metavar="N", help="train for N minutes; with --resume: for N more"
     )
-    about = "with --resume: let the step fall to nothing over a last stretch, and end the run"
+    about = "with --resume: let the step fall to zero over a last stretch, and end the run"
     made.add_argument("--finish-now", action="store_true", help=about)
-    made.add_argument("--supervise", action="store_true", help="start it again from its last checkpoint if it is lost")
-    several = made.add_argument_group("several processes", "One command each; SLURM's steps need none of these.")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is")
-    several.add_argument("--processes", type=_from(1), metavar="N", help="how many there are")
-    several.add_argument("--process", type=_from(0), metavar="I", help="which of them this is, from 0")
+    made.add_argument("--supervise", action="store_true", help="restart from the last checkpoint if a process is lost")
+    several = made.add_argument_group("several processes", "Start one command per process; srun needs none of these.")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
+    several.add_argument("--processes", type=_from(1), metavar="N", help="the number of processes")
+    several.add_argument("--process", type=_from(0), metavar="I", help="the number of this process, from 0")
     configuration.add_arguments(made)
 
-    made = command("sweep", _sweep, "Train the variants of a config, or go on with them; one table and one picture.")
+    made = command("sweep", _sweep, "Train variants of a config and compare them; started again, it continues.")
     made.add_argument("file", type=Path, metavar="FILE", help="a TOML file: base, seeds, keys, [variants], [grid]")
-    made.add_argument("--jobs", type=_from(1), default=1, metavar="N", help="runs at once, sharing the threads")
-    made.add_argument("--only", action="append", metavar="VARIANT", help="a variant to run; may be given again")
-    made.add_argument("--seeds", type=_from(1), metavar="N", help="take so many of the seeds")
-    made.add_argument("--runs", type=Path, metavar="DIR", help="where the runs are kept (default: runs/FILE's name)")
-    made.add_argument("--out", type=Path, metavar="FILE", help="the results (default: results.jsonl in --runs)")
-    made.add_argument("--picture", type=Path, metavar="FILE", help="the curves, a PNG (default: curves.png in --runs)")
+    made.add_argument(
+        "--jobs", type=_from(1), default=1, metavar="N", help="runs at the same time; they share the threads"
+    )
+    made.add_argument("--only", action="append", metavar="VARIANT", help="train only this variant; repeatable")
+    made.add_argument("--seeds", type=_from(1), metavar="N", help="use only the first N seeds")
+    made.add_argument("--runs", type=Path, metavar="DIR", help="the directory of the runs (default: runs/FILE's name)")
+    made.add_argument("--out", type=Path, metavar="FILE", help="the results file (default: results.jsonl in --runs)")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the curves (default: curves.png in --runs)")
     configuration.add_arguments(made)
 
-    made = command("runs", _runs, "What runs there are, how far they are, and how good.")
+    made = command("runs", _runs, "List runs: their progress, their held-out loss, and which are running.")
     made.add_argument(
-        "directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="where (default: runs)"
+        "directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="where to look (default: runs)"
     )
     made.add_argument("--json", action="store_true", help="print JSON")
 
-    made = command("compare", _compare, "Runs beside each other: a table, and a picture of their curves.")
-    about = "a run's directory, or results of a sweep: FILE.jsonl:STUDY/VARIANT/TEXT; =LABEL after it names it"
+    made = command("compare", _compare, "Compare runs: a table, and a picture of their learning curves.")
+    about = "a run's directory, or results of a sweep: FILE.jsonl:STUDY/VARIANT/TEXT; add =LABEL to set its label"
     made.add_argument("runs", nargs="+", metavar="RUN", help=about)
     made.add_argument(
-        "--picture", type=Path, default=Path("compare.png"), metavar="FILE", help="a PNG (default: compare.png)"
+        "--picture", type=Path, default=Path("compare.png"), metavar="FILE", help="PNG to write (default: compare.png)"
     )
-    about = "a level to draw; may be given again (default: the ladder of the runs)"
+    about = "a level to draw, in bits per byte; repeatable (default: the n-grams and gzip of the runs' references.json)"
     made.add_argument("--reference", action="append", default=[], metavar="LABEL=BITS", help=about)
     made.add_argument("--json", action="store_true", help="print one JSON object")
 
-    made = command("evaluate", _evaluate, "Bits per byte and perplexity of a run's model on a text.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
-    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
-    made.add_argument(
-        "--split", choices=("valid", "train"), default="valid", help="of the run's corpus (default: valid)"
-    )
-    made.add_argument("--batch", type=_from(0), metavar="N", help="segments read at once; changes no digit")
+    made = command("evaluate", _evaluate, "Measure bits per byte and perplexity of a run's model on a text.")
+    made.add_argument("run", type=Path, metavar="RUN", help=trained)
+    made.add_argument("--text", type=Path, metavar="FILE", help=text)
+    about = "the split of the run's corpus to measure (default: valid)"
+    made.add_argument("--split", choices=("valid", "train"), default="valid", help=about)
+    about = "segments evaluated at once; does not change the result (default: automatic)"
+    made.add_argument("--batch", type=_from(0), metavar="N", help=about)
     made.add_argument(
         "--wikitext",
         action="store_true",
-        help="the file is WikiText: a page a document, detokenised, divided by the words and bytes of the original",
+        help="the text is WikiText: measure each page detokenised, per word and byte of the original file",
     )
-    made.add_argument("--documents", type=Path, metavar="FILE", help="write each document's figures, as JSON Lines")
+    made.add_argument("--documents", type=Path, metavar="FILE", help="write each document's figures as JSON Lines")
     made.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw the loss by the position in the document, as a PNG"
+        "--picture", type=Path, metavar="FILE", help="plot the loss by position in the document, as a PNG"
     )
     made.add_argument("--json", action="store_true", help="print one JSON object")
 
     made = command("harness", _harness, "Run tasks of lm-evaluation-harness (lm_eval) with a run's model.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
+    made.add_argument("run", type=Path, metavar="RUN", help=trained)
     made.add_argument(
-        "flags", nargs=argparse.REMAINDER, metavar="FLAGS", help="of lm_eval: --tasks NAMES, --limit N, ..."
+        "flags", nargs=argparse.REMAINDER, metavar="FLAGS", help="flags of lm_eval: --tasks NAMES, --limit N, ..."
     )
 
-    made = command("generate", _generate, "Let a run's model write.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
+    made = command("generate", _generate, "Generate text with a run's model.")
+    made.add_argument("run", type=Path, metavar="RUN", help=trained)
     prompt = made.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "--prompt", default="", metavar="TEXT", help="what it goes on from (default: a document's start)"
-    )
-    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, any bytes")
-    made.add_argument("--tokens", type=_from(0), default=500, metavar="N", help="how many to draw (default: 500)")
+    about = "the text to continue (default: none, the start of a document)"
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help=about)
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a file to continue, of any bytes")
+    made.add_argument("--tokens", type=_from(0), default=500, metavar="N", help="tokens to generate (default: 500)")
     made.add_argument(
         "--temperature",
         default="0.8",
         metavar="T",
-        help="1/128 to 256; 0: always the likeliest (default: 0.8)",
+        help="sampling temperature, 1/128 to 256; 0: always the most likely token (default: 0.8)",
     )
-    made.add_argument(
-        "--top-k", type=_from(0), default=0, metavar="K", help="draw from the K likeliest; 0: all (default: 0)"
-    )
+    about = "sample from the K most likely tokens; 0: from all (default: 0)"
+    made.add_argument("--top-k", type=_from(0), default=0, metavar="K", help=about)
     made.add_argument(
         "--seed",
         type=_from(0, 2**64 - 1),
         default=0,
         dest="sample_seed",
         metavar="N",
-        help="same seed, same text (default: 0)",
+        help="random seed; the same seed gives the same text (default: 0)",
     )
 
     made = command("export", _export, "Write a run's model in another format.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
-    made.add_argument("--out", type=Path, metavar="DIR", help="default: exports/FORMAT in the run; replaces an export")
+    made.add_argument("run", type=Path, metavar="RUN", help=trained)
+    about = "the directory to write, replacing an earlier export (default: exports/FORMAT in the run)"
+    made.add_argument("--out", type=Path, metavar="DIR", help=about)
     flags.add(made, "to", FORMATS, "FORMAT")
 
     made = command("simulate", _simulate, "Run a model on another machine and compare every bit.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or an export's")
-    made.add_argument("--text", type=Path, metavar="FILE", help="text, as for data.train (default: the held-out split)")
-    made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help="of the text (default: 1000)")
+    made.add_argument("run", type=Path, metavar="RUN", help=trained)
+    made.add_argument("--text", type=Path, metavar="FILE", help=text)
+    about = "tokens of the text to read (default: 1000)"
+    made.add_argument("--tokens", type=_from(1), default=1000, metavar="N", help=about)
     made.add_argument("--json", action="store_true", help="print one JSON object")
     flags.add(made, "on", TARGETS, "TARGET")
 
-    made = command("inspect", _inspect, "Tables of a run's weights and activations.")
+    made = command("inspect", _inspect, "Show tables of a run's weights and activations.")
     made.add_argument("run", type=Path, metavar="RUN", help="a run's directory, such as runs/quickstart")
 
-    made = command("bench", _bench, "How fast a config is on this machine, and where the time goes.")
+    made = command("bench", _bench, "Measure how fast a config is on this machine, and where the time goes.")
     made.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/quickstart.toml")
     made.add_argument("--json", action="store_true", help="print one JSON object")
-    made.add_argument("--picture", type=Path, metavar="FILE", help="draw where an update's time goes, as a PNG")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="plot where an update's time goes, as a PNG")
     made.add_argument(
-        "--rounds", type=_from(0), default=None, metavar="N", help="measurements (default: 5, 3 where they take long)"
+        "--rounds", type=_from(0), default=None, metavar="N", help="rounds to measure (default: 5, or 3 if slow)"
     )
     configuration.add_arguments(made)
     return top
@@ -353,7 +358,7 @@ def _configure_libraries() -> None:
     try:
         import jax
     except ValueError as error:
-        raise ConfigError(f"JAX does not start: {str(error).strip()}: see the environment's variables JAX_*") from None
+        raise ConfigError(f"JAX does not start: {str(error).strip()}: check the environment variables JAX_*") from None
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))

@@ -57,7 +57,7 @@ class ModelConfig:
     )
     cell: Cell = choice("the recurrent cell of each layer", CELLS, "mgu")
     nonlinearity: str = key(
-        "the recurrent cell's: saturation alone, or sigmoid and tanh by tables",
+        'the nonlinearities of the recurrent cell; "clip": saturation; "table": sigmoid and tanh by lookup tables',
         "clip", choices=("clip", "table"),
     )  # fmt: skip
 
@@ -67,10 +67,10 @@ class EggrollConfig:
     """The evolution strategy."""
 
     population: int = key("members evaluated in each update", 4096, low=2)
-    estimator: Estimator = choice("what noise members carry, and what is voted", ESTIMATORS, "member")
-    optimizer: Optimizer = choice("what votes do to the weights", OPTIMIZERS, "threshold")
+    estimator: Estimator = choice("how members are perturbed, and how their losses become votes", ESTIMATORS, "member")
+    optimizer: Optimizer = choice("how votes change the weights", OPTIMIZERS, "threshold")
     chunk_size: int = key(
-        "members evaluated at once; 0: automatic; changes memory and speed, no bit of the result",
+        "members evaluated at once; 0: automatic; changes memory and speed, never the result",
         0, low=0, high=2**20, multiple=2, why="members come in antithetic pairs",
     )  # fmt: skip
 
@@ -92,51 +92,57 @@ class TrainConfig:
         "",
     )  # fmt: skip
     evaluate_every: int = key(
-        "updates between measurements on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
+        "updates between evaluations on held-out text; 0: only at the end", 50, low=0, high=INT32_MAX
     )
     sample_every: int = key("updates between samples of text; 0: never", 200, low=0, high=INT32_MAX)
     checkpoint_seconds: int = key(
-        "seconds between checkpoints, and at least 50 times what one takes; 0: after every update", 60,
+        "seconds between checkpoints, but at least 50 times as long as saving one takes; 0: after every update", 60,
         low=0, high=INT32_MAX,
     )  # fmt: skip
-    trackers: str = key("services that show the run, beside TensorBoard; commas between", "", some_of=TRACKERS)
+    trackers: str = key("services to send metrics to, besides TensorBoard; separated by commas", "", some_of=TRACKERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The text. Paths are relative to the file that gives them, in a flag to the working directory."""
+    """The text. Paths in a file are relative to that file's directory, paths in flags to the working directory."""
 
     train: str = key(
-        "a text file, a directory of them, a .py recipe, JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]", path=True
+        "a text file, a directory of text files, a .py file that yields documents, JSON Lines, Parquet, or "
+        "hub:OWNER/NAME[@REVISION]", path=True,
     )  # fmt: skip
-    valid: str = key("held-out text of its own, as for train", "", path=True)
-    valid_split: str = key("the split of train that is held out, where train is a data set", "")
-    valid_bytes: int = key("bytes of train to hold out; more than half of it counts as half", 0, low=0)
-    max_bytes: int = key("bytes of train to read, to the end of a document; 0: all", 0, low=0)
-    subset: str = key("of a data set that has several, which (on the hub: configuration)", "")
+    valid: str = key("a separate held-out text, in any form that train takes", "", path=True)
+    valid_split: str = key("the split to hold out, where train is a data set", "")
+    valid_bytes: int = key("hold out about this many bytes of train; more than half of it counts as half", 0, low=0)
+    max_bytes: int = key("stop reading train after this many bytes, at the end of a document; 0: read all", 0, low=0)
+    subset: str = key("the subset of a data set that has several (the hub calls it a configuration)", "")
     split: str = key("the split of a data set to train on", "train")
-    columns: str = key("a data set's columns of text; several, commas between: a blank line joins the texts", "text")
-    filter: str = key('a data set\'s rows to take, such as: language == "en" and score >= 0.5; empty: all', "")
-    document_separator: str = key("text that divides a file's documents; empty: a file is one document", "")
-    tokenizer: TokenizerTrainer = choice("what tokens stand for", TOKENIZERS, "bytes")
+    columns: str = key("a data set's text columns, separated by commas; a blank line joins their texts", "text")
+    filter: str = key(
+        'the rows of a data set to use, such as: language == "en" and score >= 0.5; empty: all rows', ""
+    )  # fmt: skip
+    document_separator: str = key("the text between a file's documents; empty: each file is one document", "")
+    tokenizer: TokenizerTrainer = choice("how text becomes tokens", TOKENIZERS, "bytes")
     tokenizer_file: str = key(
-        "a tokenizer.json, of `intlm tokenizer train`, a run or an export, to take in place of all that", "", path=True
-    )
-    share: int = key("in a mixture, of this corpus", 1, low=1, high=INT32_MAX)
+        "a tokenizer.json to use, from `intlm tokenizer train`, a run or an export, in place of data.tokenizer and its "
+        "settings", "", path=True,
+    )  # fmt: skip
+    share: int = key("this corpus's share of a mixture, relative to the shares of the others", 1, low=1, high=INT32_MAX)
     mixture: str = key(
-        "other corpora to read beside this one, each a share and a file whose [data] section it is, commas between",
+        "other corpora to mix in, separated by commas: for each a share, and a TOML file with its [data] section",
         "", shares=True,
     )  # fmt: skip
     prepared: str = key(
         "directory of the token shards; empty: prepared/NAME-DIGEST in the working directory", "", path=True
     )
-    processes: int = key("that prepare the text; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
+    processes: int = key(
+        "worker processes that prepare the text; 0: one per core; never changes the result", 0, low=0, high=1024
+    )
 
     @property
     def others(self) -> list[tuple[int, str]]:
         """The mixture's shares and files."""
-        found = (entry.strip().split(maxsplit=1) for entry in self.mixture.split(",") if entry.strip())
-        return [(int(share), path) for share, path in found]
+        entries = (entry.strip().split(maxsplit=1) for entry in self.mixture.split(",") if entry.strip())
+        return [(int(share), path) for share, path in entries]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,9 +150,12 @@ class Config:
     """The run as a whole."""
 
     seed: int = key("seed of all random bits", 0, low=0, high=2**64 - 1)
-    engine: str = key("what evaluates the population", "auto", choices=("auto", "native", "gpu", "xla"))
-    threads: int = key("threads of the native engine; 0: one a core; changes no bit of the result", 0, low=0, high=1024)
-    objective: Objective = choice("what members do and are scored by", OBJECTIVES, "next_token")
+    engine: str = key(
+        "the program that evaluates the population; all give the same bits; auto: the fastest that works here",
+        "auto", choices=("auto", "native", "gpu", "xla"),
+    )  # fmt: skip
+    threads: int = key("threads of the native engine; 0: one per core; never changes the result", 0, low=0, high=1024)
+    objective: Objective = choice("the task of each member, and its loss", OBJECTIVES, "next_token")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     eggroll: EggrollConfig = dataclasses.field(default_factory=EggrollConfig)
     train: TrainConfig = TrainConfig()
@@ -170,7 +179,7 @@ RENAMED = {
 
 def keys() -> dict[str, Key]:
     """Every key by its full name, those of all parts that can be chosen included, in the order of the dataclasses."""
-    return {found.name: found for found in settings.keys_of(Config)}
+    return {setting.name: setting for setting in settings.keys_of(Config)}
 
 
 Given = dict[str, tuple[str, Any]]  # key -> where it was given and its value
@@ -245,7 +254,7 @@ def from_toml(
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         prepared = Path.cwd() / "prepared" / f"{Path(path).stem}-{digest[:8]}"
         if not settings.is_utf8(str(prepared)):
-            raise ConfigError(f"data.prepared: expected a directory whose path is UTF-8, as that of {path} is not")
+            raise ConfigError(f"data.prepared: expected a directory; its default for {path} is no UTF-8 path")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(prepared)))
     for names, message in (*_conflicts(config), *_beyond_limits(config, None)):
         sources = dict.fromkeys(given[name][0] for name in names if name in given)
@@ -273,8 +282,8 @@ def _missing(given: Given, known: Mapping[str, Key], needed: Any, trained: bool)
         elif isinstance(needed, list) and needed:
             flags = " ".join(f"--plugin {file}" for file in needed)
             raise ConfigError(
-                f"{source}: {name} = {shown(value)}: no {family.kind} here has that name; the run was started with "
-                f"{flags}: give it again, if you trust it"
+                f"{source}: {name} = {shown(value)}: there is no {family.kind} of that name; the run was started "
+                f"with {flags}: give the flag again if you trust the file"
             )
     return missing
 
@@ -284,7 +293,7 @@ def dotted(tables: Mapping[str, Any], where: str, prefix: str = "") -> dict[str,
 
     Raises ConfigError, which begins with `where`, for a value in a section's place.
     """
-    sections = {found.section for found in keys().values()}
+    sections = {setting.section for setting in keys().values()}
     sections |= {parent for section in sections for parent in _parents(section)}
     given: dict[str, Any] = {}
     for name, value in tables.items():
@@ -305,35 +314,35 @@ def _parents(section: str) -> Iterator[str]:
 
 
 def _renamed(named: Mapping[str, Any], source: str, earlier: Given, known: Mapping[str, Key]) -> dict[str, Any]:
-    """What a source gives, keys of earlier versions under their present names; one line says so.
+    """The values that a source gives, keys of earlier versions under their present names. Prints a line about those.
 
-    earlier: what the sources before it gave.
+    earlier: the values that the sources before it gave.
     """
     old = [name for name in named if name in RENAMED]
     if not old:
         return dict(named)
-    found = {name: value for name, value in named.items() if name not in old}
+    values = {name: value for name, value in named.items() if name not in old}
     said = []
     optimizer = "eggroll.optimizer"
-    if found.get(optimizer) == "momentum" and str(named.get("eggroll.momentum", 0)) == "0":
-        found[optimizer] = "sgd"
+    if values.get(optimizer) == "momentum" and str(named.get("eggroll.momentum", 0)) == "0":
+        values[optimizer] = "sgd"
         said.append(f'{optimizer} = "momentum" with eggroll.momentum = 0 is now {optimizer} = "sgd"')
     for name in old:
         new, family, part = RENAMED[name], "", ""
         if of := re.search(r"\{(.*)\}", new):
             family = of[1]
-            part = str(found.get(family, earlier.get(family, ("", known[family].default))[1]))
+            part = str(values.get(family, earlier.get(family, ("", known[family].default))[1]))
             new = new.replace(of[0], part)
         if new in known:
-            found.setdefault(new, named[name])
+            values.setdefault(new, named[name])
             said.append(f"{name} is now {new}")
         elif source == COMMAND_LINE:
-            raise ConfigError(f'{source}: {name} = {shown(named[name])}: no setting of {family} = "{part}"')
+            raise ConfigError(f'{source}: {name} = {shown(named[name])}: {family} = "{part}" has no such setting')
         # else a setting of a part that is not chosen, over which earlier versions passed
     if said:
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         _say_once(f"intlm: {source}: written for an earlier version: {said[0]}{more}")
-    return found
+    return values
 
 
 @cache
@@ -397,16 +406,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
 
 
-def _about(found: Key) -> str:
-    """What the section of a key is for, in a line."""
-    if found.of:
-        family, part = found.of[-1]
+def _about(setting: Key) -> str:
+    """The purpose of a key's section, in a line."""
+    if setting.of:
+        family, part = setting.of[-1]
         cls = keys()[family].family.parts()[part]  # type: ignore[union-attr]
         return f'Settings of {family} = "{part}". {(cls.__doc__ or "").splitlines()[0]}'
     by_section = {field.name: field.type for field in dataclasses.fields(Config)}
-    if found.section:
-        return by_section[found.section].__doc__ or ""
-    return "A flag overrides the file; a default is for a key in neither."
+    if setting.section:
+        return by_section[setting.section].__doc__ or ""
+    return "A flag overrides the file. A key that is in neither has its default."
 
 
 def overrides_from(args: argparse.Namespace) -> dict[str, str]:
@@ -460,7 +469,7 @@ def nearest(name: str) -> str:
     leaf = name.rpartition(".")[2]
     # The right key under the wrong header comes first: in TOML, whatever follows [data] belongs to it.
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
-    sections = {found.section for found in known.values()} - {""}
+    sections = {setting.section for setting in known.values()} - {""}
     close = same_leaf or difflib.get_close_matches(name, [*known, *sections], 1)
     if not close:
         leaves = {key.rpartition(".")[2]: key for key in known}

@@ -1,4 +1,4 @@
-"""The processes of one run: they find each other, wait for each other, and end when one of them is lost.
+"""The processes of one run: they connect, wait for each other, and end when one of them is lost.
 
 Each process computes a part of every update (intlm.population.sharding). Process 0 alone writes checkpoints, metrics
 and output; all read the run's directory and the prepared text, on a file system that they share.
@@ -30,7 +30,7 @@ from intlm.config import shown
 from intlm.errors import INTERNAL, ConfigError, IntlmError, LostProcess, MissingPackage, RunError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
-_PORT = 55127  # of process 0, where none is given
+_PORT = 55127  # the port of process 0 where none is given
 _PARENT = "INTLM_PARENT"  # set in a worker process: the id of the process that started it
 _INTERRUPTED = 130
 _ENDS = (0, IntlmError.exit_code, MissingPackage.exit_code, _INTERRUPTED)  # exit codes of a run that was not lost
@@ -38,7 +38,7 @@ _PATIENCE = 5  # failures in a row without a new checkpoint after which nothing 
 
 
 class Place(NamedTuple):
-    """A process's place among those of its run; None: JAX reads it from the environment (SLURM, Open MPI)."""
+    """A process's number among those of its run, and their meeting point; None: JAX asks SLURM or Open MPI."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     processes: int | None = None
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 def place(given: Place, environment: Mapping[str, str]) -> Place | None:
     """Returns this process's place from its flags and its environment; None where it is alone.
 
-    SLURM: a step of several tasks. Kubernetes: a pod of an indexed Job (or of a JobSet's) that is told the number of
+    SLURM: a step of several tasks. Kubernetes: a pod of an indexed Job (or of a JobSet's), given the number of
     processes. Raises ConfigError where something is missing or impossible.
     """
     coordinator, processes, process = given
@@ -85,9 +85,9 @@ def _first_pod(name: str, index: str) -> str:
 
 
 def join(place: Place, directory: Path) -> None:
-    """Join the processes of the run in a directory. Must come before any other use of JAX.
+    """Connect to the other processes of the run in a directory. Must come before any other use of JAX.
 
-    Raises RunError where the others are not there within five minutes.
+    Raises RunError where the others do not connect within five minutes.
     """
     jax.config.update("jax_enable_preemption_service", False)  # intlm handles SIGTERM itself: it saves
     try:
@@ -96,7 +96,7 @@ def join(place: Place, directory: Path) -> None:
             *given, None, None, 300
         )
         if coordinator is None:
-            raise ValueError("nothing says where process 0 is")
+            raise ValueError("the address of process 0 is not given")
         if process == 0:
             coordinator = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator)
         host, _, port = coordinator.rpartition(":")
@@ -110,21 +110,21 @@ def join(place: Place, directory: Path) -> None:
         reason = str(error).strip().split("\n")[0]
         missing = f"{reason} is not set" if isinstance(error, KeyError) else reason
         where = f"--coordinator = {place.coordinator}" if place.coordinator else "the environment"
-        failed = RunError(f"{where}: the run's processes did not meet: {missing}")
+        failed = RunError(f"{where}: the run's processes could not connect: {missing}")
         if not isinstance(error, ValueError | LookupError):  # some may be lost: --supervise tries again
             failed.exit_code = LostProcess.exit_code
         raise failed from None
 
 
 class Processes:
-    """The processes of this run: which one writes, and how they wait. A process that is alone waits for nobody."""
+    """The processes of this run: whether this one writes, and barriers. A single process never waits."""
 
     def __init__(self) -> None:
         self.alone = jax.process_count() == 1
         self.writes = jax.process_index() == 0
 
     def wait(self, what: str) -> None:
-        """Wait until every process has called this. what: a name that no other call has."""
+        """Wait until every process has called this. what: a name that no other call uses."""
         if self.alone:
             return
         from jax._src.distributed import global_state  # jax.distributed has no barrier of its own
@@ -136,14 +136,14 @@ class Processes:
             raise LostProcess(str(error)) from None
 
     def same(self, what: str, text: str) -> None:
-        """Wait for the others and compare: RunError where a process has another text."""
+        """Wait for the others and compare `text`: RunError where a process has a different one."""
         if self.alone:
             return
         self.wait(what)
-        found = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
-        others = [number for number, digest in enumerate(found) if (digest != found[0]).any()]
+        digests = self._all(np.frombuffer(sha256(text.encode()).digest(), np.uint8))
+        others = [number for number, digest in enumerate(digests) if (digest != digests[0]).any()]
         if others:
-            raise RunError(f"{what}: process {others[0]} of this run has another one than process 0")
+            raise RunError(f"{what}: not the same in process {others[0]} of this run as in process 0")
 
     def any(self, wishes: Sequence[bool]) -> list[bool]:
         """For each wish, whether any process has it."""
@@ -188,7 +188,7 @@ def is_worker() -> bool:
 
 
 def end_with_parent() -> None:
-    """Make this worker stop, as by SIGTERM, once the process that started it is gone, even if it is gone already."""
+    """Make this worker stop, as by SIGTERM, once the process that started it has ended, or if it has ended already."""
     parent = int(os.environ[_PARENT])
 
     def watch() -> None:
@@ -209,7 +209,8 @@ def leave(code: int) -> None:
 def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
     """Run `intlm train` with these arguments in a process of its own. Returns its exit code.
 
-    restart: start it again, to resume, where it is lost; until it is lost _PATIENCE times without a new checkpoint.
+    restart: start it again, to resume, whenever it is lost, until it is lost _PATIENCE times in a row without a new
+    checkpoint.
     """
     failures, reached, begun = 0, _last_checkpoint(directory), _begun(directory)
     while True:
@@ -223,7 +224,7 @@ def supervise(arguments: Sequence[str], directory: Path, restart: bool) -> int:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if not restart:
             if code != LostProcess.exit_code:  # it has printed a message itself
-                what = f"this process of the run was lost ({how}), or could not meet the others; resume with --resume"
+                what = f"this process of the run was lost ({how}) or could not reach the others; resume with --resume"
                 print(f"intlm: {what}", file=sys.stderr)
             return LostProcess.exit_code
         now = _last_checkpoint(directory)
@@ -278,7 +279,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Passes signals on to the child, but for Ctrl-C, which reaches it by itself. Gives the signals that came."""
+    """Passes signals on to the child, except Ctrl-C, which it gets anyway. Gives the list of signals received."""
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """The access to JAX's coordinator: the processes of a run can reach it, and nobody else.
 
 JAX's coordinator does not ask who connects: whoever reaches it can join a run, or end it. So it listens on a socket
-file in a private directory of process 0. On the network there is only this door: it listens at the address that the
-user gave, lets in those who have the run's token, and passes on what they send. It closes once all have joined.
+file in a private directory of process 0. On the network only this door listens, at the address that the user gave. It
+lets in those who have the run's token, passes on what they send, and closes once all have joined.
 """
 
 import hmac
@@ -34,7 +34,7 @@ def token(directory: Path) -> bytes:
 
 @contextmanager
 def opened(address: tuple[str, int], key: bytes) -> Iterator[str]:
-    """Process 0: listen at an address for those who have the key. Gives the coordinator's address to listen at."""
+    """In process 0: listens at an address for those who have the key. Gives the address for the coordinator."""
     with tempfile.TemporaryDirectory(prefix="intlm-") as private, ExitStack() as stack:
         inside = f"{private}/door"
         kind, *_, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -52,22 +52,22 @@ def opened(address: tuple[str, int], key: bytes) -> Iterator[str]:
 
 @contextmanager
 def entered(address: tuple[str, int], key: bytes) -> Iterator[str]:
-    """Another process: go through the door at an address. Gives the address that stands for the coordinator's."""
+    """In another process: connects through the door at an address. Gives the address to use as the coordinator's."""
     with tempfile.TemporaryDirectory(prefix="intlm-") as private, ExitStack() as stack:
         inside = f"{private}/door"
         own = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
         own.bind(inside)
         own.listen()
 
-        told = False
+        warned = False
 
         def go(caller: socket.socket) -> None:
-            nonlocal told
+            nonlocal warned
             guest = socket.create_connection(address, _PROOF_SECONDS)
             if _proves(guest, key, b"guest", b"door"):
                 _join(caller, guest)
-            elif not told:
-                told = True
+            elif not warned:
+                warned = True
                 what = "another run listens there, or --run-dir is not the same directory for all processes"
                 print(f"intlm: --coordinator = {address[0]}:{address[1]}: {what}", file=sys.stderr, flush=True)
 
@@ -92,7 +92,7 @@ def _serve(listener: socket.socket, answer: Callable[[socket.socket], None], sta
 
 
 def _proves(other: socket.socket, key: bytes, own_side: bytes, other_side: bytes) -> bool:
-    """Whether the other end has the same key. Neither reveals it, and one end's answer is useless as the other's."""
+    """Whether the other end has the same key. Neither end reveals it, and one end's answer does not serve the other."""
     other.settimeout(_PROOF_SECONDS)
     challenge = secrets.token_bytes(_SIZE)
     other.sendall(challenge)
@@ -103,12 +103,12 @@ def _proves(other: socket.socket, key: bytes, own_side: bytes, other_side: bytes
 
 
 def _take(some: socket.socket) -> bytes:
-    found = b""
-    while len(found) < _SIZE:
-        if not (part := some.recv(_SIZE - len(found))):
+    data = b""
+    while len(data) < _SIZE:
+        if not (part := some.recv(_SIZE - len(data))):
             raise ConnectionError
-        found += part
-    return found
+        data += part
+    return data
 
 
 def _join(one: socket.socket, other: socket.socket) -> None:

@@ -30,7 +30,7 @@ class RunError(IntlmError):
 
 
 class LostProcess(IntlmError):
-    """Another process of the same run is gone, or this one cannot be reached."""
+    """Another process of the same run has ended or cannot be reached, or this one cannot."""
 
     exit_code = 4
 
@@ -75,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class MissingPackage(IntlmError):
-    """Something that is needed is not installed; nothing was done."""
+    """A required package or program is not installed; nothing was done."""
 
     exit_code = 3
 

@@ -3,8 +3,8 @@
 The protocol: every document is read alone, from a zero state, its first token predicted from the separator that
 begins it. Separators are not predicted and not counted. A document longer than SEGMENT tokens is cut into segments
 that are read side by side; each first reads, uncounted, the WARM_UP tokens before it as if they began the document.
-No segment knows of another, and sums are exact, so the number does not depend on the batch. Bytes and words are those
-of the text, or of what it was made from (`Document.counted`).
+Segments are independent and sums are exact, so the result does not depend on the batch. Bytes and words are those of
+the text, or of the text that it was made from (`Document.counted`).
 """
 
 import json
@@ -36,9 +36,9 @@ from intlm.tracking.table import format_table
 SEGMENT = 1024
 WARM_UP = 256
 BATCH_LOGITS = 1 << 24  # logits held at once
-MOST_ROWS = 256  # of a batch whose size is not given
-FRACTION_BITS = 40  # of the exact losses, which are summed as integers, so that no order changes a digit
-SHOWN = 3  # documents, of the best and of the worst
+MOST_ROWS = 256  # the most rows of a batch whose size is not given
+FRACTION_BITS = 40  # fraction bits of the exact losses, which are summed as integers, so that the order has no effect
+SHOWN = 3  # the number of best and of worst documents that are shown
 BEGINNING = 48  # characters of a document that are shown
 # The first positions of the bins: one position a bin up to 8, then four bins from one power of two to the next.
 BIN_STARTS = np.array([*range(1, 4), *((4 + part) << power for power in range(50) for part in range(4))])
@@ -48,7 +48,7 @@ class Document(NamedTuple):
     """A text to measure."""
 
     tokens: np.ndarray  # [tokens], without separators
-    counted: bytes  # the text whose bytes and words the loss is divided by
+    counted: bytes  # the text whose bytes and words are counted
 
 
 class Evaluation(NamedTuple):
@@ -57,8 +57,8 @@ class Evaluation(NamedTuple):
     tokens: int
     bytes: int
     words: int
-    loss: int  # the exact losses' sum, 2^FRACTION_BITS = one bit
-    integer_loss: int  # the integer losses' sum, 256 = one bit
+    loss: int  # the sum of the exact losses, 2^FRACTION_BITS = one bit
+    integer_loss: int  # the sum of the integer losses, 256 = one bit
 
     @property
     def bits(self) -> float:
@@ -94,10 +94,10 @@ class Segment(NamedTuple):
 class Block(NamedTuple):
     """A model's logits for BLOCK tokens of some segments, read side by side."""
 
-    segments: list[Segment]  # of the first rows; the other rows are not counted
+    segments: list[Segment]  # those of the first rows; the other rows are not counted
     logits: np.ndarray  # int16 [batch, BLOCK, vocabulary]
     targets: np.ndarray  # int32 [batch, BLOCK], -1 where nothing is counted
-    positions: np.ndarray  # [len(segments), BLOCK], where in its document each target is
+    positions: np.ndarray  # [len(segments), BLOCK], the position of each target in its document
 
 
 @dataclass
@@ -136,9 +136,9 @@ def documents_of(run: Path, text: Path | None, split: str = "valid") -> tuple[It
         source = sources_of(replace(data, train=str(text.absolute() if str(text).startswith(HUB) else text)))[0]
         return text_documents(source, tokenizer), str(text), source.size
     corpus = open_corpus(config, tokenizer, run)
-    found = corpus.split(split)
+    chosen = corpus.split(split)
     corpus.verify(split)
-    return split_documents(found), f"{split} split", found.bytes
+    return split_documents(chosen), f"{split} split", chosen.bytes
 
 
 def text_documents(source: Source, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -156,7 +156,7 @@ def wikitext_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
         # The pages keep all bytes of the file: no line end is changed, no invalid byte replaced.
         pages = list(wikitext.pages(files.read(file).decode("utf-8", "surrogateescape")))
         if not any(map(wikitext.is_title, (page.partition("\n")[0] for page in pages))):
-            raise DataError(f"{file}: not WikiText: expected lines such as ' = Title = ', a page after each")
+            raise DataError(f"{file}: not WikiText: expected a line such as ' = Title = ' before each page")
         for page in pages:
             text, counted = (some.encode("utf-8", "surrogateescape") for some in (wikitext.detokenised(page), page))
             yield Document(tokenizer.encode(text), counted)
@@ -171,7 +171,7 @@ class Report:
     documents: list[dict[str, Any]] | None  # where figures of each document were asked for
 
     def text(self) -> str:
-        """Tables for people."""
+        """The report as tables for a terminal."""
         rows = [(name.replace("_", " "), _shown(value)) for name, value in self.whole.summary().items()]
         tables = [format_table([self.what, ""], rows)]
         if self.documents:
@@ -202,7 +202,7 @@ def evaluate_run(
         raise ConfigError("--wikitext: expected --text FILE, such as wiki.test.raw")
     for flag, path in (("documents", documents), ("picture", drawing)):
         if path and (path.is_dir() or not path.parent.is_dir()):
-            raise ConfigError(f"--{flag} = {path}: expected a file in a directory that is there")
+            raise ConfigError(f"--{flag} = {path}: expected a file in an existing directory")
     texts: Iterable[np.ndarray | Document]
     texts, what, size = documents_of(run, text, split)
     model = load(run)
@@ -213,10 +213,10 @@ def evaluate_run(
     whole = total(())
     form = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "disable": None}  # None: unless on a terminal
     with tqdm(desc=f"evaluating {what}", total=size, **form) as bar:
-        for document, found in measure(model, texts, batch, positions, bar.update):
-            whole = total((whole, found))
-            if lines is not None and found.bytes:
-                lines.append(_line(len(lines), document, found))
+        for document, evaluation in measure(model, texts, batch, positions, bar.update):
+            whole = total((whole, evaluation))
+            if lines is not None and evaluation.bytes:
+                lines.append(_line(len(lines), document, evaluation))
     if not whole.bytes:
         raise ConfigError(f"{what}: nothing to evaluate: it holds no text")
     if documents and lines is not None:
@@ -236,17 +236,17 @@ def evaluate_run(
     return Report(what, whole, lines)
 
 
-def _line(number: int, document: Document, found: Evaluation) -> dict[str, Any]:
+def _line(number: int, document: Document, evaluation: Evaluation) -> dict[str, Any]:
     """The JSON line of a document."""
     beginning = document.counted[: 8 * BEGINNING].decode(errors="replace")
     return {
         "document": number,
-        "bytes": found.bytes,
-        "tokens": found.tokens,
-        "words": found.words,
-        "bits": found.bits,
-        "bits_per_byte": found.bits / found.bytes,
-        "bits_q40": found.loss,
+        "bytes": evaluation.bytes,
+        "tokens": evaluation.tokens,
+        "words": evaluation.words,
+        "bits": evaluation.bits,
+        "bits_per_byte": evaluation.bits / evaluation.bytes,
+        "bits_q40": evaluation.loss,
         "begins": " ".join(beginning.split())[:BEGINNING].translate(VISIBLE),
     }
 
@@ -266,13 +266,13 @@ def count_words(text: bytes) -> int:
 
 def evaluate(model: LanguageModel, texts: Iterable[np.ndarray | Document], batch: int | None = None) -> Evaluation:
     """Measure a model on documents. `batch`: segments read side by side."""
-    return total(found for _, found in measure(model, texts, batch))
+    return total(evaluation for _, evaluation in measure(model, texts, batch))
 
 
-def total(found: Iterable[Evaluation]) -> Evaluation:
+def total(evaluations: Iterable[Evaluation]) -> Evaluation:
     """The sum of the evaluations of several texts."""
     whole = [0] * len(Evaluation._fields)
-    for one in found:
+    for one in evaluations:
         whole = [a + b for a, b in zip(whole, one, strict=True)]
     return Evaluation(*whole)
 
@@ -286,8 +286,8 @@ def measure(
 ) -> Iterator[tuple[Document, Evaluation]]:
     """Yields a model's evaluation of each document, in their order.
 
-    texts: documents, or the tokens alone. batch: segments read side by side; changes no digit. positions: losses are
-    added to it. advance: is called with the number of bytes read since the last call.
+    texts: documents, or their tokens. batch: segments read side by side; does not change the result. positions: losses
+    are added to it. advance: is called with the number of bytes read since the last call.
     """
     waiting: deque[tuple[Document, list[int]]] = deque()  # with the tokens counted, the loss, the integer loss
     finished = 0
@@ -375,9 +375,9 @@ def fixed_point_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     logits: int16 [batch, T, vocabulary]; targets: int32 [batch, T], -1 where nothing is counted.
     """
     counted = targets >= 0
-    found = np.zeros(targets.shape, np.int64)
-    found[counted] = np.rint(np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS))
-    return found
+    losses = np.zeros(targets.shape, np.int64)
+    losses[counted] = np.rint(np.ldexp(exact_losses(logits[counted], targets[counted]), FRACTION_BITS))
+    return losses
 
 
 def exact_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -18,11 +18,11 @@ def add(parser: argparse.ArgumentParser, flag: str, family: Family[Any], metavar
     about = "; ".join(f"{name}: {(part.__doc__ or '').partition('.')[0]}" for name, part in family.parts().items())
     parser.add_argument(f"--{flag}", choices=names, required=True, metavar=metavar, help=about.replace("%", "%%"))
     for name, by_part in _settings(family).items():
-        found = next(iter(by_part.values()))
-        default = "required" if found.default is dataclasses.MISSING else f"default: {shown(found.default)}"
-        about = f"{', '.join(by_part)}: {found.help} ({default})".replace("%", "%%")
+        setting = next(iter(by_part.values()))
+        default = "required" if setting.default is dataclasses.MISSING else f"default: {shown(setting.default)}"
+        about = f"{', '.join(by_part)}: {setting.help} ({default})".replace("%", "%%")
         try:
-            parser.add_argument(f"--{name}", dest=f"{flag}.{name}", metavar=_metavar(found), help=about)
+            parser.add_argument(f"--{name}", dest=f"{flag}.{name}", metavar=_metavar(setting), help=about)
         except argparse.ArgumentError:
             where = f"{family.kind} {next(iter(by_part))!r}: setting {name!r}"
             raise ConfigError(f"{where}: the command has a flag --{name} already: expected another name") from None
@@ -43,21 +43,21 @@ def chosen(args: argparse.Namespace, flag: str, family: Family[AnyPart]) -> AnyP
         elif part not in by_part:
             raise ConfigError(f"--{name} = {value}: only for --{flag} {' or '.join(by_part)}")
         else:
-            found, here = by_part[part], Path.cwd()
-            given[name] = value if found.is_path else found.valid(value, COMMAND_LINE, here, here)
+            setting, here = by_part[part], Path.cwd()
+            given[name] = value if setting.is_path else setting.valid(value, COMMAND_LINE, here, here)
     return family[part](**given)
 
 
 def _settings(family: Family[Any]) -> dict[str, dict[str, Key]]:
     """Each setting's name -> the parts that have it, by name."""
-    found: dict[str, dict[str, Key]] = {}
+    by_name: dict[str, dict[str, Key]] = {}
     for name, part in family.parts().items():
         for key in keys_of(part):
-            found.setdefault(key.name, {})[name] = key
-    return found
+            by_name.setdefault(key.name, {})[name] = key
+    return by_name
 
 
-def _metavar(found: Key) -> str:
-    if found.choices:
-        return "|".join(found.choices)
-    return "FILE" if found.is_path else "N" if found.is_number else "TEXT"
+def _metavar(setting: Key) -> str:
+    if setting.choices:
+        return "|".join(setting.choices)
+    return "FILE" if setting.is_path else "N" if setting.is_number else "TEXT"

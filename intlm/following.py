@@ -1,4 +1,4 @@
-"""The progress of runs: a list of many, or a comparison of some. No run is changed, or waited for."""
+"""The progress of runs: a list of many, or a comparison of some. Runs are only read; they may be training."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from intlm.run import WEIGHTS, architecture_of, open_run
 from intlm.tracking import metrics, results
 from intlm.tracking.table import duration, format_table, human
 
-COLUMNS = 4  # of runs that fit on a screen side by side
+COLUMNS = 4  # the most runs that are shown side by side
 _ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("state", "state", str),
     ("seeds", "seeds", str),
@@ -44,8 +44,8 @@ class Status:
 
     directory: Path
     config: Config
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    parameters: int | None  # None: its vocabulary is not known yet
+    lines: list[dict[str, Any]]  # the lines of metrics.jsonl
+    parameters: int | None  # the number of parameters; None: the vocabulary is not known yet
     alive: bool  # whether a process is training it
     age: float  # seconds since it last wrote a line, or started
 
@@ -148,16 +148,16 @@ def runs(directory: Path) -> Listing:
     """Lists the runs in a directory, at any depth. Directories that are not runs are ignored."""
     if not directory.is_dir():
         raise RunError(f"{directory}: no such directory")
-    found = []
+    places = []
     for place, inner, files in os.walk(directory):
         if "config.toml" in files:
             inner.clear()  # there are no runs inside a run
             if WEIGHTS not in files:
-                found.append(Path(place))
+                places.append(Path(place))
         inner[:] = [name for name in inner if not name.startswith(".")]
     read: dict[str, Status] = {}
     damaged: dict[str, str] = {}
-    for path in tqdm(sorted(found), "reading runs", disable=None, delay=1, leave=False):
+    for path in tqdm(sorted(places), "reading runs", disable=None, delay=1, leave=False):
         name = str(path.relative_to(directory)) if path != directory else path.absolute().name
         try:
             read[name] = status(path)
@@ -189,29 +189,29 @@ class Comparison:
     def differing(self) -> dict[str, list[Any]]:
         """The keys in which the entries differ, with each one's value; None where its sweep did not set the key."""
         whole = [entry for entry in self.entries if "data.train" in entry.settings]
-        found = {}
+        differing = {}
         for key in dict.fromkeys(key for entry in self.entries for key in entry.settings):
             values = [entry.settings.get(key) for entry in self.entries]
             known = [value for value in values if value is not None or not whole]
             if any(value != known[0] for value in known[1:]):
-                found[key] = values
-        return found
+                differing[key] = values
+        return differing
 
     def text(self) -> str:
         """The comparison as a table, a column for each entry; a row for each where the columns do not fit a screen."""
         columns = [entry.summary for entry in self.entries]
-        found = {name: [_cell(show, column.get(key)) for column in columns] for name, key, show in _ROWS}
-        found = {name: cells for name, cells in found.items() if any(cells)}
+        table = {name: [_cell(show, column.get(key)) for column in columns] for name, key, show in _ROWS}
+        table = {name: cells for name, cells in table.items() if any(cells)}
         settings = {key: _shown(key, values) for key, values in self.differing.items()}
         labels = [entry.label for entry in self.entries]
         if len(labels) <= COLUMNS:
-            return format_table(["", *labels], [(name, *cells) for name, cells in (found | settings).items()])
+            return format_table(["", *labels], [(name, *cells) for name, cells in (table | settings).items()])
         changed = [
             " ".join(f"{key}={cells[number]}" for key, cells in settings.items() if cells[number] is not None)
             for number in range(len(labels))
         ]
-        rows = zip(labels, *found.values(), changed, strict=True)
-        return format_table(["", *found, "what differs"], rows, "l" + "r" * len(found) + "l")
+        rows = zip(labels, *table.values(), changed, strict=True)
+        return format_table(["", *table, "what differs"], rows, "l" + "r" * len(table) + "l")
 
     def summary(self) -> dict[str, Any]:
         """The comparison as one JSON object."""
@@ -259,8 +259,8 @@ def compare(sources: Sequence[str], references: Sequence[str], out: Path) -> Com
     return Comparison(entries, out)
 
 
-def _cell(show: Callable[[Any], str], found: Any) -> str | None:
-    return None if found is None else show(found)
+def _cell(show: Callable[[Any], str], value: Any) -> str | None:
+    return None if value is None else show(value)
 
 
 def _shown(key: str, values: Sequence[Any]) -> list[str | None]:
@@ -275,7 +275,7 @@ def _of_results(path: Path, selected: Sequence[str], label: str) -> list[Entry]:
     """The groups of a results file whose study, variant and text are those selected."""
     if not path.is_file():
         raise RunError(f"{path}: no such results file")
-    found = []
+    entries = []
     for group in results.groups(results.read(path)):
         first = group[0]
         names = [first["study"], first["variant"], first["text"]]
@@ -295,7 +295,7 @@ def _of_results(path: Path, selected: Sequence[str], label: str) -> list[Entry]:
             "seconds": round(seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
         }
-        found.append(Entry(called, summary, first["keys"], results.curve(group, called)))
-    if not found:
+        entries.append(Entry(called, summary, first["keys"], results.curve(group, called)))
+    if not entries:
         raise RunError(f"{path}: no results of {'/'.join(selected)}" if selected else f"{path}: holds no results")
-    return found
+    return entries

@@ -44,7 +44,7 @@ def generate(
 ) -> Iterator[bytes]:
     """Yields the bytes after a prompt, a block of tokens at a time, until `tokens` are drawn or the document ends.
 
-    temperature: 0 takes the likeliest token. top_k: 0 for all.
+    temperature: 0 takes the most likely token. top_k: 0 for all.
     """
     inverse = inverse_temperature(temperature)
     if not 0 <= seed < 1 << 64:

@@ -60,10 +60,10 @@ def main(run: Path, arguments: Sequence[str]) -> None:
 class Writing(NamedTuple):
     """A text that is being generated."""
 
-    number: int  # of the request; also the seed
+    number: int  # the number of the request, which is also the seed
     context: np.ndarray  # its tokens
     stops: list[bytes]
-    limit: int  # tokens at most
+    limit: int  # the most tokens
     decoder: Decoder
     text: bytearray  # the text so far
 
@@ -96,9 +96,9 @@ class IntlmLM(LM):
         losses, is_greedy = [0] * len(requests), [True] * len(requests)
         watched = _watch(segments, "loglikelihood", len(requests), disable_tqdm)
         for block in read(self.model, watched, min(self._batch, len(requests))):
-            found = fixed_point_losses(block.logits, block.targets).sum(axis=1).tolist()
+            summed = fixed_point_losses(block.logits, block.targets).sum(axis=1).tolist()
             likely = (block.targets < 0) | (block.logits.argmax(axis=-1) == block.targets)
-            for segment, loss, all_likely in zip(block.segments, found, likely.all(axis=1).tolist(), strict=False):
+            for segment, loss, all_likely in zip(block.segments, summed, likely.all(axis=1).tolist(), strict=False):
                 losses[segment.document] += loss
                 is_greedy[segment.document] &= all_likely
         return list(zip(map(natural, losses), is_greedy, strict=True))
@@ -107,8 +107,8 @@ class IntlmLM(LM):
         """The log-likelihood of each text by the protocol of `intlm evaluate`."""
         texts = (request.args[0].encode() for request in requests)
         documents = (Document(self.model.tokenizer.encode(text), text) for text in texts)
-        found = measure(self.model, documents, self._batch)
-        watched = _watch(found, "rolling loglikelihood", len(requests), disable_tqdm)
+        measured = measure(self.model, documents, self._batch)
+        watched = _watch(measured, "rolling loglikelihood", len(requests), disable_tqdm)
         return [natural(evaluation.loss) for _, evaluation in watched]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -183,8 +183,8 @@ def ends(writing: Writing, token: int, position: int) -> bool:
     text, known = writing.text, len(writing.text)
     text += writing.decoder.feed([token])
     # A stop string ends within the new bytes.
-    found = [text.find(stop, max(0, known - len(stop) + 1)) for stop in writing.stops]
-    if stops := [at for at in found if at >= 0]:
+    places = [text.find(stop, max(0, known - len(stop) + 1)) for stop in writing.stops]
+    if stops := [at for at in places if at >= 0]:
         del text[min(stops) :]
     return bool(stops) or position + 1 == writing.limit
 

@@ -68,8 +68,8 @@ def activations(model: LanguageModel, tokens: np.ndarray) -> tuple[dict[str, np.
     logits = []
     with jax.disable_jit():  # so that the recorder sees arrays
         for token in tokens.astype(np.int32).T:
-            found, states = step(weights, jnp.asarray(token), states, model.architecture)
-            logits.append(np.asarray(found))
+            predicted, states = step(weights, jnp.asarray(token), states, model.architecture)
+            logits.append(np.asarray(predicted))
     shaped = {
         name: np.stack(values).reshape(len(logits), -1 if name in ("embedding", "head") else layers, *values[0].shape)
         for name, values in seen.items()
@@ -118,7 +118,7 @@ def inspect(directory: Path) -> str:
     width = logits.max(axis=-1).astype(np.int32) - logits.min(axis=-1)
     report += ["", format_table(headers, rows), "", (
         f"logits: {logits.min() / 256:.2f} … {logits.max() / 256:.2f} bits, "
-        f"{width.mean() / 256:.2f} between the likeliest token and the least likely"
+        f"{width.mean() / 256:.2f} between the most and the least likely token"
     )]  # fmt: skip
     population = population_of(config, tokenizer.vocab_size)
     headers, rows = population.estimator.inspect(population, model.parameters, jnp.asarray(tokens, jnp.int32))

@@ -17,7 +17,7 @@ from intlm.population.engine import Prepared
 from intlm.schema import check_range
 
 BLOCK = 64  # tokens that one compiled call of inference reads
-WRITTEN = 256  # tokens that one writes: what a call costs by itself is then little beside them
+WRITTEN = 256  # tokens that one compiled call of generation writes: enough to make the overhead of a call small
 
 
 class LanguageModel:
@@ -61,14 +61,14 @@ class LanguageModel:
         """
         check_range(tokens, 0, self.architecture.vocab_size - 1, "tokens", DataError)
         check_range(np.asarray(states), -MAX8, MAX8, "states", DataError)
-        found = []
+        parts = []
         whole = tokens.shape[1] // BLOCK * BLOCK
         for first in (*range(0, whole, BLOCK), *range(whole, tokens.shape[1])):
             block = tokens[:, first : first + (BLOCK if first < whole else 1)]
             logits, states = self._infer(self.prepared(), jnp.asarray(block, jnp.uint16), states)
-            found.append(np.asarray(logits))
+            parts.append(np.asarray(logits))
         empty = np.empty((tokens.shape[0], 0, self.architecture.vocab_size), np.int16)
-        return np.concatenate([empty, *found], axis=1), states
+        return np.concatenate([empty, *parts], axis=1), states
 
     def write(
         self, logits: Array, states: Array, key: Array, position: int, inverse: int, top_k: int
@@ -88,7 +88,7 @@ class LanguageModel:
         return self.tokenizer.encode(text.encode() if isinstance(text, str) else text).astype(np.int32)
 
     def logits(self, text: bytes | str) -> np.ndarray:
-        """What predicts each token of a document: int16 [tokens, vocabulary], 256 = one bit."""
+        """The logits that predict each token of a document: int16 [tokens, vocabulary], 256 = one bit."""
         tokens = self.tokens(text)
         return self.read(np.concatenate([[SEPARATOR], tokens[:-1]])[None, : len(tokens)], self.start(1))[0][0]
 

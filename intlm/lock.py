@@ -1,4 +1,4 @@
-"""The lock of a run's directory: only one process trains in it, and others can see that it does."""
+"""The lock of a run's directory: only one process trains in it, and other processes can see whether one does."""
 
 import fcntl
 import time

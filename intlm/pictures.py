@@ -103,7 +103,7 @@ def comparison(curves: Sequence[Curve], references: Mapping[str, float], path: P
     """Draw bits per byte against tokens evaluated, seconds and tokens read to the PNG `path`, replacing it atomically.
 
     1800 pixels wide, 750 high and higher where the legend needs it. The mean of a curve's seeds is a line, the
-    range from the least to the greatest a band; seeds that go on longer than others are cut. A panel without data is
+    range from the least to the greatest a band; it ends where the shortest seed does. A panel without data is
     left out.
     """
     from matplotlib.figure import Figure
@@ -261,7 +261,7 @@ def lengths(counts: Mapping[str, Sequence[int]], path: Path, title: str) -> None
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: human(y)))
     axes.set_xticks(range(bins), [f"{human(2**place)}" for place in range(bins)], fontsize=11)
-    axes.set_xlabel("tokens of a document, from so many to twice as many", fontsize=12)
+    axes.set_xlabel("tokens of a document, each bin up to twice its first number", fontsize=12)
     axes.set_ylabel("documents", fontsize=12)
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):

@@ -1,7 +1,7 @@
 """Plugins: the user's own Python files that register parts (`intlm.settings`).
 
 A plugin runs only where its user asks for it: by `--plugin FILE`, or by `plugins` in a configuration or a sweep that
-the user wrote. That a run, an export or another downloaded file names one is not enough.
+the user wrote. A plugin that a run, an export or another downloaded file names is not run.
 """
 
 import importlib.util
@@ -40,21 +40,21 @@ def load(path: Path) -> None:
 
 def asked_for(arguments: Sequence[str]) -> list[Path]:
     """The plugins that a command line asks for, by flags and by the configuration or sweep that it names."""
-    found: list[Path] = []
+    files: list[Path] = []
     for at, word in enumerate(arguments):
         if word == "--plugin" and at + 1 < len(arguments):
-            found.append(Path(arguments[at + 1]))
+            files.append(Path(arguments[at + 1]))
         elif word.startswith("--plugin="):
-            found.append(Path(word.partition("=")[2]))
+            files.append(Path(word.partition("=")[2]))
         elif word.endswith(".toml") and (at == 0 or not arguments[at - 1].startswith("--")):
-            found += named_by(Path(word))
-    return found
+            files += named_by(Path(word))
+    return files
 
 
 def named_by(config: Path) -> list[Path]:
-    """The plugins that the user's own configuration or sweep names; those that a run's names do not count.
+    """The plugins that the user's own configuration or sweep names; none for the config.toml of a run or an export.
 
-    A file that cannot be read names none: reading it as a configuration says what is wrong.
+    None for a file that cannot be read either: reading it as a configuration later reports the mistake.
     """
     if any((config.parent / name).exists() for name in OF_A_RUN):
         return []

@@ -1,10 +1,10 @@
-"""A run's directory: what is in it, and the model that its last checkpoint holds.
+"""A run's directory: its files, and the model of its last checkpoint.
 
 config.toml          the resolved configuration
 tokenizer.json       the tokenizer that the model was trained with
-references.json      the ladder on the held-out text: unigram, bigram, trigram, gzip -9
+references.json      reference models on the held-out text: unigram, bigram, trigram, gzip -9
 checkpoints/         the last few (intlm.checkpoint)
-metrics.jsonl        one line an update, with what the model wrote now and then
+metrics.jsonl        one line per update, with a sample of text now and then
 learning_curve.png
 events.out.tfevents.*  the metrics for TensorBoard
 
@@ -47,7 +47,7 @@ def architecture_of(config: Config, vocab_size: int) -> Architecture:
 
 
 def population_of(config: Config, vocab_size: int) -> Population:
-    """What a run's engine is built for."""
+    """The population of a configuration, for which a run's engine is built."""
     eggroll = config.eggroll
     return Population(
         architecture_of(config, vocab_size), eggroll.estimator, eggroll.population, config.seed, config.objective,
@@ -56,7 +56,7 @@ def population_of(config: Config, vocab_size: int) -> Population:
 
 
 class Described(msgspec.Struct):
-    """What config.json of an export is read for."""
+    """The fields of an export's config.json that intlm reads."""
 
     weights_sha256: Sha256
     corpus: str | None = None  # the identity of the text that it was trained with
@@ -78,8 +78,8 @@ def open_run(directory: Path) -> tuple[Config, Tokenizer]:
 def open_corpus(config: Config, tokenizer: Tokenizer, directory: Path | None = None) -> Corpus:
     """The token shards of a run's configuration.
 
-    directory: of the run, whose text it must be; None: any that has the tokenizer. Raises DataError where there is none
-    or another one.
+    directory: the run, whose training text they must be; None: any text in the run's tokens will do. Raises DataError
+    where there are no shards, or those of another text.
     """
     place = Path(config.data.prepared)
     if directory and not (place / "index.json").exists():
@@ -133,28 +133,28 @@ def exported_parameters(path: Path, architecture: Architecture) -> Parameters:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: of dtypes that numpy has not
         raise RunError(f"{path}: cannot be read: {error}") from None
     version = metadata.get("inference_version", metadata.get("numerics_version"))  # the latter in older exports
     if version != str(INFERENCE_VERSION):
         raise RunError(
-            f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the one that this intlm computes"
+            f"{path}: inference_version = {version}: expected {INFERENCE_VERSION}, the version of this intlm"
         )
     shapes = {s.name: s.shape for s in specifications(architecture)}
-    for name in sorted(shapes.keys() | found.keys()):
-        has = (found[name].shape, str(found[name].dtype)) if name in found else "nothing"
+    for name in sorted(shapes.keys() | weights.keys()):
+        has = (weights[name].shape, str(weights[name].dtype)) if name in weights else "nothing"
         if name not in shapes or has != (shapes[name], "int8"):
             raise RunError(f"{path}: {name!r}: found {has}, expected {(shapes.get(name), 'int8')} by config.toml")
-        check_range(found[name], -MAX8, MAX8, f"{path}: {name}")
-    return {name: jnp.asarray(value) for name, value in found.items()}
+        check_range(weights[name], -MAX8, MAX8, f"{path}: {name}")
+    return {name: jnp.asarray(value) for name, value in weights.items()}
 
 
 def read_checkpoints(directory: Path, read: Callable[[Checkpoints, list[int]], T]) -> T:
-    """What `read` makes of a run's checkpoints, given the updates that have one, oldest first.
+    """Returns the result of `read` on a run's checkpoints and the updates that have one, oldest first.
 
-    It is called again where some are gone meanwhile, as those of a run that is being trained are. Raises RunError where
-    there are none, and what `read` raises.
+    Calls it again if checkpoints vanish meanwhile, as they do while the run is being trained. Raises RunError where
+    there are none, and whatever `read` raises.
     """
     path = directory / "checkpoints"
     while path.is_dir():

@@ -1,4 +1,4 @@
-"""Files that may have been changed by others: JSON and TOML, read as a type or refused in one line."""
+"""Reads JSON and TOML files that may be damaged, as a type; a file that does not fit is refused in one line."""
 
 import json
 import tomllib
@@ -104,5 +104,5 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The message of an error, in the terms of the file."""
+    """The message of an error of the parser, shortened to what concerns the file."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition("; use sys.")[0]

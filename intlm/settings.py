@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 class Part:
-    """A member of a family: a frozen dataclass with settings for fields."""
+    """A part of a family: a frozen dataclass whose fields are its settings."""
 
     name: ClassVar[str] = ""  # set by `Family.register`
 
@@ -307,18 +307,18 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Returns every setting by its full name, a part as its name: the reverse of `build`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         name, value = prefix + field.name, getattr(settings, field.name)
         if "help" not in field.metadata:
-            found |= flatten(value, f"{name}.")
+            values |= flatten(value, f"{name}.")
         elif "family" in field.metadata:
-            found[name] = value.name
+            values[name] = value.name
             if not isinstance(value, Missing):
-                found |= flatten(value, f"{prefix}{value.name}.")
+                values |= flatten(value, f"{prefix}{value.name}.")
         else:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def names_in(text: str) -> list[str]:
@@ -350,10 +350,10 @@ def _absolute(path: str, directory: Path, written_in: str | Path, made: bool) ->
     moved if the path exists at the same place relative to the file, or if it is made when missing and its old place is
     gone.
     """
-    found = os.path.abspath(directory / os.path.expanduser(path))
-    moved = os.path.abspath(directory / os.path.relpath(found, written_in))
-    gone = made and not os.path.exists(found) and not os.path.exists(os.path.dirname(found))
-    return moved if os.path.exists(moved) or gone else found
+    place = os.path.abspath(directory / os.path.expanduser(path))
+    moved = os.path.abspath(directory / os.path.relpath(place, written_in))
+    gone = made and not os.path.exists(place) and not os.path.exists(os.path.dirname(place))
+    return moved if os.path.exists(moved) or gone else place
 
 
 def shown(value: Any) -> str:

@@ -10,11 +10,11 @@ A sweep is a TOML file:
     "eggroll.optimizer" = "adam"
 
     [grid]                                     # every variant with every combination of these
-    "eggroll.step" = [128, 256]
+    "eggroll.sgd.step" = [128, 256]
     "model.hidden_size" = { from = 32, to = 128, times = 2 }   # 32, 64, 128; or step = 32
 
-Everything is checked, and the text prepared, before the first run starts. Each run is a process of its own, `intlm
-train` in a directory of its own. Runs in the results are not repeated; stopped runs go on from their checkpoint.
+Everything is checked, and the text prepared, before the first run starts. Each run is a separate `intlm train` process
+with its own directory. Runs in the results are not repeated; stopped runs resume from their checkpoint.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Study:
     path: Path
     base: Path
     seeds: list[int] | None
-    variants: dict[str, dict[str, Any]]  # name -> dotted key -> value, the grid multiplied in
+    variants: dict[str, dict[str, Any]]  # name -> dotted key -> value, one for every combination with the grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def load_study(path: Path) -> Study:
     grid = _flat(path, "grid", _table(path, "grid", tables))
     lists = {key: _values(path, f"grid: {key}", entry) for key, entry in grid.items()}
     combinations = [dict(zip(lists, chosen, strict=True)) for chosen in itertools.product(*lists.values())]
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for variant in variants or [""]:
         own = _flat(path, f"variants.{variant}", _table(path, variant, variants, "variants."))
         for combination in combinations:
@@ -124,29 +124,29 @@ def load_study(path: Path) -> Study:
             name = "+".join(filter(None, parts)) or "base"
             if "/" in name or "\0" in name:
                 raise ConfigError(f"{path}: variants.{shown(name)}: expected a name without a slash, or NUL")
-            if name in found:
+            if name in by_name:
                 raise ConfigError(f"{path}: two variants would be called {name}")
-            found[name] = _flat(path, "keys", shared) | own | combination
-    return Study(path, path.parent / base, seeds, found)
+            by_name[name] = _flat(path, "keys", shared) | own | combination
+    return Study(path, path.parent / base, seeds, by_name)
 
 
 def _table(path: Path, name: str, tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = tables.get(name, {})
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: {prefix}{name} = {shown(found)}: expected a table")
-    return found
+    value = tables.get(name, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {prefix}{name} = {shown(value)}: expected a table")
+    return value
 
 
 def _flat(path: Path, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a table by dotted keys, written in quotes or as nested tables. Raises ConfigError for an unknown key."""
-    found = configuration.dotted(table, f"{path}: {where}")
+    """Returns a table by dotted keys, quoted or nested in the file. Raises ConfigError for an unknown key."""
+    flat = configuration.dotted(table, f"{path}: {where}")
     known = configuration.keys()
-    for name in found:
+    for name in flat:
         if name not in known and name not in RENAMED:
             raise ConfigError(f"{path}: {where}: {name}: unknown key{configuration.nearest(name)}")
         if name == "seed":
             raise ConfigError(f"{path}: {where}: seed: expected in seeds = [...]")
-    return found
+    return flat
 
 
 def _values(path: Path, where: str, entry: Any) -> list[Any]:
@@ -175,7 +175,7 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
     """Returns a sweep's runs, seed by seed, with checked configurations. Raises ConfigError for the first wrong one."""
     if "seed" in overrides:
         raise ConfigError("command line: seed: a sweep has seeds of its own; --seeds N takes the first N")
-    found = []
+    planned = []
     base = flatten(configuration.load(study.base))
     own = base["seed"] if study.seeds is None else 0
     for seed in study.seeds or [own]:
@@ -203,8 +203,8 @@ def plan(study: Study, overrides: Mapping[str, str], runs: Path, jobs: int) -> l
             directory = runs / f"{variant}-{text.stem}-{seed}"
             flags = [f"--{key}={setting}" for key, setting in flat.items() if key in always or base.get(key) != setting]
             command = ["train", str(study.base), "--run-dir", str(directory), *plugins.flags(), *flags]
-            found.append(Planned(identity, config, directory, command))
-    return found
+            planned.append(Planned(identity, config, directory, command))
+    return planned
 
 
 @dataclasses.dataclass
@@ -393,5 +393,5 @@ def _updates(log: Path) -> int:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
         lines = file.read().split(b"\n")[:-1]
-    found = re.match(rb'\{"update": (\d{1,18}),', lines[-1]) if lines else None
-    return int(found[1]) if found else 0
+    match = re.match(rb'\{"update": (\d{1,18}),', lines[-1]) if lines else None
+    return int(match[1]) if match else 0

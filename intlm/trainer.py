@@ -123,7 +123,7 @@ class Trainer:
 
     @property
     def identity(self) -> str:
-        """What tells the text apart, all of a mixture."""
+        """The identity of the training text: those of all corpora of a mixture."""
         return " ".join(corpus.identity for _, corpus in self.mixture)
 
     @property
@@ -160,7 +160,7 @@ class Trainer:
             self.seconds = lines[-1]["seconds"] if lines else 0.0
 
     def digest(self) -> str:
-        """What tells where training goes on from: the update and the weights."""
+        """A digest of the point where training goes on: of the update and the weights."""
         digest = hashlib.sha256(str(self.update).encode())
         for name, weight in sorted(self.whole_parameters().items()):
             digest.update(name.encode() + np.asarray(weight).tobytes())
@@ -181,7 +181,7 @@ class Trainer:
         self.place(whole._replace(parameters=model.parameters, optimizer=self.optimizer.init(model.parameters)))
 
     def references(self) -> None:
-        """Measure the ladder on the held-out text, once a run."""
+        """Measure the reference models on the held-out text, once per run."""
         path = self.directory / LADDER
         if path.exists():
             self.ladder = read_ladder(path)
@@ -194,7 +194,7 @@ class Trainer:
         return evaluate(self.model, split_documents(self.valid, limit)) if self.valid else None
 
     def sample(self) -> str:
-        """What the shared weights write after nothing, as text to show."""
+        """A sample of text from the shared weights, without a prompt."""
         self.model.parameters = self.whole_parameters()
         written = b"".join(generate(self.model, b"", SAMPLE_TOKENS, "0.8", seed=self.update))
         return written.decode(errors="replace")
@@ -231,7 +231,7 @@ class Trainer:
         }
 
     def health(self) -> dict[str, float]:
-        """What tells a run that learns from one that does not, of the update just made. All processes call it."""
+        """Measures of the last update that show whether a run learns. All processes must call it."""
         found = self.measure_health(self.report.seen, self.state.members, np.uint32(self.update - 1))
         states = self.population.units * self.population.estimator.states_of_a_unit(self.population.architecture)
         named = {
@@ -242,7 +242,7 @@ class Trainer:
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
     def save(self, checkpoints: Checkpoints | None) -> None:
-        """Write a checkpoint of now. All processes call it; checkpoints: of the one that writes."""
+        """Write a checkpoint of the present state. All processes call it; checkpoints: of the one that writes."""
         if self.update == self.saved:
             return
         self.saved = self.update
@@ -257,7 +257,7 @@ class Trainer:
         self.processes.wait(f"saved {next(self.meetings)}")
 
     def summary(self) -> str:
-        """The ladder with the model in it, as a table; also draws the learning curve."""
+        """The model among the reference models, as a table; also draws the learning curve."""
         lines = metrics.read(self.directory / "metrics.jsonl")
         pictures.learning_curve(lines, self.ladder, self.directory / "learning_curve.png", self.directory.name)
         rungs = list(self.ladder.items())

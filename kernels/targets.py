@@ -29,7 +29,7 @@ def compile_kernels(
 ) -> None:
     """Compile and link every target's engine and further sources, which are given by name with their flags.
 
-    made: the file to link; objects are left beside it. Raises CalledProcessError or OSError if that fails.
+    made: the library to write; object files are left beside it. Raises CalledProcessError or OSError if that fails.
     """
     listed = "-DINTLM_TARGETS(X)=" + " ".join(f"X({name})" for name in targets)
 

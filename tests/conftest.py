@@ -40,7 +40,7 @@ settings.load_profile("intlm")
 
 
 class Recording:
-    """An engine that keeps what passed between its calls."""
+    """An engine that records the arguments and results of its calls."""
 
     def __init__(self, engine: str, population: Population) -> None:
         self.built = make_engine(engine, population)
@@ -70,7 +70,7 @@ def compiled_update(engine: str, population: Population, options: tuple[tuple[st
 
 
 class Bridge:
-    """From the oracle's values, lists by number in int64, to the package's, dictionaries by name in int8."""
+    """Converts the oracle's values, lists by number in int64, to the package's, dictionaries by name in int8."""
 
     @staticmethod
     def architecture(shape: oracle.Shape) -> Architecture:
@@ -108,14 +108,14 @@ class Bridge:
 
     @classmethod
     def named(cls, shape: oracle.Shape, values: list[oracle.Array], dtype: Any = jnp.int32) -> Parameters:
-        """Parameters, or what is like them, by the package's names."""
+        """Parameters, or arrays of the same shapes, by the package's names."""
         described = specifications(cls.architecture(shape))
         assert [s.shape for s in described] == [v.shape for v in values]
         return {s.name: jnp.asarray(v, dtype) for s, v in zip(described, values, strict=True)}
 
     @classmethod
     def assert_equal(cls, shape: oracle.Shape, found: Parameters, expected: oracle.Parameters) -> None:
-        """Every parameter, or its votes, is exactly what the oracle has, and there is nothing else."""
+        """Asserts that parameters, or their votes, are exactly the oracle's, with none missing and none extra."""
         described = specifications(cls.architecture(shape))
         assert set(found) == {s.name for s in described}
         for s, value in zip(described, expected, strict=True):

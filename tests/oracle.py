@@ -286,7 +286,7 @@ def gaussian(key: tuple[int, ...], stream: tuple[int, int, int], count: int, sta
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's parameters and arithmetic depend on."""
+    """The sizes and kinds of a model, on which its parameters and arithmetic depend."""
 
     vocabulary: int
     hidden: int
@@ -518,7 +518,7 @@ def texts_read(
 
 @dataclass(frozen=True)
 class Noise:
-    """What a population's perturbations depend on."""
+    """The settings on which a population's perturbations depend."""
 
     seed: int
     rank: int

@@ -23,7 +23,7 @@ def on_devices(count: int, *arguments: object, environment: Mapping[str, str] | 
 def together(
     count: int, *arguments: object, devices: int = 1, each: Sequence[Sequence[object]] = ()
 ) -> "list[subprocess.Popen[str]]":
-    """`intlm` as so many processes of one run. each: arguments of its own for each of them."""
+    """Runs `intlm` as several processes of one run. each: further arguments of each process."""
     place = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", count, "--process")
     return [
         on_devices(devices, *arguments, *(each[process] if each else ()), *place, process) for process in range(count)
@@ -42,7 +42,7 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def wait_for_lines(run: Path, count: int) -> None:
-    """Waits until a run's metrics have so many lines."""
+    """Waits until a run's metrics have a number of lines."""
     path, until = run / "metrics.jsonl", time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert time.monotonic() < until, f"{path} has not {count} lines yet"

@@ -1,4 +1,4 @@
-"""intlm.bench: what is printed follows from what was measured, and everything is measured. No timing is asserted."""
+"""intlm.bench: everything is measured, and the output follows from the measurements. No timing is asserted."""
 
 import json
 import struct
@@ -48,7 +48,7 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
     rounds = [
         Round(
             {part: took * factor for part, took in {**seconds, "generation": 0.1}.items()},
-            {part: {phase: took * factor for phase, took in found.items()} for part, found in phases.items()},
+            {part: {phase: took * factor for phase, took in by_phase.items()} for part, by_phase in phases.items()},
             peak and peak / factor,
             peak and MACS * 1000 / factor,
         )
@@ -62,20 +62,20 @@ def made(*factors: float, peak: float | None = 4e6, config: Any = None, **fields
 def test_rates_and_ratios() -> None:
     """Rates and ratios are medians over the rounds, of ratios taken within a round: here the same however slow the
     round is."""
-    found = made(1, 4, 2).summary()
-    assert found["rounds"] == 3 and found["members"] == tiny.MEMBERS and found["macs_per_token"] == MACS
-    assert found["seconds"]["update"] == 4.0 and found["seconds"]["noise"] == 0.5
-    assert found["tokens_per_second"] == {
+    summary = made(1, 4, 2).summary()
+    assert summary["rounds"] == 3 and summary["members"] == tiny.MEMBERS and summary["macs_per_token"] == MACS
+    assert summary["seconds"]["update"] == 4.0 and summary["seconds"]["noise"] == 0.5
+    assert summary["tokens_per_second"] == {
         "inference": TOKENS, "evaluation": TOKENS / 2, "noise": TOKENS * 2, "accumulation": TOKENS,
         "update": TOKENS / 4,
     }  # fmt: skip
-    assert found["macs_per_second"] == TOKENS * MACS / 2
-    assert found["peak_macs_per_second"] == 2e6
-    assert found["share_of_peak"] == pytest.approx(TOKENS * MACS / 4e6)
-    assert (found["update_over_inference"], found["evaluation_over_inference"]) == (0.25, 0.5)
-    assert found["update_over_inference_range"] == [0.25, 0.25]
-    assert found["generation"] == {"tokens_per_second": 250, "share_of_bound": pytest.approx(0.5)}
-    assert found["peak_memory_bytes"] == 1 << 30
+    assert summary["macs_per_second"] == TOKENS * MACS / 2
+    assert summary["peak_macs_per_second"] == 2e6
+    assert summary["share_of_peak"] == pytest.approx(TOKENS * MACS / 4e6)
+    assert (summary["update_over_inference"], summary["evaluation_over_inference"]) == (0.25, 0.5)
+    assert summary["update_over_inference_range"] == [0.25, 0.25]
+    assert summary["generation"] == {"tokens_per_second": 250, "share_of_bound": pytest.approx(0.5)}
+    assert summary["peak_memory_bytes"] == 1 << 30
 
 
 def test_further_streams_are_accounted_for() -> None:
@@ -100,22 +100,24 @@ def test_the_text_has_a_row_for_each_part() -> None:
     lines = made(1, 2, 4).text().splitlines()
     assert lines[:2] == [
         "engine native (some), 2 threads",
-        "tiny: 32 members of 1.73k parameters, 8 tokens each, 1.62k multiply-adds a token",
+        "tiny: 32 members of 1.73k parameters, 8 tokens each, 1.62k multiply-adds per token",
     ]
     assert len(lines[5 : lines.index("", 5)]) == len(PARTS)
     (whole,) = (line for line in lines if line.startswith("whole update  "))
     assert whole.split()[2:] == ["2,000", "/", "4,000", "/", "8,000", "64.0", "0.000103", "5.17", "0.250"]
     assert any(
-        line.startswith("whole update over inference") and line.endswith("0.250 / 0.250 / 0.250") for line in lines
+        line.startswith("update time over inference time") and line.endswith("0.250 / 0.250 / 0.250") for line in lines
     )
-    assert lines[-1].startswith("training's peak memory") and lines[-1].endswith("1.07 GB")
+    assert lines[-1].startswith("peak memory of training") and lines[-1].endswith("1.07 GB")
 
 
 def test_without_the_native_library_there_is_no_peak() -> None:
     report = made(1, 2, peak=None, engine="xla", instruction_set=None)
-    found = report.summary()
-    assert found["peak_macs_per_second"] is found["share_of_peak"] is found["generation"]["share_of_bound"] is None
-    assert found["instruction_set"] is None
+    summary = report.summary()
+    assert (
+        summary["peak_macs_per_second"] is summary["share_of_peak"] is summary["generation"]["share_of_bound"] is None
+    )
+    assert summary["instruction_set"] is None
     (row,) = (line for line in report.text().splitlines() if line.startswith("evaluation  "))
     assert row.split()[-2] == "-"
     assert report.text().startswith("engine xla, 2 threads\n")
@@ -130,18 +132,18 @@ def test_a_part_that_takes_no_time_has_no_rate() -> None:
 
 def test_the_breakdown_is_of_the_whole_update() -> None:
     """Phases are scaled to the part's own time; those that take none are left out; the peak's share is set apart."""
-    found = made(2, 2).breakdown()
-    groups = {group: sum(seconds for _, of, seconds in found if of == group) for _, group, _ in found}
+    rows = made(2, 2).breakdown()
+    groups = {group: sum(seconds for _, of, seconds in rows if of == group) for _, group, _ in rows}
     assert groups == pytest.approx({"evaluation": 2.0, "accumulation": 1.0, "rest of the update": 1.0})
-    evaluation = {label: seconds for label, group, seconds in found if group == "evaluation"}
+    evaluation = {label: seconds for label, group, seconds in rows if group == "evaluation"}
     least = TOKENS * MACS / 2e6
     assert evaluation == pytest.approx({
         "noise": 0.5,
-        "byte products at the machine's peak": least,
-        "products' rest: rescaling, perturbation, gates": 1.0 - least,
-        "all else, and threads that wait": 0.5,
+        "int8 products, at the machine's peak rate": least,
+        "product overhead: rescale, perturb, gates": 1.0 - least,
+        "everything else, and waiting threads": 0.5,
     })  # fmt: skip
-    assert [label for label, group, _ in found if group == "accumulation"] == ["products of the votes"]
+    assert [label for label, group, _ in rows if group == "accumulation"] == ["products of the votes"]
 
 
 @pytest.mark.parametrize(
@@ -156,42 +158,42 @@ def test_three_digits(number: float, expected: str) -> None:
 def test_json(engine: str, hasty: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON report of everything, measured once; where the parts are numbers, each follows from the others."""
     assert main(["bench", str(tiny.CONFIG), "--json", "--rounds", "1", "--engine", engine]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     there = native.available()
-    assert found["config"] == "tiny"
-    assert found["engine"] == ("native" if engine == "auto" and there else "xla")
-    assert found["instruction_set"] == (native.instruction_set() if there else None)
+    assert report["config"] == "tiny"
+    assert report["engine"] == ("native" if engine == "auto" and there else "xla")
+    assert report["instruction_set"] == (native.instruction_set() if there else None)
     timed = ["inference", "evaluation", "noise", "accumulation", "rest", "update"]
-    assert list(found["seconds"]) == timed
-    assert list(found["tokens_per_second"]) == [part for part in timed if part != "rest"]
-    rates = {**found["tokens_per_second"], "generation": found["generation"]["tokens_per_second"]}
+    assert list(report["seconds"]) == timed
+    assert list(report["tokens_per_second"]) == [part for part in timed if part != "rest"]
+    rates = {**report["tokens_per_second"], "generation": report["generation"]["tokens_per_second"]}
     assert all(isinstance(rate, float) and rate > 0 for rate in rates.values())
     for names, known in ((NUMBERS, True), (OF_THE_PEAK, there)):
-        assert all((isinstance(found[name], int | float) and found[name] > 0) == known for name in names)
-    assert (found["generation"]["share_of_bound"] is not None) == there
+        assert all((isinstance(report[name], int | float) and report[name] > 0) == known for name in names)
+    assert (report["generation"]["share_of_bound"] is not None) == there
     rest = {"config", "engine", "instruction_set", "seconds", "tokens_per_second", "generation"}
     ranges = {"update_over_inference_range", "evaluation_over_inference_range"}
-    assert set(found) == NUMBERS | OF_THE_PEAK | rest | ranges
+    assert set(report) == NUMBERS | OF_THE_PEAK | rest | ranges
 
-    assert found["rounds"] == 1 and found["inference_streams"] == tiny.MEMBERS
+    assert report["rounds"] == 1 and report["inference_streams"] == tiny.MEMBERS
     for part in ("evaluation", "update"):
-        ratio = found[f"{part}_over_inference"]
+        ratio = report[f"{part}_over_inference"]
         assert ratio == pytest.approx(rates[part] / rates["inference"])
-        assert found[f"{part}_over_inference_range"] == [ratio, ratio]
-    assert found["macs_per_second"] == pytest.approx(rates["evaluation"] * found["macs_per_token"])
+        assert report[f"{part}_over_inference_range"] == [ratio, ratio]
+    assert report["macs_per_second"] == pytest.approx(rates["evaluation"] * report["macs_per_token"])
     if there:
-        assert found["share_of_peak"] == pytest.approx(found["macs_per_second"] / found["peak_macs_per_second"])
+        assert report["share_of_peak"] == pytest.approx(report["macs_per_second"] / report["peak_macs_per_second"])
 
 
 def test_the_table_and_the_picture(
     hasty: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing else is written, but the prepared text where it is not there."""
+    """Only the picture is written, and the prepared text if it is missing."""
     monkeypatch.chdir(tmp_path)
     keys = [f"--{key}={value}" for key, value in {"eggroll.rank": 2, "data.prepared": "made"}.items()]
     assert main(["bench", str(tiny.CONFIG), *keys, "--picture", "a.png", "--rounds", "2"]) == 0
     out = capsys.readouterr().out
-    assert "whole update over inference" in out and "of 2 rounds" in out
+    assert "update time over inference time" in out and "of 2 rounds" in out
     assert out.splitlines()[-1] == "picture: a.png"
     content = (tmp_path / "a.png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
@@ -212,7 +214,7 @@ def test_rounds_end_where_patience_does(hasty: None, monkeypatch: pytest.MonkeyP
 def test_inference_reads_as_many_streams_at_once_as_memory_allows(
     most: int, reads: int, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each its member's text, pairs and groups sharing theirs, until all are read."""
+    """Each stream reads its member's text, which pairs and groups share, until all texts are read."""
     monkeypatch.setattr(module, "MOST_LOGITS", most * tiny.TOKENS * VOCABULARY)
     config = tiny.load_config(eggroll__population=96, eggroll__group_size=2)
     workload = Workload(config, prepare_corpus(config))
@@ -240,7 +242,7 @@ def test_the_stream_that_writes_never_ends(hasty: None) -> None:
 
 @pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
 def test_no_part_passes_the_machine_s_bounds(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With AVX2, where the kernels' own byte products are not the fastest that there are."""
+    """Tested with AVX2, whose int8 products in the kernels are not the fastest of the machine."""
     monkeypatch.setattr(module, "COUNTED", 0.05)
     monkeypatch.setenv("INTLM_ISA", "avx2")
     if not native.instruction_set():

@@ -1,4 +1,4 @@
-"""intlm.checkpoint: nothing outside its range is taken from one, and its list is the last that is written."""
+"""intlm.checkpoint: values out of range are refused, and the list of checksums is written last."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def begun(directory: Path, item: str, value: int, **keys: object) -> Path:
 def test_values_out_of_range_are_refused(
     optimizer: str, item: str, least: int, greatest: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """docs/numerics.md proves the ranges; what is at their ends is taken."""
+    """docs/numerics.md proves the ranges; values at their ends are accepted."""
     keys: dict[str, Any] = {"eggroll__optimizer": optimizer}
     if optimizer != "threshold":
         keys[f"eggroll__{optimizer}__momentum"] = 3
@@ -109,7 +109,7 @@ def test_meta_of_another_kind(meta: Any, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def rewrite_sums(step: Path) -> None:
-    """As one who changes a checkpoint on purpose does."""
+    """Corrects the checksums, as somebody would who changes a checkpoint on purpose."""
     from intlm import checksums
 
     (step / CHECKSUMS).unlink()
@@ -143,7 +143,7 @@ def test_the_list_is_written_when_all_else_is_on_the_disk(tmp_path: Path, monkey
 
 
 def test_lost_metrics_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Lines gone at the end, in the middle, or all of them: the run is not resumed, and says what to do."""
+    """If lines at the end, in the middle, or all lines are missing, the run is not resumed and says what to do."""
     run = tiny.copied(tmp_path / "run")
     log = run / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)

@@ -366,7 +366,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C outside of training, where nothing is to be saved."""
+    """Ctrl-C outside of training, where there is nothing to save."""
 
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt

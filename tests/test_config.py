@@ -1,4 +1,4 @@
-"""intlm.config: every kind of mistake is named; what is loaded is resolved, and survives being saved."""
+"""intlm.config: every kind of mistake is named; a configuration is resolved as it is loaded, and can be saved."""
 
 import argparse
 import dataclasses
@@ -145,10 +145,10 @@ def test_keys_are_read_from_their_sections() -> None:
          "SHARE PATH, ..., each share a positive integer"),
         ("[data]\ntrain = 'x'\nmixture = '0 a.toml'", 'data.mixture = "0 a.toml": expected SHARE PATH, '
          "SHARE PATH, ..., each share a positive integer"),
-        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
-         "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
-        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of them, a .py recipe, "
-         "JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
+        ("[data]\nvalid_bytes = 1", "data.train: missing: expected a text file, a directory of text files, a .py file "
+         "that yields documents, JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
+        ("[data]\ntrain = ''", "data.train: missing: expected a text file, a directory of text files, a .py file "
+         "that yields documents, JSON Lines, Parquet, or hub:OWNER/NAME[@REVISION]"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_key_value_and_what_was_expected(text: str, expected: str) -> None:
@@ -236,7 +236,7 @@ def test_flags_of_earlier_versions_are_read(capsys: pytest.CaptureFixture[str]) 
         "intlm: command line: written for an earlier version: eggroll.rank is now eggroll.member.rank (and 1 more)\n"
     )
     assert message(overrides={"eggroll.step": "3"}) == (
-        'command line: eggroll.step = "3": no setting of eggroll.optimizer = "threshold"'
+        'command line: eggroll.step = "3": eggroll.optimizer = "threshold" has no such setting'
     )
 
 
@@ -253,7 +253,7 @@ def test_settings_of_tokenizers_as_earlier_versions_had_them(name: str, capsys: 
     if has:
         assert flatten(parse(data, flag).data.tokenizer) == {"vocab_size": 400, "sample_bytes": 1 << 24}
     else:
-        said = f'command line: data.vocab_size = "400": no setting of data.tokenizer = "{name}"'
+        said = f'command line: data.vocab_size = "400": data.tokenizer = "{name}" has no such setting'
         assert message(data, flag) == said
 
 

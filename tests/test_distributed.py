@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, and what happens when one of them is lost."""
+"""Several processes of one run: how they connect, and what happens when one of them is lost."""
 
 import os
 import pty
@@ -35,8 +35,8 @@ def test_place() -> None:
 def test_place_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Kubernetes process 0 is in the first pod of the Job."""
     monkeypatch.setattr("socket.getfqdn", lambda: "egg-12.eggs.default.svc.cluster.local")
-    found = place(Place(processes=20), {"JOB_COMPLETION_INDEX": "12"})
-    assert found == Place("egg-0.eggs.default.svc.cluster.local:55127", 20, 12)
+    result = place(Place(processes=20), {"JOB_COMPLETION_INDEX": "12"})
+    assert result == Place("egg-0.eggs.default.svc.cluster.local:55127", 20, 12)
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,16 @@ def test_a_step_of_slurm(tmp_path: Path) -> None:
 
 
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
-    """Process 0 cannot listen there; it is not a mistake for sure, so that --supervise would try again."""
+    """Process 0 cannot listen there; this need not be the user's mistake, so --supervise would try again."""
     place = ("--coordinator", "198.51.100.7:5999", "--processes", 2, "--process", 0)
     ((_, err),) = finished(on_devices(1, *LONG, "--run-dir", tmp_path / "run", *place), code=LostProcess.exit_code)
-    assert "--coordinator = 198.51.100.7:5999: the run's processes did not meet: " in err
+    assert "--coordinator = 198.51.100.7:5999: the run's processes could not connect: " in err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".token"}
 
 
 def test_strangers(tmp_path: Path) -> None:
-    """Process 0 listens where it was told and nowhere else; a process of another run, or one that sends what it likes,
-    joins nothing and disturbs nothing; once all are there nothing listens any more."""
+    """Process 0 listens only at the given address. A process of another run, or one that sends anything, cannot join
+    and does no harm. Once all processes have joined, nothing listens any more."""
     command = ("train", tiny.CONFIG, "--train.updates", 40, "--run-dir")
     port = free_port()
     place = ("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process")
@@ -145,7 +145,7 @@ def test_supervised(tmp_path: Path) -> None:
 
 
 def test_a_supervisor_killed_before_its_trainer_looks(tmp_path: Path) -> None:
-    """The trainer, which has been told by whom it was started, does not begin."""
+    """The trainer, which knows the process that started it, does not begin."""
     alone = on_devices(1, *LONG, "--run-dir", tmp_path / "run", "--supervise")
     while not children_of(alone):
         assert alone.poll() is None
@@ -155,7 +155,7 @@ def test_a_supervisor_killed_before_its_trainer_looks(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_closes(tmp_path: Path) -> None:
-    """Its runs are saved and stop, what they say going nowhere; under nohup they go on."""
+    """Its runs save and stop, although nobody reads their output; under nohup they continue."""
     ends = []
     for name, before, after in (("run", [], ["--supervise"]), ("nohup", ["nohup"], [])):
         master, slave = pty.openpty()

@@ -1,4 +1,4 @@
-"""intlm.evaluation: which tokens are counted and after what; nothing but model and text decides the number."""
+"""intlm.evaluation: which tokens are counted, and in which context; the result depends on model and text alone."""
 
 import bz2
 import gzip
@@ -59,12 +59,12 @@ def texts() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def found(model: LanguageModel, texts: list[np.ndarray]) -> Evaluation:
+def whole(model: LanguageModel, texts: list[np.ndarray]) -> Evaluation:
     return evaluate(model, texts)
 
 
 class Unigram(LanguageModel):
-    """A model that predicts the same after any token, and keeps its inputs."""
+    """A model that predicts the same after any token, and records its inputs."""
 
     def __init__(self, like: LanguageModel) -> None:
         self.architecture, self.tokenizer, self.parameters = like.architecture, like.tokenizer, like.parameters
@@ -91,25 +91,25 @@ def test_every_token_is_counted_once(model: LanguageModel, texts: list[np.ndarra
     of_each = exact_losses(np.broadcast_to(unigram.logits_of_all, (256, 256)), np.arange(256))
     integer = unigram.integer_losses(np.broadcast_to(unigram.logits_of_all, (256, 256)), np.arange(256))
     for text in texts:
-        found = evaluate(unigram, [text], 3)
-        assert found.tokens == len(text)
-        assert found.integer_loss == integer[text].sum()
-        assert math.isclose(found.bits, of_each[text].sum(), rel_tol=1e-12)
+        result = evaluate(unigram, [text], 3)
+        assert result.tokens == len(text)
+        assert result.integer_loss == integer[text].sum()
+        assert math.isclose(result.bits, of_each[text].sum(), rel_tol=1e-12)
 
 
-def test_the_batch_changes_no_digit(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+def test_the_batch_changes_no_digit(model: LanguageModel, texts: list[np.ndarray], whole: Evaluation) -> None:
     for batch in (1, 3):
-        assert evaluate(model, texts, batch) == found
-    assert evaluate(model, reversed(texts), 3) == found
+        assert evaluate(model, texts, batch) == whole
+    assert evaluate(model, reversed(texts), 3) == whole
     # Many sums of sums, where floats would round differently.
     rng = np.random.default_rng(4)
     short = [rng.integers(1, 255, length) for length in rng.integers(1, 9, 600)]
     assert len({evaluate(Unigram(model), short, batch) for batch in (1, 2, 3, 5, 8, 64)}) == 1
 
 
-def test_the_protocol(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
-    assert (found.tokens, found.bytes) == (sum(LENGTHS), sum(LENGTHS))
-    assert found.integer_loss == sum(direct(model, text) for text in texts)
+def test_the_protocol(model: LanguageModel, texts: list[np.ndarray], whole: Evaluation) -> None:
+    assert (whole.tokens, whole.bytes) == (sum(LENGTHS), sum(LENGTHS))
+    assert whole.integer_loss == sum(direct(model, text) for text in texts)
 
 
 def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) -> None:
@@ -117,17 +117,17 @@ def test_a_short_document_is_read_as_the_model_reads_it(model: LanguageModel) ->
     for tokenizer in (ByteTokenizer(), AlphabetTokenizer(b" abc")):
         model = tiny.make_model(tokenizer)
         for text in (b"a", b"abc cab\x00\xff", bytes(range(256)) * 2):
-            found = evaluate(model, [model.tokens(text)], 1)
-            assert found.integer_loss == model.losses(text).sum()
-            assert found.tokens == len(model.tokens(text)) == len(model.losses(text))
-            assert found.bytes == len(text)
-            assert math.isclose(found.bits, exact_losses(model.logits(text), model.tokens(text)).sum(), rel_tol=1e-12)
+            result = evaluate(model, [model.tokens(text)], 1)
+            assert result.integer_loss == model.losses(text).sum()
+            assert result.tokens == len(model.tokens(text)) == len(model.losses(text))
+            assert result.bytes == len(text)
+            assert math.isclose(result.bits, exact_losses(model.logits(text), model.tokens(text)).sum(), rel_tol=1e-12)
 
 
-def test_documents(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
-    """Documents are independent: each gets what it gets alone, and the sums are the whole's, exactly."""
+def test_documents(model: LanguageModel, texts: list[np.ndarray], whole: Evaluation) -> None:
+    """Documents are independent: each has the same losses as alone, and their sums are exactly those of the text."""
     alone = [evaluate(model, [text], 3) for text in texts]
-    assert total(alone) == found
+    assert total(alone) == whole
     for batch in (1, 3, 64):
         each = list(measure(model, texts, batch))
         assert [one for _, one in each] == alone
@@ -156,7 +156,7 @@ def test_words() -> None:
         assert count_words(text) == count, text
 
 
-def test_positions(model: LanguageModel, texts: list[np.ndarray], found: Evaluation) -> None:
+def test_positions(model: LanguageModel, texts: list[np.ndarray], whole: Evaluation) -> None:
     """Each token is at its position of its document, whatever segment it is read in."""
     assert BIN_STARTS[:14].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]
     assert (np.diff(BIN_STARTS) > 0).all() and 1024 in BIN_STARTS and BIN_STARTS[-1] > 1 << 50
@@ -173,10 +173,10 @@ def test_positions(model: LanguageModel, texts: list[np.ndarray], found: Evaluat
                 expected[1, at] += int(loss)
     for batch in (1, 5, 64):
         positions = Positions()
-        assert total(one for _, one in measure(model, texts, batch, positions)) == found
+        assert total(one for _, one in measure(model, texts, batch, positions)) == whole
         assert positions.tokens.tolist() == expected[0].tolist()
         assert positions.loss.tolist() == expected[1].tolist()
-    assert sum(expected[1]) == found.loss
+    assert sum(expected[1]) == whole.loss
 
 
 def test_progress(model: LanguageModel, texts: list[np.ndarray]) -> None:
@@ -185,10 +185,10 @@ def test_progress(model: LanguageModel, texts: list[np.ndarray]) -> None:
     assert math.isclose(sum(steps), sum(LENGTHS)) and len(steps) > 50
 
 
-def test_the_integer_loss_is_near_the_exact_one(found: Evaluation) -> None:
+def test_the_integer_loss_is_near_the_exact_one(whole: Evaluation) -> None:
     """Its tables are within 2/256 of a bit for each token; here their errors nearly cancel."""
-    assert abs(found.integer_loss / 256 - found.bits) < found.tokens * 2 / 256
-    assert abs(found.integer_loss / 256 - found.bits) < found.tokens * 0.002
+    assert abs(whole.integer_loss / 256 - whole.bits) < whole.tokens * 2 / 256
+    assert abs(whole.integer_loss / 256 - whole.bits) < whole.tokens * 0.002
 
 
 def test_exact_losses() -> None:
@@ -208,13 +208,13 @@ def test_exact_losses() -> None:
 def test_a_loss_of_two_halves() -> None:
     """Bits from the integer loss: a token of probability 1/2 costs one bit, which is 256."""
     logits, targets = np.array([[0, 0], [256, 0]], np.int16), np.array([0, 0])
-    found = tiny.make_model(AlphabetTokenizer(b"a")).integer_losses(logits, targets)
-    assert found.tolist() == [256, 150]  # log2(1 + 1/2) = 0.585 bits
+    losses = tiny.make_model(AlphabetTokenizer(b"a")).integer_losses(logits, targets)
+    assert losses.tolist() == [256, 150]  # log2(1 + 1/2) = 0.585 bits
 
 
 def test_summary() -> None:
-    found = Evaluation(tokens=4, bytes=8, words=3, loss=12 << FRACTION_BITS, integer_loss=12 * 256 + 64)
-    assert found.summary() == {
+    evaluation = Evaluation(tokens=4, bytes=8, words=3, loss=12 << FRACTION_BITS, integer_loss=12 * 256 + 64)
+    assert evaluation.summary() == {
         "bits_per_byte": 1.5,
         "bits_per_byte_integer": 12.25 / 8,
         "bits_per_token": 3.0,
@@ -226,7 +226,7 @@ def test_summary() -> None:
         "bytes": 8,
         "words": 3,
     }
-    far = found._replace(words=1, loss=1024 << FRACTION_BITS).summary()
+    far = evaluation._replace(words=1, loss=1024 << FRACTION_BITS).summary()
     assert far["perplexity_per_word"] is None  # in JSON there is no infinity
 
 
@@ -267,29 +267,29 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The held-out split, by name and as a text file, in any batch; the keys that scripts rely on."""
     held_out = (tiny.HOME / "text.txt").read_bytes()[-3000:]
     (tmp_path / "valid.txt").write_bytes(held_out)
-    found = evaluated(capsys)
-    assert {"bits_per_byte", "bits_per_byte_integer", "perplexity_per_token", "tokens", "bytes"} <= set(found)
-    assert found["bytes"] == found["tokens"] == 3000
-    assert abs(found["bits_per_byte"] - found["bits_per_byte_integer"]) < 0.01
+    figures = evaluated(capsys)
+    assert {"bits_per_byte", "bits_per_byte_integer", "perplexity_per_token", "tokens", "bytes"} <= set(figures)
+    assert figures["bytes"] == figures["tokens"] == 3000
+    assert abs(figures["bits_per_byte"] - figures["bits_per_byte_integer"]) < 0.01
     for arguments in (
         ["--split", "valid"], ["--batch", 1], ["--batch", 5], ["--text", tmp_path / "valid.txt"],
         ["--text", tmp_path / "valid.txt", "--batch", 2],
     ):  # fmt: skip
-        assert evaluated(capsys, *arguments) == found, arguments
+        assert evaluated(capsys, *arguments) == figures, arguments
     train = evaluated(capsys, "--split", "train")
     assert train["bytes"] == len((tiny.HOME / "text.txt").read_bytes()) - 3000
 
     assert main(["evaluate", str(tiny.trained().directory)]) == 0
     table = capsys.readouterr().out
-    assert table.startswith("valid split") and f"{found['bits_per_byte']:.4f}" in table and "3,000" in table
+    assert table.startswith("valid split") and f"{figures['bits_per_byte']:.4f}" in table and "3,000" in table
 
 
 def test_any_bytes_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes outside the alphabet cost what their escapes do. Code is text: it is not run, as a recipe would be."""
     (tmp_path / "raw").write_bytes(bytes(range(256)))
-    found = evaluated(capsys, "--text", tmp_path / "raw")
-    assert found["bytes"] == 256 and found["tokens"] > 1000
-    assert found["bits_per_byte"] > found["bits_per_token"]
+    figures = evaluated(capsys, "--text", tmp_path / "raw")
+    assert figures["bytes"] == 256 and figures["tokens"] > 1000
+    assert figures["bits_per_byte"] > figures["bits_per_token"]
 
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef documents(): yield b'a'\n")
     assert evaluated(capsys, "--text", tmp_path / "code.py")["bytes"] == (tmp_path / "code.py").stat().st_size
@@ -305,15 +305,15 @@ def test_each_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "texts" / "5.txt").write_bytes(b"\x1b[31m\xff\n \t red")
     lines_file, arguments = tmp_path / "a.jsonl", ["--text", tmp_path / "texts"]
     lines_file.write_text("older\n")
-    found = evaluated(capsys, *arguments, "--documents", lines_file)
-    assert found == evaluated(capsys, *arguments)
+    figures = evaluated(capsys, *arguments, "--documents", lines_file)
+    assert figures == evaluated(capsys, *arguments)
     lines = [json.loads(line) for line in lines_file.read_text().splitlines()]
     assert [line["document"] for line in lines] == list(range(9))
     assert [line["bytes"] for line in lines] == [(tmp_path / "texts" / f"{n}.txt").stat().st_size for n in range(9)]
     for name in ("bytes", "tokens", "words"):
-        assert sum(line[name] for line in lines) == found[name]
+        assert sum(line[name] for line in lines) == figures[name]
     whole = sum(line["bits_q40"] for line in lines)
-    assert whole / 2**FRACTION_BITS / found["bytes"] == found["bits_per_byte"]
+    assert whole / 2**FRACTION_BITS / figures["bytes"] == figures["bits_per_byte"]
     for line in lines:
         assert line["bits"] == line["bits_q40"] / 2**FRACTION_BITS
         assert line["bits_per_byte"] == line["bits"] / line["bytes"]
@@ -341,22 +341,22 @@ def test_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Detokenised text is measured; words and bytes are the original's (tests/test_harness.py has the harness's)."""
     page, other = " = A b = \n\n a , ab @-@ ba\n", " = B = \n\n ba \n"
     (tmp_path / "wiki").write_text(f" \n{page}{other}")
-    found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
+    figures = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
     model = load(tiny.trained().directory)
     texts = (" = A b =\n\na, ab-ba", " = B =\n\nba\n")
     plain = evaluate(model, [model.tokenizer.encode(text.encode()) for text in texts])
-    assert (found["tokens"], found["bytes"], found["words"]) == (plain.tokens, len(page + other) - 1, 10 + 6)
-    assert found["bits_per_byte"] * found["bytes"] == pytest.approx(plain.bits, rel=1e-12)
+    assert (figures["tokens"], figures["bytes"], figures["words"]) == (plain.tokens, len(page + other) - 1, 10 + 6)
+    assert figures["bits_per_byte"] * figures["bytes"] == pytest.approx(plain.bits, rel=1e-12)
 
 
 def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Carriage returns and bytes that are not UTF-8 among it."""
+    """Carriage returns and bytes that are not UTF-8 are counted too."""
     pages = b" = A = \r\nab\rba \xff\r\n", b" = B = \r\n\x85 \xe2\x82 ba\r\n"
     (tmp_path / "wiki").write_bytes(b"\n".join(pages))
-    found = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
-    assert found["bytes"] == sum(map(len, pages))
+    figures = evaluated(capsys, "--text", tmp_path / "wiki", "--wikitext")
+    assert figures["bytes"] == sum(map(len, pages))
     model = load(tiny.trained().directory)
-    assert found["tokens"] == evaluate(model, [model.tokenizer.encode(page) for page in pages]).tokens
+    assert figures["tokens"] == evaluate(model, [model.tokenizer.encode(page) for page in pages]).tokens
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_wikitext_counts_what_stands_in_the_file(tmp_path: Path, capsys: pytest.
         (["--text", "{0}/folder"], ["{0}/folder"]),
         (["--wikitext"], ["--wikitext", "--text FILE"]),
         (["--wikitext", "--text", "{0}/plain.txt"], ["{0}/plain.txt", "not WikiText", "' = Title = '"]),
-        (["--documents", "{0}/absent/a.jsonl"], ["--documents = {0}/absent/a.jsonl", "a directory that is there"]),
+        (["--documents", "{0}/absent/a.jsonl"], ["--documents = {0}/absent/a.jsonl", "an existing directory"]),
         (["--picture", "{0}/folder"], ["--picture = {0}/folder", "expected a file"]),
     ],
 )
@@ -412,5 +412,5 @@ def test_one_text_has_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_compressed_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "wiki").write_bytes(b" = Title = \n\n a @-@ b \n")
     (tmp_path / "wiki.bz2").write_bytes(bz2.compress((tmp_path / "wiki").read_bytes()))
-    found = [evaluated(capsys, "--wikitext", "--text", tmp_path / name) for name in ("wiki", "wiki.bz2")]
-    assert found[0] == found[1]
+    figures = [evaluated(capsys, "--wikitext", "--text", tmp_path / name) for name in ("wiki", "wiki.bz2")]
+    assert figures[0] == figures[1]

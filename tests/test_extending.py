@@ -52,12 +52,14 @@ def test_a_part_is_trained_and_resumed(name: str, tmp_path: Path, capsys: pytest
     # It changes what is learnt, and its settings are kept.
     weights, others = dict(tiny.state_of(whole)), plain()
     assert not all(np.array_equal(weights[key], others[key]) for key in weights if key.startswith("[0]"))
-    found = configuration.flatten(configuration.load(whole / "config.toml"))
-    assert all(str(found[flag[2:]]) == value for flag, value in zip(PARTS[name][::2], PARTS[name][1::2], strict=True))
+    settings = configuration.flatten(configuration.load(whole / "config.toml"))
+    assert all(
+        str(settings[flag[2:]]) == value for flag, value in zip(PARTS[name][::2], PARTS[name][1::2], strict=True)
+    )
 
 
 def test_a_run_is_used_without_its_plugin_but_not_resumed(tmp_path: Path) -> None:
-    """In processes of their own: here the plugin would be there already."""
+    """The commands run in other processes: in this one the plugin is loaded already."""
     run = tmp_path / "run"
     assert main(words("lion", run, 2)) == 0
     done = tiny.intlm("evaluate", run)
@@ -66,8 +68,8 @@ def test_a_run_is_used_without_its_plugin_but_not_resumed(tmp_path: Path) -> Non
     assert refused.returncode == 2
     plugin = EXTENDING / "lion.py"
     assert refused.stderr.splitlines()[-1] == (
-        f'intlm: {run / "config.toml"}: eggroll.optimizer = "lion": no optimizer here has that name; the run was '
-        f"started with --plugin {plugin}: give it again, if you trust it"
+        f'intlm: {run / "config.toml"}: eggroll.optimizer = "lion": there is no optimizer of that name; the run '
+        f"was started with --plugin {plugin}: give the flag again if you trust the file"
     )
 
 
@@ -77,8 +79,8 @@ def test_a_model_is_not_used_without_its_tokenizer(tmp_path: Path, capsys: pytes
     done = tiny.intlm("generate", run, "--tokens", 3)
     assert (done.returncode, done.stderr) == (
         2,
-        f'intlm: {run / "config.toml"}: data.tokenizer = "pairs": no tokenizer here has that name; the run was started '
-        f"with --plugin {plugin}: give it again, if you trust it\n",
+        f'intlm: {run / "config.toml"}: data.tokenizer = "pairs": there is no tokenizer of that name; the run was '
+        f"started with --plugin {plugin}: give the flag again if you trust the file\n",
     )
     assert main(["generate", str(run), "--tokens", "3", "--plugin", str(plugin)]) == 0
     assert main(["export", str(run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--plugin", str(plugin)]) == 0
@@ -136,7 +138,7 @@ def test_a_setting_whose_name_is_a_flag_of_the_command(tmp_path: Path, capsys: p
 
 
 def test_a_mistake_names_the_section_of_the_part_that_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    """A part made from another has settings of its own: not eggroll.member's and not next_token's."""
+    """The settings of a part that is made from another are named by its own section, not by the other's."""
     signs = ["--plugin", str(EXTENDING / "signs.py"), "--eggroll.estimator", "signs", "--eggroll.signs.group_size", "3"]
     assert main(["train", str(tiny.CONFIG), *signs]) == 2
     assert "eggroll.signs.group_size = 3: must divide the number of pairs" in capsys.readouterr().err
@@ -166,7 +168,7 @@ def test_the_page_lists_what_is_registered() -> None:
 
 
 def test_a_plugin_that_a_run_names_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run that somebody sends may name any file; a configuration of one's own may too, and there it is run."""
+    """A file that a run from somebody else names is not run; a file that the user's own configuration names is."""
     run, mark = tiny.copied(tmp_path / "run"), tmp_path / "mark"
     plugin = tmp_path / "evil.py"
     plugin.write_text(f"open({str(mark)!r}, 'w').close()\n")

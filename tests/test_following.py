@@ -1,4 +1,4 @@
-"""intlm.following: what runs have done, of finished, living, dead and damaged ones; nothing of them is changed."""
+"""intlm.following: the progress of finished, alive, dead and damaged runs, none of which is changed."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from intlm.tracking import metrics, results
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Runs in every state, some below others' directories, beside what are none."""
+    """Runs in every state, some below the directories of others, and directories that are not runs."""
     made = tmp_path / "runs"
     for name in ("finished", "sweep/dead", "damaged", "torn", "other-config"):
         tiny.copied(made / name)
@@ -47,19 +47,19 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_a_directory_at_a_glance(directory: Path) -> None:
-    """The one that wrote last is first; what is not a run is passed over, what is damaged named."""
+    """The run that wrote last is first; other directories are skipped, damaged runs are named."""
     before = tiny.contents(directory)
     with exclusive(directory / "torn"):
-        found = runs(directory)
+        listing = runs(directory)
     assert tiny.contents(directory) == before
-    assert list(found.runs) == ["begun", "torn", "sweep/dead", "finished"]
-    assert [run.state for run in found.runs.values()] == ["dead", "alive", "dead", "finished"]
-    assert [run.update for run in found.runs.values()] == [0, 9, 6, 12]
-    assert set(found.damaged) == {"damaged", "other-config"}
-    assert "metrics.jsonl: line 2: damaged" in found.damaged["damaged"]
-    assert "data.hidden: unknown key" in found.damaged["other-config"]
+    assert list(listing.runs) == ["begun", "torn", "sweep/dead", "finished"]
+    assert [run.state for run in listing.runs.values()] == ["dead", "alive", "dead", "finished"]
+    assert [run.update for run in listing.runs.values()] == [0, 9, 6, 12]
+    assert set(listing.damaged) == {"damaged", "other-config"}
+    assert "metrics.jsonl: line 2: damaged" in listing.damaged["damaged"]
+    assert "data.hidden: unknown key" in listing.damaged["other-config"]
 
-    rows = [" ".join(row.split()) for row in found.text().splitlines()]
+    rows = [" ".join(row.split()) for row in listing.text().splitlines()]
     bits = [line["valid_bits_per_byte"] for line in tiny.lines_of(tiny.trained().directory) if "agreement" in line]
     shape = "hidden 16, 1 layer, ff 16, mgu, clip 1.73k"
     assert rows[3] == f"torn {shape} {min(bits[:2]):.3f} {bits[1]:.3f} 9 / 12 75% alive 1.7 min ago"
@@ -68,7 +68,7 @@ def test_a_directory_at_a_glance(directory: Path) -> None:
     assert rows[2].startswith("begun hidden 32, 1 layer, ff 16, mgu, clip 0 / 12 0% dead ")
     assert [row.split(":")[0] for row in rows[6:]] == ["damaged", "damaged"]
 
-    by_name = {entry["run"]: entry for entry in found.summary()}
+    by_name = {entry["run"]: entry for entry in listing.summary()}
     assert by_name["damaged"]["state"] == "damaged" and "line 2" in by_name["damaged"]["error"]
     assert by_name["torn"]["parameters"] == 1728 and by_name["begun"]["parameters"] is None
     assert by_name["begun"]["best"] is None and by_name["begun"]["tokens_per_second"] is None
@@ -99,25 +99,25 @@ def test_a_line_without_its_numbers_is_damaged(line: str, tmp_path: Path) -> Non
 
 
 def compared(tmp_path: Path, *sources: object, references: tuple[str, ...] = ()) -> Comparison:
-    found = compare([str(source) for source in sources], references, tmp_path / "made" / "compare.png")
-    assert found.picture.read_bytes().startswith(b"\x89PNG")
-    return found
+    comparison = compare([str(source) for source in sources], references, tmp_path / "made" / "compare.png")
+    assert comparison.picture.read_bytes().startswith(b"\x89PNG")
+    return comparison
 
 
 def test_runs_beside_each_other(directory: Path, tmp_path: Path) -> None:
-    """A comparison of runs: of a run that is not measured yet, the training text's curve; of a label its name; keys
-    that differ."""
-    found = compared(tmp_path, directory / "finished", f"{directory / 'torn'}=second", directory / "begun")
-    assert [entry.label for entry in found.entries] == ["finished", "second", "begun"]
-    assert found.differing == {"model.hidden_size": [16, 16, 32]}
+    """A comparison of runs: a run without a held-out measurement has its training curve; labels are used as names; keys
+    that differ are listed."""
+    comparison = compared(tmp_path, directory / "finished", f"{directory / 'torn'}=second", directory / "begun")
+    assert [entry.label for entry in comparison.entries] == ["finished", "second", "begun"]
+    assert comparison.differing == {"model.hidden_size": [16, 16, 32]}
     lines = metrics.read(directory / "finished" / "metrics.jsonl")
     measured = [line for line in lines if "valid_bits_per_byte" in line]
     names = ("tokens_evaluated", "seconds", "tokens_read", "valid_bits_per_byte")
-    assert found.entries[0].curve.runs == [[tuple(line[name] for name in names) for line in measured]]
-    assert [entry.curve.training for entry in found.entries] == [False, False, True]
-    rows = {" ".join(row.split()) for row in found.text().splitlines()}
+    assert comparison.entries[0].curve.runs == [[tuple(line[name] for name in names) for line in measured]]
+    assert [entry.curve.training for entry in comparison.entries] == [False, False, True]
+    rows = {" ".join(row.split()) for row in comparison.text().splitlines()}
     assert {"finished second begun", "updates 12 9 0", "model.hidden_size 16 16 32"} <= rows
-    summary = json.loads(json.dumps(found.summary()))
+    summary = json.loads(json.dumps(comparison.summary()))
     assert summary["runs"][1]["run"] == "second" and summary["runs"][1]["updates"] == 9
 
     # Of many a row each.
@@ -131,8 +131,8 @@ def test_runs_beside_each_other(directory: Path, tmp_path: Path) -> None:
 def test_paths_that_differ_are_shown_by_name(directory: Path, tmp_path: Path) -> None:
     saved = directory / "torn" / "config.toml"
     saved.write_text(saved.read_text().replace("/text.txt", "/other.txt"))
-    found = compared(tmp_path, directory / "finished", directory / "torn")
-    assert [row.split() for row in found.text().splitlines()][-1] == ["data.train", '"text.txt"', '"other.txt"']
+    comparison = compared(tmp_path, directory / "finished", directory / "torn")
+    assert [row.split() for row in comparison.text().splitlines()][-1] == ["data.train", '"text.txt"', '"other.txt"']
 
 
 def test_results_beside_runs(directory: Path, tmp_path: Path) -> None:
@@ -145,10 +145,10 @@ def test_results_beside_runs(directory: Path, tmp_path: Path) -> None:
                 {"study": "s", "variant": variant, "seed": seed, "keys": {"eggroll.threshold.alpha": step},
                  "text": "a.txt", "bits_per_byte": 3.0 + seed, "curve": curve},
             )  # fmt: skip
-    found = compared(tmp_path, path)
-    assert [entry.label for entry in found.entries] == ["s/plain/a.txt", "s/fast/a.txt"]
-    assert found.differing == {"eggroll.threshold.alpha": [2, 3]}
-    one = found.entries[0].summary
+    comparison = compared(tmp_path, path)
+    assert [entry.label for entry in comparison.entries] == ["s/plain/a.txt", "s/fast/a.txt"]
+    assert comparison.differing == {"eggroll.threshold.alpha": [2, 3]}
+    one = comparison.entries[0].summary
     assert (one["seeds"], one["last"], one["seconds"], one["tokens_per_second"]) == (2, 3.5, 2.5, 320.0)
     assert one["best"] == 3.5  # of each seed 3 and 4
     beside = compared(tmp_path, f"{path}:s/fast=quick", directory / "finished", references=("gzip -9=2.9",))

@@ -1,4 +1,4 @@
-"""Whatever is in a file, its reader raises the project's own errors or reads it, and a command ends with one line."""
+"""Any contents of a file are read, or refused by the project's own errors; a command then ends with one line."""
 
 import dataclasses
 import io
@@ -132,7 +132,7 @@ def test_indexes(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_shards(data: st.DataObject) -> None:
-    """Not a bit is changed without being noticed; and what does not look is not thrown off."""
+    """Every changed bit is noticed; reading without checking raises no foreign errors."""
     directory = WORK / "shards"
     shutil.copytree(prepared(), directory, dirs_exist_ok=True)
     path = sorted(directory.glob("*.bin"))[0]
@@ -205,7 +205,7 @@ def test_metrics(data: st.DataObject) -> None:
 @settings(max_examples=25)
 @given(st.data())
 def test_checkpoints(data: st.DataObject) -> None:
-    """A file of the last one cut, changed or gone is noticed and named."""
+    """A file of the last checkpoint that is cut, changed or missing is noticed and named."""
     run = WORK / "run"
     shutil.rmtree(run, ignore_errors=True)
     tiny.copied(run)
@@ -230,7 +230,7 @@ HOSTILE = [
     b'{"a":' * DEEP, b'{"a":' * 900 + b"1" + b"}" * 900, b"a = " + b"[" * DEEP, b"a = 0x" + b"f" * 5000,
     b"[" + b".".join([b"a"] * 2000) + b"]", b'{"update": 1' + b"0" * 5000 + b"}",
 ]  # fmt: skip
-"""What no file of ours is, whatever it is written in."""
+"""Contents that are wrong for every file of intlm, in any format."""
 
 
 @cache
@@ -284,7 +284,7 @@ BY_SUM = ["export/config.json", f"{STEP}/meta/metadata", f"{STEP}/_CHECKPOINT_ME
 
 
 def ends_well(arguments: list[object]) -> str:
-    """Run a command: it does what it is for, or says one line of what is wrong. Returns what it says."""
+    """Runs a command, which must succeed or print one line about the mistake. Returns its output."""
     out, said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with redirect_stdout(out), redirect_stderr(said):
         code = main([str(argument) for argument in arguments])
@@ -295,7 +295,7 @@ def ends_well(arguments: list[object]) -> str:
 
 
 def try_commands(name: str, content: bytes) -> None:
-    """Every command that reads a file, damaged and its checksums made to fit; then it is put back."""
+    """Damages a file, corrects its checksums, tries every command that reads it, and restores it."""
     path = victim() / name
     good = path.read_bytes()
     step = victim() / STEP

@@ -1,4 +1,4 @@
-"""intlm.generation: drawn in integers as docs/numerics.md says, the same for a seed, and shown as UTF-8."""
+"""intlm.generation: sampling in integers as in docs/numerics.md, the same text for a seed, printed as UTF-8."""
 
 import tracemalloc
 from itertools import pairwise
@@ -130,7 +130,7 @@ def test_the_same_for_a_seed_and_another_for_another(model: LanguageModel) -> No
 
 
 def greedy(model: LanguageModel, prompt: bytes, tokens: int) -> bytes:
-    """The likeliest token each time, all read again each time."""
+    """Greedy generation that reads the whole text again for every token."""
     drawn: list[int] = []
     start = [SEPARATOR, *model.tokens(prompt).tolist()]
     for _ in range(tokens):
@@ -151,7 +151,7 @@ def test_no_temperature_takes_the_likeliest(model: LanguageModel) -> None:
 
 
 class Forced(LanguageModel):
-    """A model all of whose probability is on one token."""
+    """A model that gives all probability to one token."""
 
     def __init__(self, like: LanguageModel, token: int) -> None:
         self.architecture, self.tokenizer, self.parameters = like.architecture, like.tokenizer, like.parameters
@@ -182,7 +182,7 @@ def test_any_prompt(model: LanguageModel, prompt: bytes) -> None:
 
 
 def test_a_long_prompt_takes_little_memory(model: LanguageModel) -> None:
-    """Its tokens, not the logits of all of them, which would be 10 MB here."""
+    """Only its tokens are kept, not their logits, which would take 10 MB here."""
     prompt = b"x" * 20_000
     written(model, prompt[:100], 1)  # compiled
     tracemalloc.start()
@@ -237,7 +237,7 @@ def test_seeds_that_are_none(model: LanguageModel) -> None:
 
 
 def test_it_streams(model: LanguageModel) -> None:
-    """A block is there before the next is drawn, and where blocks meet shows in nothing."""
+    """A block is yielded before the next is drawn, and the borders between blocks change nothing."""
     pieces = generate(model, b"", 2 * WRITTEN + 10)
     first = next(pieces)
     assert 0 < len(first) <= WRITTEN
@@ -272,7 +272,7 @@ def test_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 
 
 def test_command_shows_utf8(tmp_path: Path) -> None:
-    """In any locale, with a prompt that is no UTF-8 and a model that writes broken characters."""
+    """Works in any locale, with a prompt that is not UTF-8 and a model that writes broken characters."""
     run = tmp_path / "run"
     tiny.write_run(run, tiny.make_model(), data__tokenizer="bytes")
     (tmp_path / "prompt").write_bytes("naïve \x00 ".encode() + b"\xe2\x82")

@@ -1,4 +1,4 @@
-"""intlm.harness: what lm-evaluation-harness gets for its requests, and its real evaluator on tasks of local files."""
+"""intlm.harness: the answers to lm-evaluation-harness's requests, and its real evaluator on tasks of local files."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def alone(model: LanguageModel, context: str, continuation: str) -> tuple[float,
 
 
 def test_loglikelihood(lm: IntlmLM) -> None:
-    """Any text, to the last digit, whatever is read beside it."""
+    """The log-likelihood of any text is exact to the last digit, whatever is read beside it."""
     expected = [alone(lm.model, *pair) for pair in PAIRS]
     assert [value < 0 for value, _ in expected] == [bool(continuation) for _, continuation in PAIRS]
     for batch in (3, 64):
@@ -82,10 +82,10 @@ def test_loglikelihood(lm: IntlmLM) -> None:
 def test_greedy(lm: IntlmLM) -> None:
     """A continuation reported as greedy is what greedy generation gives, for anything that may follow a letter."""
     pairs = [(context, chr(code)) for context in "abcdefgh \n.x" for code in range(128)]
-    found = [is_greedy for _, is_greedy in lm.loglikelihood(requests("loglikelihood", pairs))]
-    assert found == [alone(lm.model, *pair)[1] for pair in pairs]
-    assert 0 < sum(found) < len(found) / 20
-    for (context, continuation), is_greedy in zip(pairs, found, strict=True):
+    greedy = [is_greedy for _, is_greedy in lm.loglikelihood(requests("loglikelihood", pairs))]
+    assert greedy == [alone(lm.model, *pair)[1] for pair in pairs]
+    assert 0 < sum(greedy) < len(greedy) / 20
+    for (context, continuation), is_greedy in zip(pairs, greedy, strict=True):
         if is_greedy and len(divide(lm.model.tokenizer, context.encode(), b"")[0]) == 1:
             assert written(lm, context, max_gen_toks=4).startswith(continuation)
 
@@ -118,12 +118,12 @@ def test_rolling_is_evaluation(lm: IntlmLM) -> None:
     texts = [LONG, "", "a", "日本 \x00", "ab " * 400]
     expected = [evaluate(lm.model, [lm.model.tokenizer.encode(text.encode())], 4) for text in texts]
     for batch in (2, 4):
-        found = rows(lm, batch).loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]))
-        assert found == [natural(one.loss) for one in expected]
+        answers = rows(lm, batch).loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]))
+        assert answers == [natural(one.loss) for one in expected]
 
 
 def test_generation(lm: IntlmLM) -> None:
-    """As `intlm generate` writes it, to before the first stop string, whatever is written beside it."""
+    """Text is that of `intlm generate` up to the first stop string, whatever is written beside it."""
     contexts = ["", "a", "ab ", "é\x00", LONG, "abba " * 30]
     sampled = {"do_sample": True, "temperature": 0.7, "top_k": 20, "until": ["\x01\x02"]}
     kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -140,8 +140,8 @@ def test_generation(lm: IntlmLM) -> None:
                 asked.append((context, {**options, "max_gen_toks": tokens}))
                 expected.append(text)
     for batch in (4, 64):
-        found = rows(lm, batch).generate_until(requests("generate_until", asked))
-        assert found == [text.split(b"\x01\x02")[0].decode(errors="replace") for text in expected], batch
+        answers = rows(lm, batch).generate_until(requests("generate_until", asked))
+        assert answers == [text.split(b"\x01\x02")[0].decode(errors="replace") for text in expected], batch
 
 
 def test_stop_strings(tmp_path: Path) -> None:
@@ -230,16 +230,16 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tasks_of_local_files(local: Path) -> None:
-    """Through the harness's own evaluator: its figures are those of the model's, counted by hand."""
+    """The figures of the harness's own evaluator are those of the model, counted by hand."""
     manager = TaskManager(include_path=str(local), include_defaults=False)
-    found = simple_evaluate(
+    result = simple_evaluate(
         model="intlm",
         model_args=f"run={local / 'run'}",
         tasks=["choice", "rolling", "writing"],
         task_manager=manager,
         bootstrap_iters=0,
     )
-    assert found
+    assert result
     lm = IntlmLM(str(local / "run"))
 
     questions = [json.loads(line) for line in (local / "choice.jsonl").read_text().splitlines()]
@@ -249,23 +249,23 @@ def test_tasks_of_local_files(local: Path) -> None:
         right += int(np.argmax(scores)) == question["label"]
         sizes = [len(choice) for choice in question["choices"]]
         right_norm += int(np.argmax(np.array(scores) / sizes)) == question["label"]
-    assert found["results"]["choice"]["acc,none"] == right / len(questions)
-    assert found["results"]["choice"]["acc_norm,none"] == right_norm / len(questions)
+    assert result["results"]["choice"]["acc,none"] == right / len(questions)
+    assert result["results"]["choice"]["acc_norm,none"] == right_norm / len(questions)
 
     texts = [LONG, "a few words", "é\n\nab "]
     whole = evaluate(lm.model, [lm.model.tokenizer.encode(text.encode()) for text in texts])
-    samples = sorted(found["samples"]["rolling"], key=lambda sample: sample["doc_id"])
+    samples = sorted(result["samples"]["rolling"], key=lambda sample: sample["doc_id"])
     ours = [natural(evaluate(lm.model, [lm.model.tokenizer.encode(text.encode())]).loss) for text in texts]
     assert [sample["filtered_resps"][0] for sample in samples] == ours
     assert whole.words == sum(sample["word_perplexity"][1] for sample in samples)
     assert whole.bytes == sum(sample["bits_per_byte"][1] for sample in samples)
-    assert_the_same(found["results"]["rolling"], whole)
+    assert_the_same(result["results"]["rolling"], whole)
 
     prompts = [json.loads(line)["prompt"] for line in (local / "writing.jsonl").read_text().splitlines()]
-    samples = sorted(found["samples"]["writing"], key=lambda sample: sample["doc_id"])
+    samples = sorted(result["samples"]["writing"], key=lambda sample: sample["doc_id"])
     expected = [b"".join(generate(lm.model, prompt.encode(), 12, 0)).split(b"b")[0].decode() for prompt in prompts]
     assert [sample["filtered_resps"][0] for sample in samples] == expected
-    assert found["results"]["writing"]["exact_match,none"] == sum(text == "a" for text in expected) / len(expected)
+    assert result["results"]["writing"]["exact_match,none"] == sum(text == "a" for text in expected) / len(expected)
 
 
 def assert_the_same(harness: dict[str, Any], ours: Evaluation) -> None:
@@ -298,8 +298,8 @@ def test_wikitext(local: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     manager = TaskManager(include_path=str(local), include_defaults=False)
     lm = IntlmLM(str(local / "run"))
-    found = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0)
-    assert found
+    result = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0)
+    assert result
     arguments = ["evaluate", local / "run", "--text", local / "wiki.raw", "--wikitext", "--json"]
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 0
@@ -309,8 +309,8 @@ def test_wikitext(local: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("byte_perplexity", "perplexity_per_byte"),
         ("bits_per_byte", "bits_per_byte"),
     ):
-        assert math.isclose(found["results"]["wiki"][f"{name},none"], ours[own], rel_tol=1e-9), name
-    samples = found["samples"]["wiki"]
+        assert math.isclose(result["results"]["wiki"][f"{name},none"], ours[own], rel_tol=1e-9), name
+    samples = result["samples"]["wiki"]
     assert ours["words"] == sum(sample["word_perplexity"][1] for sample in samples)
     assert ours["bytes"] == sum(sample["bits_per_byte"][1] for sample in samples)
 

@@ -1,4 +1,4 @@
-"""intlm.inspection: the tables name everything there is, and their numbers are those of the arrays."""
+"""intlm.inspection: the tables are complete, and their numbers are those of the arrays."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_statistics(values: list[int], expected: tuple[str, ...]) -> None:
 
 
 def test_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every parameter is there, with what changed since the last checkpoint and since the start."""
+    """Every parameter has a row, with its changes since the last checkpoint and since the start."""
     run = tiny.trained().directory
     assert main(["inspect", str(run)]) == 0
     title, weights, seen, logits = capsys.readouterr().out.strip().split("\n\n")

@@ -1,4 +1,4 @@
-"""Parts are named by their own files alone: elsewhere their names come from what is registered."""
+"""Only a part's own file has its name: all other code takes names from the registered parts."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from intlm.settings import Family
 
 PACKAGE = Path(intlm.__file__).parent
 DEFAULT, EARLIER = "a default", "how earlier versions called it"
-BYTES, COLUMN, LADDER = "a count of bytes", "a column or key of that name", "the ladder of references"
+BYTES, COLUMN, LADDER = "a count of bytes", "a column or key of that name", "a reference model of following.py"
 FILE = "the name of a file"
 # Where a part's name may stand outside its folder: (file, text) -> why.
 EXCEPTIONS = {

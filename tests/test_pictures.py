@@ -127,15 +127,15 @@ def test_the_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path, monkey
 
 PARTS = [
     ("noise", "evaluation", 0.011),
-    ("byte products at the machine's peak", "evaluation", 0.9),
-    ("products' rest: rescaling, perturbation, gates", "evaluation", 123.4567),
+    ("int8 products, at the machine's peak rate", "evaluation", 0.9),
+    ("product overhead: rescale, perturb, gates", "evaluation", 123.4567),
     *((f"part $ {i}", "accumulation", 0.1 * i) for i in range(12)),
     ("fitness and optimizer", "rest of the update", 0.0),
 ]
 
 
 def test_a_breakdown_has_a_bar_for_each_part(tmp_path: Path, figures: list[Figure]) -> None:
-    """The largest on top, in three colours; every label in the picture, and none over another."""
+    """The largest bar is on top; there are three colours; every label is in the picture and covers no other."""
     breakdown(PARTS, tmp_path / "a.png", "what $5 and $6 buy")
     assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (1200, 750)
     assert os.listdir(tmp_path) == ["a.png"]
@@ -162,7 +162,7 @@ def test_a_breakdown_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [("saturate", 10), ("wrap", 12), ("wrap", 40)])
 def test_narrow_accumulators(own: tuple[str, int], tmp_path: Path, figures: list[Figure]) -> None:
-    """Both curves, and the hardware's own width where it is on its curve; every label in the picture."""
+    """The picture has both curves, the hardware's own width where it is on its curve, and every label."""
     curves = {"saturate": {10: 6.0, 11: 4.0, 12: 2.5}, "wrap": {10: 6.5, 11: 7.0, 12: 2.5}}
     accumulator_widths(curves, 2.5, own, tmp_path / "a.png", "what $5 and $6 buy")
     assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (1200, 750)
@@ -190,7 +190,7 @@ def seeds(count: int, points: int = 5, read: bool = True, faster: float = 1.0) -
 
 
 def test_a_comparison_is_of_tokens_time_and_text(tmp_path: Path, figures: list[Figure]) -> None:
-    """A curve's seeds are a mean in a band; a run measured once is a point; what is not measured is in the legend."""
+    """Several seeds are a mean in a band; a run measured once is a point; runs not measured are in the legend."""
     curves = [
         Curve("three $ and $ seeds", seeds(3)), Curve("longer", seeds(1, 300)), Curve("old", seeds(1, 3, read=False)),
         Curve("one point", seeds(1, 1), training=True), Curve("nothing yet", [[]]),
@@ -223,7 +223,7 @@ def test_a_comparison_is_of_tokens_time_and_text(tmp_path: Path, figures: list[F
 
 
 def test_a_comparison_of_many(tmp_path: Path, figures: list[Figure]) -> None:
-    """Each is told from the others, and the legend has room for all; no panel of what none of them has."""
+    """Curves can be told apart, the legend has room for all, and a panel without data is left out."""
     comparison([Curve(f"variant-{n}", seeds(2, read=False)) for n in range(30)], {}, tmp_path / "a.png")
     panels = figures[0].axes
     assert [axes.get_xlabel() for axes in panels] == ["tokens evaluated", "seconds of training"]
@@ -247,7 +247,7 @@ def test_seeds_that_go_on_longer_than_others_are_cut(tmp_path: Path, figures: li
 
 @pytest.mark.parametrize(("longest", "is_cut"), [(2, False), (1025, False), (1280, True)])
 def test_loss_by_position(longest: int, is_cut: bool, tmp_path: Path, figures: list[Figure]) -> None:
-    """What was measured and how much of it, on the same positions; where segments begin, if there are several."""
+    """Losses and token counts share their positions; the begin of segments is marked if there are several."""
     edges = [edge for edge in (1, 2, 4, 8, 1024, 1025, 1280) if edge <= longest]
     bits, tokens = [4.0 - 0.5 * i for i in range(len(edges) - 1)], [10**i for i in range(len(edges) - 1)]
     loss_by_position(

@@ -43,7 +43,7 @@ def project(directory: Path, text: bytes | None = None) -> Path:
 def test_a_moved_project_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every command finds the text of a run and of an export where it is now, and does not prepare it again."""
+    """Every command finds the text of a run and of an export in its new place, and does not prepare it again."""
     monkeypatch.chdir(project(tmp_path / "before"))
     assert main(["train", "tiny.toml", "--run-dir", "runs/a", "--train.updates", "5"]) == 0
     assert main(["export", "runs/a", "--to", "safetensors"]) == 0
@@ -81,7 +81,7 @@ def test_a_moved_project_is_the_same(
 
 
 def test_a_run_moved_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It finds its text where that still is; in the place of another text it does not take that one for its own."""
+    """It finds its text in the old place; beside another text it does not mistake that for its own."""
     for name, text in (("mine", tiny.words(4000)), ("other", tiny.words(4000)[::-1])):
         monkeypatch.chdir(project(tmp_path / name, text))
         assert main(["train", "tiny.toml", "--run-dir", "runs/a", "--train.updates", "1"]) == 0
@@ -217,7 +217,7 @@ def test_a_run_that_nobody_can_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("redirected", "code"), [(">&- 2>&- <&-", 0), (">/dev/full", 2)])
 def test_streams_that_cannot_be_written(redirected: str, code: int) -> None:
-    """A closed one is /dev/null, as if it had been asked for; one that is full is an error, as for any other file."""
+    """A closed stream counts as /dev/null; a stream to a full device is an error, as for any other file."""
     words = shlex.join(command("runs", tiny.trained().directory))
     done = subprocess.run(f"{words} {redirected}", shell=True, capture_output=True, encoding="utf-8", cwd=tiny.HOME)
     assert done.returncode == code
@@ -225,7 +225,7 @@ def test_streams_that_cannot_be_written(redirected: str, code: int) -> None:
 
 
 def test_without_a_home_and_a_user() -> None:
-    """As in a container that runs as a number: no $HOME, and a user that no list has."""
+    """Works without $HOME and for a user without a name, as in a container that runs under a numeric user id."""
     other = ["unshare", "--user", "--map-user=54321"]
     if not shutil.which("unshare") or subprocess.run([*other, "true"], capture_output=True).returncode:
         pytest.skip("needs a user of another number: unshare --user --map-user")
@@ -269,7 +269,7 @@ def test_a_batch_larger_than_the_text(capsys: pytest.CaptureFixture[str]) -> Non
 def test_an_error_of_our_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line and a code of its own; the traceback is in a file, or shown where that is asked for."""
+    """It is one line with its own exit code; the traceback is in a file, or printed if the environment says so."""
 
     def broken(*arguments: object) -> None:
         raise TypeError("something\nlong")
@@ -307,7 +307,7 @@ def test_the_tests_that_the_promises_name_exist() -> None:
 
 
 def test_a_result_into_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--documents /dev/stdout`: what is no file is written, and nothing takes its place."""
+    """`--documents /dev/stdout`: a device or pipe is written to, and not replaced by a file."""
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader:
         assert main(["evaluate", str(tiny.trained().directory), "--documents", f"/dev/fd/{write}"]) == 0

@@ -1,4 +1,4 @@
-"""intlm.sweep: what a study's file means, what is refused before anything runs, and that a sweep goes on."""
+"""intlm.sweep: the meaning of a sweep's file, refusals before anything runs, and resuming a sweep."""
 
 import json
 import os
@@ -52,9 +52,9 @@ def study(path: Path, text: str) -> Path:
     ],
 )  # fmt: skip
 def test_variants(text: str, variants: dict[str, Any], tmp_path: Path) -> None:
-    found = load_study(study(tmp_path / "s.toml", text))
-    assert found.variants == variants and list(found.variants) == list(variants)
-    assert found.seeds is None and found.base == tiny.CONFIG
+    loaded = load_study(study(tmp_path / "s.toml", text))
+    assert loaded.variants == variants and list(loaded.variants) == list(variants)
+    assert loaded.seeds is None and loaded.base == tiny.CONFIG
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_tells_results_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_the_studies_are_sweeps_and_their_results_are_known(path: Path, tmp_path: Path) -> None:
-    """Of every committed line the sweep would be skipped: its identity is the one that is written today."""
+    """Every committed result would be recognised and its run skipped: its identity is the one that is written today."""
     known = REPOSITORY / "benchmarks" / "learning" / "results.jsonl"
     lines = [line for line in results.read(known) if line["study"] == path.stem]
     assert lines
@@ -183,7 +183,7 @@ def run_sweep(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two runs at once, from nothing to the table, with the bits of `intlm train`; again, when nothing is run."""
+    """Two runs at once, from the file to the table, with the bits of `intlm train`; run again, nothing is trained."""
     keys = ", ".join(f"'{key}' = {value}" for key, value in SHORT.items())
     path = study(tmp_path / "short.toml", f"seeds = [3]\nkeys = {{ {keys} }}\n[grid]\n'train.evaluate_every' = [2, 4]")
     runs = tmp_path / "runs"
@@ -229,7 +229,7 @@ def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
-    """By Ctrl-C and by SIGKILL, while it trains: what it says, and the bits at the end."""
+    """A sweep stopped by Ctrl-C, then by SIGKILL, while it trains: its message, and the bits at the end."""
     longer = {**tiny.KEYS, "train.updates": 600, "train.evaluate_every": 200, "train.sample_every": 0,
               "train.checkpoint_seconds": 60}  # fmt: skip
     base = tiny.write_config(tmp_path / "longer.toml", longer)
@@ -252,7 +252,8 @@ def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped and saved; go on with: intlm sweep {path} --runs {runs}" in said and "0 of 1 runs are done" in said
+    assert f"stopped and saved; resume with: intlm sweep {path} --runs {runs}" in said
+    assert "0 of 1 runs are done" in said
     stopped = metrics.read(log)[-1]["update"]
     assert 20 <= stopped < 600 and (run / "checkpoints" / str(stopped)).exists()
 

@@ -232,8 +232,8 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [20, "config"])
 def test_killed_before_it_is_a_run(at: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With weights to begin with, inside their checkpoint and after it: it is started again, with the same weights or
-    without. What was no run is not resumed."""
+    """A run with --from is killed while it writes its first checkpoint, or after: it can be started again, with the
+    same weights or without. A directory that is not yet a run is not resumed."""
     run, short = tmp_path / "run", ("--train.updates", "2", "--train.sample_every", "0")
     words = ("train", str(tiny.CONFIG), "--run-dir", str(run), "--from", str(tiny.trained().directory), *short)
     where = ("change", 2, "SIGKILL", run / ".config.toml") if at == "config" else ("change", at, "SIGKILL", run)
@@ -256,7 +256,7 @@ def test_killed_before_it_is_a_run(at: int | str, tmp_path: Path, capsys: pytest
 
 
 def test_interrupted_then_killed_far_from_a_checkpoint(tmp_path: Path) -> None:
-    """Ctrl-C saves and says how to resume, with what was given as flags; then lines past it are dropped again."""
+    """Ctrl-C saves and prints how to resume, including the flags; later lines are then dropped as the run resumes."""
     run = tmp_path / "a run"
     done = stopped_train("line", 4, "SIGINT", run, "--train.checkpoint_seconds", "1000")
     assert done.returncode == 130
@@ -292,7 +292,7 @@ def test_two_runs_are_equal_whatever_is_reported_and_however_they_are_chunked(tm
 
 
 def test_a_run_is_made_longer(tmp_path: Path) -> None:
-    """The same updates in two parts, chunked and reported otherwise in the second, which reads other shards."""
+    """The same updates in two parts; in the second, chunks and reports differ, and it reads other shards."""
     run = tmp_path / "run"
     assert train(tiny.load_config(train__updates=5, train__checkpoint_seconds=1000), run)
     assert len(tiny.lines_of(run)) == 5
@@ -376,7 +376,7 @@ def test_a_run_of_an_earlier_version_is_used_and_resumed(tmp_path: Path, capsys:
 
 
 def test_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two more corpora beside the first, in its tokens: resumed as whole; another mixture is another run."""
+    """Two more corpora in the tokens of the first: a resumed run equals a whole one; another mixture is refused."""
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_bytes(tiny.words(500, seed=len(name) + ord(name[0])) + name.encode() * 9)
         tiny.write_config(tmp_path / f"{name}.toml", {"data.train": f"{name}.txt", "data.valid_bytes": 500})

@@ -38,7 +38,7 @@ from intlm.update import TrainState, initial_state
 
 _HOME = tempfile.TemporaryDirectory(prefix="intlm-tests-")
 HOME = Path(_HOME.name)
-"""What the tests share: text.txt, tiny.toml, the prepared text and the run."""
+"""The folder that tests share: text.txt, tiny.toml, the prepared text and the run."""
 
 _WORDS = (b"a", b"ab", b"abba", b"baab", b"bab", b"bbb")
 TIMINGS = ("seconds", "tokens_per_second", "waiting")
@@ -132,7 +132,7 @@ def lines_of(run: Path, without: Sequence[str] = TIMINGS) -> list[dict[str, Any]
 
 
 def events_of(run: Path) -> list[Any]:
-    """What a run's event files hold of its lines, in their order, as they lie there."""
+    """The summary events in a run's event files, in the order of the files."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     files = sorted(run.glob("events.out.tfevents.*"))
@@ -157,7 +157,7 @@ def assert_same_state(run: Path, other: Path) -> None:
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """Both runs ended with the same bits and told the same, timings apart."""
+    """Both runs ended with the same bits and the same output, timings apart."""
     assert_same_state(run, other)
     assert lines_of(run) == lines_of(other)
 

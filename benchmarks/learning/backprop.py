@@ -77,12 +77,12 @@ def losses(
         chosen = jnp.take_along_axis(logits, at[1], axis=-1).mean(axis=-1)
         return states, jax.nn.logsumexp(logits * jnp.log(2.0), axis=-1) / jnp.log(2.0) - chosen
 
-    states, found = jax.lax.scan(read, states, (tokens.T, jnp.moveaxis(targets, 1, 0)))
-    return found.mean(), jax.lax.stop_gradient(states)
+    states, values = jax.lax.scan(read, states, (tokens.T, jnp.moveaxis(targets, 1, 0)))
+    return values.mean(), jax.lax.stop_gradient(states)
 
 
 class FloatEngine:
-    """The part of an engine that evaluating a held-out text needs."""
+    """The methods of an engine that the evaluation of a held-out text needs."""
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
@@ -98,8 +98,8 @@ class FloatEngine:
             logits, states = step(p, tokens, states, self.architecture)
             return states, jnp.clip(jnp.round(logits * 256), -32767, 32767).astype(jnp.int16)
 
-        states, found = jax.lax.scan(read, states.astype(jnp.float32), tokens.T.astype(jnp.int32))
-        return jnp.moveaxis(found, 0, 1), states
+        states, outputs = jax.lax.scan(read, states.astype(jnp.float32), tokens.T.astype(jnp.int32))
+        return jnp.moveaxis(outputs, 0, 1), states
 
     def generate(self, top_k: int, count: int) -> None:
         """Not needed: this engine generates no text."""

@@ -61,7 +61,7 @@ class Setting(NamedTuple):
 
     @property
     def perturbation(self) -> Perturbation:
-        """As in training, with noise that is the epoch's own."""
+        """The perturbation settings as in training, with new noise in each epoch."""
         return Perturbation(SEED, self.rank, self.sigma_shift, noise_reuse=1)
 
 
@@ -139,7 +139,7 @@ def chunk_votes(setting: Setting, size: int, half: Array, first: Array) -> Array
 
 
 def scale(setting: Setting) -> float:
-    """What A B^T is multiplied by to be at the scale of full-rank noise: about 1 / (16 sqrt(rank))."""
+    """The factor that brings A B^T to the scale of full-rank noise: about 1 / (16 sqrt(rank))."""
     return rank_multiplier(setting.rank) / 2**11 if setting.rank else 1.0
 
 
@@ -205,10 +205,12 @@ def picture(results: Results, path: Path, title: str) -> None:
     guide = [1.25 * first * ranks[0] / rank for rank in ranks]
     axes.plot(ranks, guide, color=GREY, linewidth=1.0, linestyle=":", label="slope of 1 / rank")
     for colour, marker, (dimension, of_dimension) in zip(COLOURS, MARKERS, results.items(), strict=False):
-        found = {rank: c.corrected for rank, c in of_dimension.items() if c.corrected}
+        distances = {rank: c.corrected for rank, c in of_dimension.items() if c.corrected}
         floor = of_dimension[ranks[0]].floor
-        axes.plot(list(found), list(found.values()), color=colour, linewidth=1.5, label=f"{dimension} x {dimension}")
-        for rank, distance in found.items():
+        axes.plot(
+            list(distances), list(distances.values()), color=colour, linewidth=1.5, label=f"{dimension} x {dimension}"
+        )
+        for rank, distance in distances.items():
             face = colour if distance > floor else "white"
             axes.plot([rank], [distance], marker=marker, markersize=8, color=colour, markerfacecolor=face)
         axes.axhline(floor, color=colour, linewidth=1.0, linestyle=(0, (5, 4)), zorder=1)
@@ -253,12 +255,12 @@ def measure(dimensions: Sequence[int], ranks: Sequence[int], pairs: int, sigma_s
     """Compare every rank with full rank, for every dimension; says how long each estimate took."""
     results: Results = {}
     for dimension in dimensions:
-        found: dict[int, np.ndarray] = {}
+        estimates: dict[int, np.ndarray] = {}
         for rank in (0, *ranks):
             start = time.perf_counter()
-            found[rank] = estimate(Setting(dimension, rank, sigma_shift), pairs)
+            estimates[rank] = estimate(Setting(dimension, rank, sigma_shift), pairs)
             print(f"n {dimension}, rank {rank or 'full'}: {time.perf_counter() - start:.1f} s", flush=True)
-        results[dimension] = {rank: compare(found[rank], found[0]) for rank in ranks}
+        results[dimension] = {rank: compare(estimates[rank], estimates[0]) for rank in ranks}
     return results
 
 

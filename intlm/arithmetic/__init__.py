@@ -1,3 +1,3 @@
-"""The integer arithmetic of docs/numerics.md: primitives, tables, random bits. Knows of nothing else."""
+"""The integer arithmetic of docs/numerics.md: primitives, tables, random bits. It imports no other room of intlm."""
 
 LARGEST_NOISE = 46  # the largest magnitude in the Gaussian quantile table

@@ -1,8 +1,8 @@
 """Counter-based random bits: Threefry-4x32 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011).
 
-Only additions, rotations and exclusive-ors of 32-bit words, so it costs the same everywhere and gives the same
-bits. 13 rounds is the smallest number that has published known-answer vectors. Nothing is ever stored: the
-counter says which bits (docs/numerics.md, section 4).
+It consists of additions, rotations and exclusive-ors of 32-bit words, so it costs the same everywhere and gives the
+same bits. 13 rounds is the smallest number that has published known-answer vectors. Nothing is ever stored: any part
+of a stream is computed from its counter (docs/numerics.md, section 4).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _ROTATIONS = ((10, 26), (11, 21), (13, 27), (23, 5), (6, 20), (17, 11), (25, 10)
 
 
 class Domain(IntEnum):
-    """The last word of the key: streams of different use never meet."""
+    """The last word of the key. It keeps the random bits of different uses apart."""
 
     NOISE = 0
     INITIALISATION = 1

@@ -31,7 +31,7 @@ class Tables(NamedTuple):
 
 
 def _round(x: Decimal) -> int:
-    """To nearest; none of the tables holds a tie."""
+    """Rounds to nearest; none of the tables holds a tie."""
     return int((x + Decimal("0.5")).__floor__())
 
 
@@ -61,7 +61,7 @@ def normal_quantile(numerator: int, denominator: int) -> Decimal:
 
 @cache
 def _pi() -> Decimal:
-    """Machin's formula, to the context's precision of 60 digits."""
+    """Pi by Machin's formula, to the context's precision of 60 digits."""
 
     def arctan_inverse(n: int) -> Decimal:
         term = total = Decimal(1) / n
@@ -114,8 +114,8 @@ def digest(tables: Tables) -> str:
 def tables() -> Tables:
     """The tables, made once a process. Raises ArithmeticError if their bytes are not the pinned ones."""
     made = _make()
-    if (found := digest(made)) != SHA256:
-        raise ArithmeticError(f"the lookup tables have SHA-256 {found}, expected {SHA256}")
+    if (actual := digest(made)) != SHA256:
+        raise ArithmeticError(f"the lookup tables have SHA-256 {actual}, expected {SHA256}")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Recurrent cells: what a layer remembers from token to token, and how. One file each.
+"""Recurrent cells: the state of a layer, and how each token changes it. One file each.
 
 `nonlinearity` holds what several of them share. A cell that is exported to C99 has its step in
 kernels/portable/cells/NAME.h too.
@@ -20,11 +20,11 @@ class Cell(Part):
     writing serves inference, every estimator's members and the ONNX export."""
 
     future: ClassVar[tuple[str, ...]]
-    """The units whose pre-activations change the next state, hence what is predicted of later tokens. A unit U is what
-    the parameters U_input, U_state and U_bias drive."""
+    """The units whose pre-activations change the next state, hence the predictions of later tokens. A unit named U has
+    the parameters U_input, U_state and U_bias."""
 
     reads: ClassVar[Mapping[str, str]]
-    """What each matrix multiplies, in words, by the matrix's name; those that read the same but one are left out."""
+    """The operand of each matrix, in words, by the matrix's name; matrices with the same operand have one entry."""
 
     def parameters(self, hidden_size: int) -> tuple["Local", ...]:
         """A layer's parameters of the cell, in the order of their numbers."""

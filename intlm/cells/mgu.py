@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @CELLS.register("mgu")
 @dataclass(frozen=True)
 class Mgu(Cell):
-    """The minimal gated unit: one gate, which says how much of the state is replaced."""
+    """The minimal gated unit: one gate decides how much of the state is replaced."""
 
     future = ("gate", "candidate")
     reads = {  # noqa: RUF012 - a constant

@@ -1,7 +1,7 @@
 """Finds the files of a folder, and reads a file's bytes, compressed or not.
 
 Text may be compressed by gzip, bzip2, xz or zstd, whatever the file's name. Other containers that are known by their
-first bytes are refused, for their bytes are no text. However large a file expands to, only a chunk of it is in memory.
+first bytes are refused, as their bytes are no text. However large a file expands to, only a chunk of it is in memory.
 """
 
 import lzma
@@ -17,7 +17,7 @@ from intlm.errors import DataError, reason
 
 CHUNK = 1 << 20  # bytes read at once
 XZ_MEMORY = 1 << 28  # bytes that a decompressor of xz may take: `xz -9` asks for a quarter of them
-_HEAD = 512  # bytes by which a container is known
+_HEAD = 512  # first bytes of a file that identify a container
 _COMPRESSED = {
     "gzip": rb"\x1f\x8b\x08",
     "bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
@@ -40,7 +40,7 @@ _REFUSED = {
     "an SQLite database": rb"SQLite format 3\0",
     "HDF5": rb"\x89HDF\r\n\x1a\n",
     "Avro": rb"Obj\x01",
-    "compressed data once more": b"|".join(_COMPRESSED.values()),
+    "data compressed twice": b"|".join(_COMPRESSED.values()),
 }
 _ANY_REFUSED = re.compile(b"|".join(_REFUSED.values()), re.DOTALL)
 _KINDS = {
@@ -52,11 +52,11 @@ _KINDS = {
 
 
 class Found(NamedTuple):
-    """The files in a place."""
+    """The files at or below a path."""
 
     files: list[Path]  # in the order of their paths
-    left_out: dict[str, list[Path]]  # by the reason
-    folders: set[tuple[int, int]]  # those that were searched, by `identity`
+    left_out: dict[str, list[Path]]  # files that are not read, by the reason
+    folders: set[tuple[int, int]]  # the folders that were searched, by `identity`
 
 
 @contextmanager
@@ -84,12 +84,12 @@ def find(place: Path) -> Found:
             why = _look(path, found, waiting) if path is place or not path.name.startswith(".") else "hidden"
         except (OSError, RuntimeError, ValueError) as error:
             if path is place and isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink():
-                raise DataError(f"{place}: no such text file, directory or recipe") from None
+                raise DataError(f"{place}: no such text file, directory or .py file") from None
             if not path.is_symlink() or path.exists():
                 raise DataError(f"{path}: cannot be read: {reason(error)}") from error
-            why = "a link that leads nowhere"
+            why = "a broken link"
         if why and path is place:
-            raise DataError(f"{place}: {why}: expected a text file, a directory or a recipe")
+            raise DataError(f"{place}: {why}: expected a text file, a directory or a .py file")
         if why:
             found.left_out.setdefault(why, []).append(path)
     if not found.files:
@@ -153,7 +153,7 @@ def chunks(path: Path) -> Iterator[bytes]:
         method = next((name for name, magic in _COMPRESSED.items() if re.match(magic, head)), None)
         named = _NAMES.get(path.suffix.lower(), method)
         if head and named != method:
-            raise DataError(f"{path}: cannot be read: not {named}, which its name says")
+            raise DataError(f"{path}: cannot be read: not {named}, although its name says so")
         is_first = True
         for chunk in _decompressed(file, method):
             if is_first:
@@ -164,7 +164,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def check(path: Path, head: bytes) -> None:
-    """Refuse a file that is no text by its first bytes. The DataError says what it is."""
+    """Raise DataError for a file whose first bytes show that it is not text; the message names its format."""
     if not _ANY_REFUSED.match(head, 0, _HEAD):
         return
     kind = next(kind for kind, magic in _REFUSED.items() if re.match(magic, head[:_HEAD], re.DOTALL))

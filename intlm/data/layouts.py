@@ -1,9 +1,9 @@
 """Decides which files of a folder are read, as text or as rows, and why others are not.
 
-A folder that holds any JSON Lines or Parquet is a data set: its rows are read, and its other files are left out. Which
-split a file belongs to is said by a README.md with `configs`, as on the hub, or else by its path: `data/SPLIT-00000-of-
-00001...`, a word such as train, validation or test in the name of a folder or of the file; any other file is of the
-split "train". So a name hides no other file.
+A folder that holds any JSON Lines or Parquet is a data set: its rows are read, and its other files are left out. The
+split of a file is given by a README.md with `configs`, as on the hub, or else by its path: `data/SPLIT-00000-of-
+00001...`, or a word such as train, validation or test in the name of a folder or of the file; any other file belongs
+to the split "train". So no row file is dropped because of its name.
 """
 
 import json
@@ -25,22 +25,22 @@ _SPLITS = {
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 _WORD = re.compile(rf"(?:^|[-._ 0-9])({'|'.join(_SPLIT_OF)})(?=$|[-._ 0-9])", re.IGNORECASE)
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
-_PROBED = 16  # chunks of a .json file in which its first row is looked for
+_PROBED = 16  # chunks at the beginning of a .json file that must hold its first row
 
 
 class Layout(NamedTuple):
-    """The files of a place that are read, and those that are not."""
+    """The files at or below a path that are read, and those that are left out."""
 
-    files: list[Path]  # in their order
+    files: list[Path]  # in the order of reading
     has_rows: bool
-    left_out: dict[str, list[Path]]  # by the reason
-    folders: set[tuple[int, int]]  # all that were searched, by `files.identity`
+    left_out: dict[str, list[Path]]  # files that are not read, by the reason
+    folders: set[tuple[int, int]]  # the folders that were searched, by `files.identity`
 
 
 def layout(place: Path, columns: Sequence[str], subset: str = "", split: str = "train") -> Layout:
-    """Returns which files of a file or folder are read. A single file is read whole.
+    """Returns the files of a file or folder that are read. A single file is read whole.
 
-    columns: those that hold the text; a .json file in a folder is read as rows where its first object has them.
+    columns: the text columns; a .json file in a folder is read as rows where its first object has them.
     DataError where there is nothing to read, or no such subset or split.
     """
     found = files.find(place)
@@ -52,11 +52,11 @@ def layout(place: Path, columns: Sequence[str], subset: str = "", split: str = "
     left_out = dict(found.left_out)
     with_rows = set(rows)
     if others := [path for path in found.files if path not in with_rows]:
-        left_out["no rows, in a data set"] = others
+        left_out["not rows of the data set"] = others
     with files.reading(place / "README.md"):
         splits = _splits(place, rows, subset)
     if split not in splits:
-        only = f"only {', '.join(map(repr, splits))}" if splits else "for README.md names none of its files"
+        only = f"only {', '.join(map(repr, splits))}" if splits else "as README.md names no file that is there"
         raise DataError(f"{place}: no split {split!r}, {only}")
     taken = set(splits[split])
     for name, paths in splits.items():
@@ -78,7 +78,7 @@ def _has_rows(path: Path, columns: tuple[str, ...]) -> bool:
 
 @lru_cache(1 << 16)
 def _begins_with_a_row(path: Path, columns: tuple[str, ...], size: int, time: int) -> bool:
-    """Whether a JSON file is one object a line, or an array of objects, the first of them with all of the columns."""
+    """Whether a JSON file has one object per line, or an array of objects, and the first one has all the columns."""
     text = b"".join(islice(files.chunks(path), _PROBED)).decode("utf-8-sig", "replace").lstrip()
     try:
         if text.startswith("["):

@@ -1,14 +1,14 @@
-"""Makes a prepared corpus from text: holds text out, makes the tokenizer and writes the tokens.
+"""Makes a prepared corpus from text: holds text out, trains the tokenizer and writes the tokens.
 
 The text is read at most three times, in chunks: to measure the documents (only to hold some out by their sizes), for
 the tokenizer (an alphabet reads all of the training split, a vocabulary of pieces its beginning), and to write the
-tokens. Only 8 bytes for each document are kept in memory. A recipe is run once: where its text is read more than once,
-it is kept meanwhile in a file without a name.
+tokens. Only 8 bytes for each document are kept in memory. A Python file is run once: where its text is read more than
+once, it is kept meanwhile in an unnamed temporary file.
 
 Which text is held out depends on the sizes and the order of the documents alone, so the same text is divided
 the same way everywhere. The tokens are made in blocks of text, by several processes where that is slow, and written in
 the text's order: the number of processes changes nothing. Every SAVE_SECONDS the progress is saved, and a preparation
-that was killed goes on from there.
+that was killed continues from there.
 """
 
 import fcntl
@@ -69,13 +69,13 @@ _CUTS = "cuts.npy"
 
 
 class Position(NamedTuple):
-    """A position in the reading of the text."""
+    """A position in the text, from which reading can continue."""
 
     split: int  # the number of the source
-    mark: Mark | None  # where to start again in it; None: at its beginning
+    mark: Mark | None  # the place in it where reading starts; None: its beginning
     parts: int  # parts to skip from there
-    crc: int  # of these parts, to check that the text is still the same
-    found: dict[str, dict[str, int]]  # the counts of the sources before, by split
+    crc: int  # the checksum of these parts, to check that the text is still the same
+    found: dict[str, dict[str, int]]  # the counts of the earlier sources, by split
 
 
 class Part(NamedTuple):
@@ -91,21 +91,22 @@ class Run(NamedTuple):
 
     split: str
     tokens: np.ndarray  # [tokens] of the tokenizer's dtype
-    documents: int  # that begin here
+    documents: int  # documents that begin in it
     bytes: int
 
 
 def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Opens the corpus in `data.prepared`, and makes it first unless one of the same request is there already.
+    """Opens the corpus in `data.prepared`; makes it first unless a corpus of the same request is there.
 
     tokenizer: the tokenizer to use; None: the one that `data` asks for.
 
     The held-out text is `valid`, or `valid_split`, or `valid_bytes` of `train`: the last bytes of a single document;
     of several, whole documents chosen by a hash of their ordinals, about `valid_bytes` in all, at least one document,
-    never all. More than half of the text counts as half. A tokenizer is trained on the training split.
+    never all; `valid_bytes` above half of the text count as half. A tokenizer is trained on the training split.
 
-    Two requests are the same when their settings of text and tokenizer are, and the sizes and times of the files (the
-    contents of a recipe and of the tokenizer's file; changes of what a recipe reads or the hub has are not noticed).
+    Two requests are the same when their settings of text and tokenizer are, and the sizes and times of the files (for a
+    Python file and the tokenizer's file the contents; changes of the data that a Python file reads, or of the hub, are
+    not noticed).
 
     Raises:
         DataError: a source that cannot be read or has no text, a directory that is in use for something else, or a
@@ -117,7 +118,7 @@ def prepare(data: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     around = {files.identity(path) for path in (directory.resolve(), *directory.resolve().parents) if path.exists()}
     for source in filter(None, (train, valid)):
         if not source.layout.folders.isdisjoint(around):
-            raise DataError(f"{directory}: lies within the text, {source.place}: expected it elsewhere")
+            raise DataError(f"{directory}: lies inside the text, {source.place}: expected a directory elsewhere")
     given, request = tokenizer, _request(data, train, valid, tokenizer)
     if (directory / "index.json").exists():
         discard_replaced(directory)
@@ -149,16 +150,16 @@ def _make(
     progress: dict[str, Any] | None,
     spool: IO[bytes],
 ) -> Corpus:
-    """Make the corpus of a request, going on from the progress of an earlier process. Changed: it is not usable."""
+    """Make the corpus of a request, continuing from `progress`. Raises Changed where that cannot be used."""
     directory, made, saved = Path(data.prepared), scratch(Path(data.prepared)), time.monotonic()
     once = progress or (not data.valid_bytes and (given or data.tokenizer_file or not data.tokenizer.needs_text))
     texts = _Texts(train, None if once else spool)
     if progress:
         tokenizer = tokenizer_from_json(progress["tokenizer"])
-        split, mark, parts, crc, found = progress["position"]
-        position = Position(split, mark and Mark(*mark), parts, crc, found)
+        split, mark, parts, crc, counts = progress["position"]
+        position = Position(split, mark and Mark(*mark), parts, crc, counts)
         if _sha256(made / _CUTS) != progress["cuts"]:
-            raise Changed(f"{made / _CUTS}: not as an interrupted preparation left it")
+            raise Changed(f"{made / _CUTS}: changed since the preparation was interrupted")
         texts.cuts = np.load(made / _CUTS)
     else:
         position = Position(0, None, 0, 0, {})
@@ -185,7 +186,7 @@ def _make(
         if source.separator and not position.found[split]["separators"]:
             hint = ": in a shell write $'\\n\\n' for line ends" if "\\" in source.separator else ""
             what = f"data.document_separator = {source.separator!r}: does not occur in {source.place}"
-            print(f"intlm: {what}, whose texts are a document each{hint}", file=sys.stderr)
+            print(f"intlm: {what}: every text counts as one document{hint}", file=sys.stderr)
     return Corpus.open(directory)
 
 
@@ -196,13 +197,13 @@ def _sha256(path: Path) -> str:
 
 def _files(source: Source) -> dict[str, Any]:
     """The files of a source, by their names in it, and those that were left out."""
-    found = source.layout
+    layout = source.layout
 
     def names(paths: list[Path]) -> list[str]:
         return [path.name if path == source.path else path.relative_to(source.path).as_posix() for path in paths]
 
-    left_out = {why: names(paths) for why, paths in found.left_out.items()}
-    return {"has_rows": found.has_rows, "read": names(found.files), "left_out": left_out}
+    left_out = {why: names(paths) for why, paths in layout.left_out.items()}
+    return {"has_rows": layout.has_rows, "read": names(layout.files), "left_out": left_out}
 
 
 def train_tokenizer(data: DataConfig) -> Tokenizer:
@@ -216,7 +217,7 @@ def train_tokenizer(data: DataConfig) -> Tokenizer:
 
 
 def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
-    """The source of the training text, and that of the held-out text where it has one of its own."""
+    """The source of the training text, and the source of the held-out text where that is a separate one."""
     separator = data.document_separator
     train = Source(data.train, separator, data.max_bytes, data.subset, data.split, data.columns, data.filter)
     if data.valid or data.valid_split:
@@ -225,12 +226,12 @@ def sources_of(data: DataConfig) -> tuple[Source, Source | None]:
 
 
 def _check(data: DataConfig, train: Source, valid: Source | None) -> None:
-    """Raise DataError where `data` asks for text that the training text lacks, or holds out text that is trained on."""
+    """Raise DataError for splits or columns that the text does not have, and for held-out text that is trained on."""
     if not (train.is_remote or (train.path.is_dir() and train.is_data_set)):
         lacking = {"valid_split": "splits", "split": "splits", "subset": "subsets"}
         if not train.is_data_set:
             lacking |= {"columns": "columns", "filter": "columns"}
-        what = "a recipe" if train.is_recipe else "a single file" if train.is_data_set else "a text"
+        what = "a Python file" if train.is_recipe else "a single file" if train.is_data_set else "a text"
         for key, missing in lacking.items():
             value, default = getattr(data, key), configuration.keys()[f"data.{key}"].default
             if value != default:
@@ -245,19 +246,20 @@ def _check_apart(train: Source, valid: Source) -> None:
         splits, held_out = (set(source.split.split("+")) for source in (train, valid))
         if splits & held_out or "all" in splits | held_out:
             raise DataError(
-                f"{valid.place}: held out is split {valid.split!r}, trained on {train.split!r}: expected others"
+                f"{valid.place}: split {valid.split!r} is held out, but split {train.split!r} is trained on: expected "
+                "splits without common rows"
             )
     read = {(stat.st_dev, stat.st_ino) for stat in map(Path.stat, train.layout.files)}
     for path in valid.layout.files:
         stat = path.stat()
         if (stat.st_dev, stat.st_ino) in read:
-            raise DataError(f"{path}: held out and trained on: expected other text to hold out")
+            raise DataError(f"{path}: is both held out and trained on: expected other text to hold out")
 
 
 def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
-    """The corpus of a configuration with its share, then those of its mixture, in the same tokens, stored beside it."""
+    """The corpora of a mixture with their shares: the configuration's own, then others in its tokens, beside it."""
     first, held_out = prepare(data), sources_of(data)[1]
-    found = [(data.share, first)]
+    mixture = [(data.share, first)]
     for number, (share, path) in enumerate(data.others, start=1):
         other = configuration.load(Path(path)).data
         if other.mixture:
@@ -268,9 +270,9 @@ def corpora(data: DataConfig) -> list[tuple[int, Corpus]]:
         other = replace(other, prepared=str(place), processes=data.processes)
         corpus = prepare(other, first.tokenizer)
         if "valid" in first.splits and corpus.split("train").equals(first.split("valid")):
-            raise DataError(f"{other.train}: trained on, and held out of {data.train}: expected other text")
-        found.append((share, corpus))
-    return found
+            raise DataError(f"{other.train}: is trained on, but {data.train} holds it out: expected other text")
+        mixture.append((share, corpus))
+    return mixture
 
 
 def _request(data: DataConfig, train: Source, valid: Source | None, given: Tokenizer | None) -> dict[str, Any]:
@@ -294,10 +296,10 @@ def _is_same(one: Any, other: dict[str, Any]) -> bool:
     to the corpus decide."""
 
     def seen(request: Any, text: str, name: str) -> Any:
-        found = request.get(text)
-        if not isinstance(found, dict) or not isinstance(place := found.get("place"), dict):
-            return found
-        return found | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
+        value = request.get(text)
+        if not isinstance(value, dict) or not isinstance(place := value.get("place"), dict):
+            return value
+        return value | {"place": [place.get(name, place.get("name")), place.get("sha256")]}
 
     if not isinstance(one, dict) or any(one.get(key) != other[key] for key in other.keys() - {"train", "valid"}):
         return False
@@ -339,7 +341,7 @@ def _exclusive(made: Path) -> Iterator[Path]:
 
 
 class _Texts:
-    """The text of a source, which can be read several times. A recipe's is kept in `spool`; without one, read once."""
+    """The text of a source, which can be read several times; that of a Python file only if `spool` can keep it."""
 
     def __init__(self, source: Source, spool: IO[bytes] | None, split: str = "train") -> None:
         self.split = split
@@ -362,7 +364,7 @@ class _Texts:
         if source.is_recipe and self._spool:
             if self._sizes is None:
                 self._sizes = array("q")
-                bar = tqdm(sources.run_recipe(source.path), "running the recipe", disable=None, delay=1, leave=False)
+                bar = tqdm(sources.run_recipe(source.path), "running the file", disable=None, delay=1, leave=False)
                 self._sizes.extend(map(self._spool.write, bar))
             self._spool.seek(0)
             total, texts = sum(self._sizes), (_take(self._spool, size) for size in self._sizes)
@@ -409,7 +411,7 @@ def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator[bytes]]:
-    """Yields a reader's documents, with a progress bar on the terminal where that takes more than a second."""
+    """Yields a reader's documents, with a progress bar on a terminal if reading takes more than a second."""
 
     def count(document: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in document:
@@ -423,7 +425,7 @@ def _watch(reader: Reader, purpose: str, total: int | None) -> Iterator[Iterator
 
 
 def _cuts(sizes: np.ndarray, valid_bytes: int) -> np.ndarray:
-    """How many bytes of each document are for training, the rest being held out: [documents] int64."""
+    """The bytes of each document that are trained on; the rest is held out: [documents] int64."""
     valid_bytes = min(valid_bytes, int(sizes.sum()) // 2)
     cuts = sizes.copy()
     if len(sizes) == 1:
@@ -448,7 +450,7 @@ def _scramble(count: int) -> np.ndarray:
 
 
 def _tokenizer(data: DataConfig, texts: _Texts) -> Tokenizer:
-    """The tokenizer that is asked for."""
+    """The tokenizer of a configuration: read from its file, or trained."""
     if data.tokenizer_file:
         return load_tokenizer(Path(data.tokenizer_file))
     return data.tokenizer.train(texts.training)
@@ -483,7 +485,7 @@ def _blocks(splits: list[_Texts], position: Position) -> Iterator[tuple[list[Par
                     yield block, Position(number, begun, done, crc, position.found)
                     block, size = [], 0
         if skip:
-            raise Changed(f"{texts.place}: ends before where an interrupted preparation was")
+            raise Changed(f"{texts.place}: shorter than when the preparation was interrupted")
         position = Position(number + 1, None, 0, 0, position.found | {texts.split: reader.counts})
         yield block, position
 
@@ -529,7 +531,7 @@ def _encoded(
         yield from ((future.result(), position) for future, position in waiting)
     except BrokenProcessPool:
         raise DataError(
-            "a process that prepares text died: with data.processes = 1 there is only this one (a script that prepares "
+            "a worker process died: data.processes = 1 prepares the text without any (a script that prepares "
             "text must be importable: if __name__ == '__main__')"
         ) from None
     finally:
@@ -538,7 +540,7 @@ def _encoded(
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """A Python started inside imports nothing from the working directory; its paths are set to this one's later."""
+    """Keeps a Python process started inside from importing from the working directory; it gets this one's paths."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

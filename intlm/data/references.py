@@ -1,4 +1,4 @@
-"""Bits per byte of simple models on the same held-out bytes: the ladder of references for a run's figures.
+"""Bits per byte of simple models (n-grams, gzip) on the same held-out bytes, to compare a run with.
 
 n-grams are over bytes, with Witten-Bell interpolation (Bell, Witten and Cleary, Text Compression, 1990):
 
@@ -20,10 +20,10 @@ from intlm.errors import DataError, RunError
 from intlm.schema import Amount, read_json
 
 LADDER = "references.json"
-"""Where a run keeps it."""
+"""The file in a run's directory."""
 
 TRAIN_LIMIT = 64 << 20
-"""Only so many bytes of the training text, the first ones, are counted."""
+"""Only the first TRAIN_LIMIT bytes of the training text are counted."""
 
 CHUNK = 1 << 22  # bytes counted at once: np.bincount makes an int64 of each
 

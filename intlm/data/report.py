@@ -19,7 +19,7 @@ NAMES = 20  # files shown
 
 
 def summary(corpus: Corpus) -> str:
-    """Tables of the splits and of the text's counts, and lists of the files that were read and that were not."""
+    """Tables of the splits and of the text's counts, and lists of the files that were read or left out."""
     rows = [
         (name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}", f"{s.bytes / max(s.tokens - s.documents, 1):.3f}")
         for name, s in corpus.splits.items()
@@ -27,9 +27,9 @@ def summary(corpus: Corpus) -> str:
     tables = [format_table(["split", "documents", "tokens", "bytes", "bytes per token"], rows)]
     headers = ["read for", "empty", "filtered", "not UTF-8", "with NUL", "longest, bytes"]
     keys = ("empty", "filtered", "not_utf8", "with_nul", "longest")
-    found = [(name, *(f"{counts.get(key, 0):,}" for key in keys)) for name, counts in corpus.found.items()]
-    if found:
-        tables.append(format_table(headers, found))
+    count_rows = [(name, *(f"{counts.get(key, 0):,}" for key in keys)) for name, counts in corpus.found.items()]
+    if count_rows:
+        tables.append(format_table(headers, count_rows))
     lines = []
     for name, files in corpus.files.items():
         if files["read"]:
@@ -69,7 +69,7 @@ def report(corpus: Corpus, path: Path) -> str:
 
 
 def token_counts(split: Split) -> np.ndarray:
-    """How often each token occurs: [vocabulary] int64."""
+    """The number of times that each token occurs: [vocabulary] int64."""
     counts = np.zeros(split.vocab_size, np.int64)
     for start in range(0, split.tokens, CHUNK):
         counts += np.bincount(split.read(start, min(CHUNK, split.tokens - start)), minlength=split.vocab_size)
@@ -77,7 +77,7 @@ def token_counts(split: Split) -> np.ndarray:
 
 
 def length_counts(split: Split) -> np.ndarray:
-    """How many documents have 2^i to 2^(i+1) - 1 tokens, the separator not counted: [i] int64."""
+    """The number of documents with 2^i to 2^(i+1) - 1 tokens, the separator not counted: [i] int64."""
     counts = np.zeros(64, np.int64)
     for start, end in split.document_spans():
         counts[(end - start).bit_length() - 1] += 1

@@ -1,7 +1,7 @@
 """Rows of data sets: of JSON Lines and Parquet files, one file after the other, or of the hub.
 
-A row is a dict of columns. `state_dict` returns the position of the reading, and `load_state_dict` goes on from there,
-as in the data sets of `datasets`.
+A row is a dict of columns. `state_dict` returns the position of the reading, and `load_state_dict` continues from
+there, as in the data sets of `datasets`.
 """
 
 import codecs
@@ -16,9 +16,9 @@ from intlm.data import files
 from intlm.errors import DataError, reason
 
 LONGEST = 1 << 30  # bytes of a line of JSON
-BATCH_ROWS = 64  # of Parquet, held at once, fewer where they are
-BATCH = 1 << 24  # bytes long on average, or where each could be as long as all of its group and that makes
-MOST = 1 << 32  # bytes
+BATCH_ROWS = 64  # rows of Parquet held at once; fewer where rows are long:
+BATCH = 1 << 24  # bytes at once, by the average length of a row
+MOST = 1 << 32  # bytes at once, if each row were as long as its whole row group
 
 
 class Rows:
@@ -30,15 +30,15 @@ class Rows:
 
     @property
     def place(self) -> str:
-        """The place of the row that was read last, for people."""
+        """The place of the row that was read last, in words."""
         return f"{self._paths[self._state['file']]}, row {self._state['row']}"
 
     def state_dict(self) -> dict[str, int]:
-        """The position of the reading: which file, and how many of its rows have been read."""
+        """The position of the reading: the file, and the number of its rows that have been read."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from the position of a `state_dict`."""
+        """Continue from the position of a `state_dict`."""
         self._state = dict(state)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -66,7 +66,7 @@ def _parsed(place: str, line: bytes) -> dict[str, Any]:
             raise ValueError(f"it is a {type(row).__name__}")
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{place}: not a JSON object: {reason(error)}: expected one a line (of an array `jq -c '.[]'` makes them)"
+            f"{place}: not a JSON object: {reason(error)}: expected one per line (for an array: `jq -c '.[]'`)"
         ) from None
     return row
 

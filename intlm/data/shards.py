@@ -9,8 +9,8 @@ A prepared directory holds
 
 Each document is written as the separator and then its tokens, and a split is the concatenation of its shards;
 a shard may end anywhere. The starts of documents are not stored: no token of a text is the separator, so a search for
-separators finds them. A directory gets its name when all of it is written; until then it is `.NAME.partial` beside
-it, where `progress.json` says how much of it is sure to be on the disk, so that an interrupted one can be continued.
+separators finds them. A directory gets its name when all of it is written. Until then it is called `.NAME.partial`, and
+`progress.json` in it says how much is certainly on the disk, so that an interrupted preparation can be continued.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from intlm.schema import Count, Positive, Sha256, check_range, convert, read_obj
 
 FORMAT = "intlm token shards"
 VERSION = 1
-SHARD_TOKENS = 1 << 28  # at most so many tokens in a file
+SHARD_TOKENS = 1 << 28  # the most tokens in a file
 CHUNK = 1 << 20  # tokens scanned or decoded at once
 PROGRESS = "progress.json"
 
@@ -60,7 +60,7 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """An index, but for what `read_index` checks."""
+    """The fields of an index, except those that `read_index` checks."""
 
     dtype: str
     tokenizer: dict[str, Any]
@@ -128,18 +128,18 @@ class Split:
 
     def document_spans(self) -> Iterator[tuple[int, int]]:
         """Yields each document's (start, end) in tokens, without its separator. DataError if their number is wrong."""
-        found, start = 0, 0
+        documents, start = 0, 0
         for position in range(0, self.tokens, CHUNK):
             chunk = self.read(position, min(CHUNK, self.tokens - position))
             if position == 0 and chunk[0] != SEPARATOR:
                 raise DataError(f"{self._path}: damaged: begins with token {chunk[0]}, expected a separator")
             for at in (position + np.flatnonzero(chunk == SEPARATOR)).tolist():
-                if found:
+                if documents:
                     yield start, at
-                found, start = found + 1, at + 1
+                documents, start = documents + 1, at + 1
         yield start, self.tokens
-        if found != self.documents:
-            raise DataError(f"{self._path}: damaged: {found} documents, expected {self.documents}")
+        if documents != self.documents:
+            raise DataError(f"{self._path}: damaged: {documents} documents, expected {self.documents}")
 
     def to_bytes(self, limit: int | None = None) -> bytes:
         """Returns the text, nothing between its documents: all of it, or its first `limit` bytes."""
@@ -172,9 +172,9 @@ class _Mapped:
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
         self._check(self._file.size())  # of the file, now
-        found = self._array[index]
-        check_range(found, 0, self._vocab_size - 1, self._path, DataError)
-        return found
+        tokens = self._array[index]
+        check_range(tokens, 0, self._vocab_size - 1, self._path, DataError)
+        return tokens
 
     def _check(self, size: int) -> None:
         if size != self._size:
@@ -246,8 +246,8 @@ class Corpus:
                         check_range(tokens, 0, self.tokenizer.vocab_size - 1, path, DataError)
                         bar.update(len(block))
                 if digest.hexdigest() != shard.sha256:
-                    found = digest.hexdigest()
-                    raise DataError(f"{path}: damaged: its sha256 is {found}, expected {shard.sha256}")
+                    actual = digest.hexdigest()
+                    raise DataError(f"{path}: damaged: its sha256 is {actual}, expected {shard.sha256}")
 
     def split(self, name: str) -> Split:
         """Returns the split of that name. DataError where the corpus has none."""
@@ -263,7 +263,7 @@ class CorpusWriter:
     """Writes a prepared directory, all of it or nothing. A context manager; call `finish` before it ends.
 
     Args:
-        directory: its path in the end. A directory that is there already is replaced when the new one is whole.
+        directory: its final path. An existing directory is replaced when the new one is whole.
         tokenizer: the tokenizer that makes the tokens.
         shard_tokens: the most tokens in one file.
 
@@ -293,11 +293,11 @@ class CorpusWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def resume(self, splits: dict[str, dict[str, Any]]) -> None:
-        """Go on from what `save` noted. Anything written after it is dropped. Changed: a shard is not as noted."""
+        """Continue from the last `save`; drops what was written after it. Changed: a shard is not as it was then."""
         try:
             msgspec.convert(splits, dict[Literal["train", "valid"], Counts])
         except msgspec.ValidationError as error:
-            raise Changed(f"{self._scratch / PROGRESS}: not as an interrupted preparation left it: {error}") from None
+            raise Changed(f"{self._scratch / PROGRESS}: changed since the interruption: {error}") from None
         for split, counts in splits.items():
             for number, shard in enumerate(counts["shards"]):
                 path, left = (
@@ -313,7 +313,7 @@ class CorpusWriter:
                 except OSError as error:
                     raise Changed(f"{path}: cannot be read: {error.strerror}") from None
                 if digest.hexdigest() != shard["sha256"]:
-                    raise Changed(f"{path}: not as an interrupted preparation left it")
+                    raise Changed(f"{path}: changed since the preparation was interrupted")
                 if number + 1 < len(counts["shards"]):
                     file.close()
             file.truncate()
@@ -321,7 +321,7 @@ class CorpusWriter:
         self._splits = splits
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Sync all that was written to the disk, and write there `progress` (JSON) and what `resume` needs."""
+        """Sync everything written so far to the disk, and write `progress` (JSON) and the notes that `resume` needs."""
         for split, file in self._files.items():
             _sync(file)
             self._splits[split]["shards"][-1]["sha256"] = self._hashes[split].hexdigest()
@@ -405,7 +405,7 @@ def scratch(directory: Path) -> Path:
 
 
 def discard_replaced(directory: Path) -> None:
-    """Delete the directory that a corpus replaced, in case the process that should have was killed."""
+    """Delete the directory that a corpus replaced, if the process that replaced it was killed before it could."""
     shutil.rmtree(_replaced(directory), ignore_errors=True)
 
 
@@ -414,7 +414,7 @@ def _replaced(directory: Path) -> Path:
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:
-    """Reads what `CorpusWriter.save` noted in a scratch directory; None: nothing. Changed: it is damaged."""
+    """Reads the notes of `CorpusWriter.save` in a scratch directory; None without any. Changed: they are damaged."""
     path = directory / PROGRESS
     if not path.exists():
         return None
@@ -424,7 +424,7 @@ def read_progress(directory: Path) -> dict[str, Any] | None:
             return dict(progress)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
-    raise Changed(f"{path}: not as an interrupted preparation left it")
+    raise Changed(f"{path}: changed since the preparation was interrupted")
 
 
 def read_index(directory: Path) -> dict[str, Any]:

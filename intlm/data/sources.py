@@ -1,16 +1,16 @@
-"""Sources of text: files, directories, recipes and data sets, read as documents without holding one in memory.
+"""Sources of text: files, directories, Python files and data sets, read as documents without holding one in memory.
 
 - A text file is any bytes; they are taken as they are (no decoding, no change of line ends), decompressed where they
   are compressed (`intlm.data.files`).
 - A directory is every regular file below it, in the order of their paths; hidden ones are left out.
-- A recipe is a Python file (`.py`) that defines `documents()`, an iterator of bytes, one object a document.
-  It is code: it is run.
-- A data set is rows of columns, one text a row: JSON Lines or Parquet (a file, or a directory that holds any:
+- A recipe is a Python file (`.py`) that defines `documents()`, an iterator of bytes, one object per document.
+  It is run, as any code.
+- A data set is rows of columns, one text per row: JSON Lines or Parquet (a file, or a directory that holds any:
   `intlm.data.layouts`), or `hub:OWNER/NAME`, perhaps `@REVISION`, of the Hugging Face hub, which `datasets` reads as a
-  stream. In JSON Lines bytes that are not UTF-8 are replaced by U+FFFD.
+  stream. In JSON Lines, bytes that are not UTF-8 are replaced by U+FFFD.
 
 A document is an iterator of chunks of bytes, so that its size does not matter (but a row is in memory as a whole). It
-must be read before the next one is asked for; any rest of it is then skipped. Empty documents are dropped.
+must be read before the next document is requested, which skips the rest of it. Empty documents are dropped.
 """
 
 import codecs
@@ -30,21 +30,21 @@ from intlm.data.layouts import Layout, layout
 from intlm.data.rows import Rows, hub_rows
 from intlm.errors import DataError, reason
 
-PATIENCE = 100_000  # rows in which a column that is asked for must be seen: JSON may leave a null out
-VERSION = 2  # of what is read of a place: 1 took paths for patterns and compressed text for text
-MARK = 1 << 26  # bytes of a data set from one place where reading may begin again to the next
+PATIENCE = 100_000  # a requested column must occur in the first so many rows: JSON may leave a null out
+VERSION = 2  # the version of how a path is read: 1 took paths for patterns and compressed text for text
+MARK = 1 << 26  # bytes of a data set between places from which an interrupted reading can continue
 HUB = "hub:"
 COUNTED = ("documents", "bytes", "empty", "filtered", "separators", "not_utf8", "with_nul", "longest")
-"""What is counted of a source: documents and their bytes; texts with none in them, rows left out; separators; documents
-that are not UTF-8, and with a zero byte; the bytes of the longest."""
+"""The counts of a source: documents and their bytes; empty texts and filtered rows, both left out; separators;
+documents that are not UTF-8; documents with a zero byte; the bytes of the longest document."""
 
 
 class Source(NamedTuple):
-    """A place to read, and how; the last four fields are for a data set."""
+    """A path or data set to read, and how; the last four fields are for a data set."""
 
     place: str  # a path, or hub:OWNER/NAME
     separator: str = ""  # divides a text into documents, and is removed; "": none
-    max_bytes: int = 0  # no further document is read after so many; 0: no limit
+    max_bytes: int = 0  # reading ends with the document that reaches it; 0: no limit
     subset: str = ""
     split: str = "train"
     columns: str = "text"  # the columns that hold the text, separated by commas
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
     @property
     def is_recipe(self) -> bool:
-        """Whether it is Python code that makes documents, rather than text."""
+        """Whether it is a Python file that yields documents."""
         return self.path.suffix == ".py" and not self.path.is_dir()
 
     @property
@@ -67,12 +67,12 @@ class Source(NamedTuple):
 
     @property
     def is_data_set(self) -> bool:
-        """Whether it consists of rows rather than of text."""
+        """Whether it consists of rows, not of plain text."""
         return self.is_remote or (not self.is_recipe and self.layout.has_rows)
 
     @property
     def layout(self) -> Layout:
-        """Its files, and those that are left out. DataError if there are none to read."""
+        """The files of the source, and those that are left out. DataError if there are none to read."""
         if self.is_remote:
             return Layout([], True, {}, set())
         return layout(self.path, self.column_names, self.subset, self.split)
@@ -85,10 +85,10 @@ class Source(NamedTuple):
     @property
     def size(self) -> int | None:
         """The bytes of its text; None where the sizes of its files do not tell."""
-        found = self.layout
-        if found.has_rows or any(map(files.is_compressed, found.files)):
+        layout = self.layout
+        if layout.has_rows or any(map(files.is_compressed, layout.files)):
             return None
-        return sum(path.stat().st_size for path in found.files)
+        return sum(path.stat().st_size for path in layout.files)
 
 
 class Mark(NamedTuple):
@@ -125,23 +125,23 @@ class Reader:
         self._others: list[str] = []  # the columns of that row
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
-        source, found = self._source, 0
+        source, nonempty = self._source, 0
         for chunks in self._texts:
             pieces = _split(chunks, source.separator.encode()) if source.separator else chunks
             # Runs of pieces between boundaries (None) are documents. With the empty pieces gone, so are the
             # empty documents; and groupby skips the rest of a document that is not read to its end.
             present = (piece for piece in map(self._seen, pieces) if piece is None or piece)
-            before = found
+            before = nonempty
             for is_boundary, document in itertools.groupby(present, key=lambda piece: piece is None):
                 if not is_boundary:
-                    found += 1
+                    nonempty += 1
                     yield self._counted(piece for piece in document if piece is not None)
                     if source.max_bytes and self.counts["bytes"] >= source.max_bytes:
                         self._expect_all()
                         return
-            self.counts["empty"] += found == before
+            self.counts["empty"] += nonempty == before
         self._expect_all()
-        if not found and not self.counts["documents"]:
+        if not nonempty and not self.counts["documents"]:
             raise DataError(f"{source.place}: no text in it, expected at least one byte")
 
     def _seen(self, piece: bytes | None) -> bytes | None:
@@ -152,8 +152,8 @@ class Reader:
         source = self._source
         if source.is_recipe:
             return map(_chunks, run_recipe(source.path))
-        found = source.layout
-        return self._rows(found.files) if found.has_rows else map(files.chunks, found.files)
+        layout = source.layout
+        return self._rows(layout.files) if layout.has_rows else map(files.chunks, layout.files)
 
     def _counted(self, document: Iterator[bytes]) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -242,18 +242,18 @@ def row_filter(text: str) -> list[Condition]:
     conditions = []
     rest = text.strip()
     while rest:
-        found = re.match(r"([\w.-]+)\s*(==|!=|<=|>=|<|>)\s*", rest)
+        match = re.match(r"([\w.-]+)\s*(==|!=|<=|>=|<|>)\s*", rest)
         try:
-            assert found
-            value, end = json.JSONDecoder().raw_decode(rest, found.end())
+            assert match
+            value, end = json.JSONDecoder().raw_decode(rest, match.end())
             after = re.fullmatch(r"(?s)\s+and\s+(\S.*)|", rest[end:])
             assert after and not isinstance(value, list | dict)
         except (AssertionError, ValueError, RecursionError):
             raise DataError(
-                f"data.filter = {text[:60]!r}: cannot be read from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
+                f"data.filter = {text[:60]!r}: not understood from {rest[:60]!r} on: expected COLUMN OP VALUE, joined "
                 f'by and, OP one of {" ".join(_COMPARE)}, VALUE a number, a "string", true, false or null'
             ) from None
-        conditions.append(Condition(found[1], found[2], value))
+        conditions.append(Condition(match[1], match[2], value))
         rest = after[1] or ""
     return conditions
 
@@ -341,4 +341,4 @@ def run_recipe(path: Path) -> Iterator[bytes]:
             yield document
     except Exception as error:
         name, why = type(error).__name__, reason(error)
-        raise DataError(f"{path}: the recipe failed: {name}{f': {why}' * (why != name)}") from error
+        raise DataError(f"{path}: the Python file failed: {name}{f': {why}' * (why != name)}") from error

@@ -1,8 +1,8 @@
 """Training text as parallel streams. Which tokens a stream reads at an update depends on the update's number alone.
 
 The split is a ring of N tokens. Stream s of S starts at token floor(s·N / S), and at update u reads the T
-tokens from start + u·T on. So a stream skips nothing. At the end of its share of the ring it goes on into its
-neighbour's; after the last token it goes on at the first. After ceil(N / T) updates every stream has read every
+tokens from start + u·T on. So a stream skips nothing. At the end of its share of the ring it continues in its
+neighbour's, and after the last token with the first. After ceil(N / T) updates every stream has read every
 token: no document is lost at the corpus's end. Resuming needs only the number of the update. With more streams than
 tokens some streams read the same; a corpus that short is learnt by heart in any case.
 
@@ -63,9 +63,9 @@ class TokenStreams:
         """Returns the tokens that each stream reads at `update` (0 or more). A separator is a token like any other."""
         offset = update * self._tokens_per_update % self._split.tokens
         positions = (self._positions + offset) % self._split.tokens
-        found = self._split.gather(positions).astype(np.uint16)
-        follow = self._alike.after(positions[:, :-1]) if self._alike else found[:, 1:, None]
-        return Batch(found[:, :-1], follow)
+        tokens = self._split.gather(positions).astype(np.uint16)
+        follow = self._alike.after(positions[:, :-1]) if self._alike else tokens[:, 1:, None]
+        return Batch(tokens[:, :-1], follow)
 
 
 class MixedStreams:
@@ -93,7 +93,7 @@ class MixedStreams:
             if not count:
                 raise ConfigError(
                     f"data.mixture: a share of {share} is less than one of the {num_streams} texts of an update "
-                    "(eggroll.population / 2 / eggroll.group_size): expected larger shares or more texts"
+                    "(eggroll.population / 2 / eggroll.member.group_size): expected larger shares or more texts"
                 )
         own = range(num_streams) if own is None else own
         self._parts = []
@@ -141,11 +141,11 @@ class ReadAhead:
     def next(self) -> Batch:
         """Returns the batch of the next update. Raises the exception that reading it raised."""
         began = time.monotonic()
-        found = self._queue.get()
+        item = self._queue.get()
         self.waited = time.monotonic() - began
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     def close(self) -> None:
         """Stop reading."""

@@ -1,4 +1,4 @@
-"""Several targets for each context instead of the one token that followed it, to tell signal from chance.
+"""Several target tokens for each context instead of the one that followed it, which reduces noise in the loss.
 
 Which of the likely tokens comes next is chance, and that chance is most of the difference between the losses on a few
 tokens of text. The text has other contexts that end in the same tokens; the tokens that followed them were drawn from
@@ -18,7 +18,7 @@ SEGMENT = 1 << 26  # tokens that are sorted together, which takes 2 GB of memory
 class AlikeContexts:
     """The contexts of a split, in order. Keeps 6 bytes a token in memory.
 
-    Contexts are compared by as many of their last tokens as fit into 64 bits, equal ones stay in the order of the text,
+    Contexts are compared by their last tokens, as many as fit into 64 bits; equal ones stay in the order of the text,
     which is a ring. A split of more than 2^26 tokens is sorted in segments of 2^26 tokens.
 
     Args:

@@ -1,4 +1,4 @@
-"""Estimators: which noise the members carry, and how their losses become votes. One file each.
+"""Estimators: how members are perturbed, and how their losses become votes. One file each.
 
 A population is divided into units that carry their own noise (for `member` an antithetic pair); some consecutive units
 read the same text. Everything is indexed by the unit's number in the whole population, so that its division into

@@ -54,12 +54,14 @@ class Member(Estimator):
     training_version: ClassVar[int] = 3
 
     rank: int = key("rank of each member's perturbation of a matrix", 1, low=1, high=256)
-    sigma_shift: int = key("perturbations are scaled by 2**-sigma_shift", 4, low=0, high=12)
+    sigma_shift: int = key("sigma, the size of perturbations, is 2**-sigma_shift", 4, low=0, high=12)
     noise_reuse: int = key(
-        "consecutive updates that share their perturbations; 0: all of them", 1, low=0, high=INT32_MAX
+        "consecutive updates that use the same perturbations; 0: all updates do", 1, low=0, high=INT32_MAX
     )
-    group_size: int = key("antithetic pairs that read the same text; divides population / 2", 1, low=1, high=MAX_PAIRS)
-    fitness: Fitness = choice("what a pair's vote weighs", FITNESS, "sign")
+    group_size: int = key(
+        "antithetic pairs that read the same text; must divide population / 2", 1, low=1, high=MAX_PAIRS
+    )
+    fitness: Fitness = choice("how a pair's losses become its fitness", FITNESS, "sign")
 
     def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         """See `Part.check`."""

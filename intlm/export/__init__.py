@@ -6,7 +6,7 @@ model.safetensors    the weights, int8, by the names of `intlm.model.parameters`
 config.json          the architecture, the inference version, the weights' SHA-256 and the text's identity
 config.toml          the run's configuration
 tokenizer.json       the tokenizer
-SHA256SUMS           what was written, so that another export replaces that and nothing else
+SHA256SUMS           checksums of the files, so that another export replaces only files that an export wrote
 
 so that `intlm evaluate`, `generate`, `simulate` and `train --from` read it as they read a run.
 """
@@ -36,7 +36,7 @@ MODEL_TYPE = "intlm"
 
 
 class Format(Part):
-    """What an export holds beside what every export does; its settings are flags of `intlm export`."""
+    """A format of exports: its own files, beside those of every export. Its settings are flags of `intlm export`."""
 
     built: ClassVar[tuple[str, ...]] = ()  # files that are made from an export later, and replaced with it
 
@@ -54,8 +54,8 @@ FORMATS: Family[Format] = Family("export format", "intlm.export")
 def export(run: Path, to: Format, out: Path) -> Path:
     """Write the model of a run (or of another export) in a format to a directory, whole or not at all.
 
-    Replaces an export that is there as it was written. Raises RunError where anything else is, or the directory is in
-    use.
+    Replaces an existing export if it is unchanged. Raises RunError where the directory holds anything else or is the
+    working directory.
     """
 
     from intlm.run import load
@@ -63,8 +63,8 @@ def export(run: Path, to: Format, out: Path) -> Path:
     there = out.resolve()  # or a link, or the .. of a path, would be replaced
     if Path.cwd().is_relative_to(there):
         raise RunError(f"{out}: is the working directory, or holds it: choose another --out")
-    if there.exists() and (found := _users(there)):
-        raise RunError(f"{out}: {found}: choose another --out")
+    if there.exists() and (why := _refusal(there)):
+        raise RunError(f"{out}: {why}: choose another --out")
     model = load(run)
     there.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{there.name}.", dir=there.parent) as work:
@@ -84,20 +84,20 @@ def export(run: Path, to: Format, out: Path) -> Path:
     return out
 
 
-def _users(directory: Path) -> str | None:
-    """What is at a place that no export wrote there, in words, or None: only that may be replaced."""
+def _refusal(directory: Path) -> str | None:
+    """Why the directory must not be replaced, in words; None where it is empty or an unchanged export."""
     if not directory.is_dir():
         return "is not a directory"
     inside = sorted(directory.iterdir())
     if folder := next((path.name for path in inside if path.is_dir()), None):
-        return f"holds {folder}, a directory, which is no part of an export"
+        return f"holds {folder}, a directory, and exports have none"
     built = tuple(name for format in FORMATS.parts().values() for name in format.built)
     if changed := checksums.difference(directory, built) if inside else None:
         path, what = changed
         if path.name == checksums.CHECKSUMS:
-            return f"holds something that is not an export: no {checksums.CHECKSUMS} says what was written"
+            return f"holds something that is not an export: there is no {checksums.CHECKSUMS}"
         if what != "missing":
-            return f"holds {path.name}, which is {what}: no export wrote it like this"
+            return f"holds {path.name}, which is {what}: not as the export was written"
     with suppress(RunError):
         if not inside or read_json(directory / "config.json", _Kind, RunError).model_type == MODEL_TYPE:
             return None
@@ -105,13 +105,13 @@ def _users(directory: Path) -> str | None:
 
 
 class _Kind(msgspec.Struct):
-    """What of config.json tells an export."""
+    """The field of config.json that identifies an export."""
 
     model_type: str
 
 
 def _write_common(run: Path, model: "LanguageModel", out: Path, there: Path) -> None:
-    """Write what every export has to `out`, which becomes `there`."""
+    """Write the files that every export has to `out`, which becomes `there`."""
     from safetensors.numpy import save
 
     from intlm.run import WEIGHTS, open_run, text_of
@@ -119,10 +119,10 @@ def _write_common(run: Path, model: "LanguageModel", out: Path, there: Path) -> 
     config, tokenizer = open_run(run)
     weights = {name: np.ascontiguousarray(value) for name, value in model.parameters.items()}
     # One entry: safetensors writes several in any order, and an export is the same bytes every time.
-    found = save(weights, {"inference_version": str(INFERENCE_VERSION)})
-    (out / WEIGHTS).write_bytes(found)
+    saved = save(weights, {"inference_version": str(INFERENCE_VERSION)})
+    (out / WEIGHTS).write_bytes(saved)
     described = {"model_type": MODEL_TYPE, "inference_version": INFERENCE_VERSION, **model.architecture.described()}
-    described["weights_sha256"] = hashlib.sha256(found).hexdigest()
+    described["weights_sha256"] = hashlib.sha256(saved).hexdigest()
     if text := text_of(run):
         described["corpus"] = text
     (out / "config.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")

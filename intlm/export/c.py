@@ -32,11 +32,11 @@ def write(model: LanguageModel, out: Path) -> None:
 
 
 def write_library(model: LanguageModel, out: Path) -> None:
-    """What knows of tokens alone, whatever they stand for: all but the tokenizer."""
+    """Write the model itself, which works on token ids: all files but those of the tokenizer."""
     cell, source = model.architecture.cell.name, files("intlm.export") / "c"
     if not (step := source / "cells" / f"{cell}.h").is_file():
         raise RunError(
-            f"cell {cell!r}: it has no step in C: expected kernels/portable/cells/{cell}.h; --to onnx has it"
+            f"cell {cell!r}: it has no step in C: expected kernels/portable/cells/{cell}.h; --to onnx supports it"
         )
     for name, part in (*((name, source / name) for name in SOURCES), ("cell.h", step)):
         with as_file(part) as path:

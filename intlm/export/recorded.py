@@ -1,11 +1,11 @@
-"""A function of JAX as a graph of ONNX, on integers alone: it is traced, and each of its primitives becomes a node.
+"""Turns a function of JAX into an ONNX graph of integers: it is traced, and each of its primitives becomes a node.
 
-- What depends on constants alone is computed here. A loop over layers is unrolled.
-- Arithmetic is int32, whatever the dtype in JAX: a value has bounds, which show that nothing wraps. A dtype is made
-  where an operator wants it; a value that may not fit in it goes through it, as in JAX.
+- Values that depend only on constants are computed here. A loop over layers is unrolled.
+- Arithmetic is int32, whatever the dtype in JAX: a value has bounds, which show that nothing wraps. A value is
+  converted where an operator needs another dtype, and where it may not fit into its dtype in JAX.
 - Matrix products are MatMulInteger of int8 by int8: ONNX Runtime's kernel for uint8 by int8 saturates pairs of products
   in int16 on processors that have AVX2 and not VNNI.
-- BitShift is for unsigned values, so what may be negative is raised by 2^30 before a shift and lowered after it.
+- BitShift is for unsigned values, so a value that may be negative is raised by 2^30 before a shift, lowered after it.
 - ONNX broadcasts where JAX says so: a value may lack leading axes, or have ones there, and is reshaped only where that
   does not align.
 """
@@ -33,14 +33,14 @@ class NotRecorded(IntlmError):
 
 @dataclass(eq=False)
 class Value:
-    """What is known at run time alone: int32, int16 or int8 in JAX, or a bool."""
+    """A value that is known only at run time: int32, int16, int8 or bool in JAX."""
 
-    names: dict[str, str]  # a dtype -> the name of the tensor that holds it so
-    actual: tuple[int, ...]  # the tensors' shape; broadcast, or reshaped, it is
+    names: dict[str, str]  # a dtype -> the name of the tensor that holds the value in it
+    actual: tuple[int, ...]  # the shape of the tensors, which is broadcast or reshaped to `shape`
     shape: tuple[int, ...]  # the shape in JAX
     low: int
     high: int
-    greatest_of: Value | None = None  # what it is the largest element of
+    greatest_of: Value | None = None  # the value of which it is the largest element
 
 
 Known: TypeAlias = Union[Value, "np.ndarray"]
@@ -48,7 +48,7 @@ Known: TypeAlias = Union[Value, "np.ndarray"]
 
 @dataclass
 class _Graph:
-    """Nodes in order, each named by what it computes."""
+    """The nodes of an ONNX graph, in order; the same operation on the same inputs is one node."""
 
     nodes: list[Any] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)  # name -> tensor
@@ -56,7 +56,7 @@ class _Graph:
     _added: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # a sum -> the value and the constant
 
     def node(self, operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-        """The name of an operator's result; one node serves all that ask for the same."""
+        """Adds a node unless the graph has the same one; returns the name of its result."""
         import onnx
 
         names = [i if isinstance(i, str) else self.constant(i) for i in inputs]
@@ -67,7 +67,7 @@ class _Graph:
         return self._made[key]
 
     def constant(self, value: np.ndarray) -> str:
-        """The name of a constant; equal ones are one."""
+        """Adds a constant unless the graph has an equal one; returns its name."""
         import onnx
 
         key = ("constant", value.dtype, value.shape, value.tobytes())
@@ -97,7 +97,7 @@ class _Graph:
         return self.node("Reshape", name, np.array(wanted, np.int64))
 
     def add(self, x: str, constant: np.ndarray) -> str:
-        """A tensor plus a constant. One that was made so is not added to again, but the sum of the constants to it."""
+        """A tensor plus a constant. For a tensor that is itself such a sum, the two constants are added first."""
         before, sum_ = x, constant.astype(np.int64)
         if x in self._added:
             before, sum_ = self._added[x][0], self._added[x][1] + sum_
@@ -110,7 +110,7 @@ class _Graph:
         return name
 
     def finish(self, outputs: Mapping[str, str]) -> None:
-        """Give outputs their names, by the tensors that they are, and drop what none of them depends on."""
+        """Names the outputs (name -> tensor), and drops the nodes on which none of them depends."""
         import onnx
 
         wanted, kept = set(outputs.values()), []
@@ -144,7 +144,7 @@ def _bounds(x: Known) -> tuple[int, int]:
 
 
 class Input(NamedTuple):
-    """A tensor that a graph is given."""
+    """An input tensor of a graph."""
 
     dtype: str
     given: tuple[int, ...]  # its shape
@@ -158,7 +158,7 @@ def record(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, tuple[str, tuple[int, ...]]],
 ) -> Any:
-    """What a function of JAX computes as an onnx.GraphProto.
+    """Returns a JAX function as an onnx.GraphProto.
 
     inputs: its arguments. outputs: its results, each with the dtype and the shape that the graph gives. Raises
     NotRecorded where a primitive cannot be written in ONNX.
@@ -168,8 +168,8 @@ def record(
     graph = _Graph()
     traced = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs.values()))
     given: list[Known] = [Value({x.dtype: name}, x.given, x.shape, x.low, x.high) for name, x in inputs.items()]
-    found = _Recorder(graph).run(traced, given)
-    graph.finish({name: graph.tensor(x, *kind) for x, (name, kind) in zip(found, outputs.items(), strict=True)})
+    results = _Recorder(graph).run(traced, given)
+    graph.finish({name: graph.tensor(x, *kind) for x, (name, kind) in zip(results, outputs.items(), strict=True)})
 
     def described(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         return onnx.helper.make_tensor_value_info(name, getattr(onnx.TensorProto, dtype.upper()), shape)
@@ -199,8 +199,8 @@ class _Recorder:
             return np.asarray(atom.val, atom.aval.dtype) if hasattr(atom, "val") else values[atom]
 
         for equation in jaxpr.eqns:
-            found = self.equation(equation, [read(atom) for atom in equation.invars])
-            values.update(zip(equation.outvars, found, strict=True))
+            results = self.equation(equation, [read(atom) for atom in equation.invars])
+            values.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
     def equation(self, equation: Any, inputs: list[Known]) -> list[Known]:
@@ -210,8 +210,8 @@ class _Recorder:
         if name == "scan":
             return self.scan(equation, inputs)
         if all(isinstance(x, np.ndarray) for x in inputs):
-            found = equation.primitive.bind(*inputs, **parameters)
-            return list(map(np.asarray, found if equation.primitive.multiple_results else [found]))
+            result = equation.primitive.bind(*inputs, **parameters)
+            return list(map(np.asarray, result if equation.primitive.multiple_results else [result]))
         out = equation.outvars[0].aval
         if name in _SAME:
             return [self.arithmetic(name, out.shape, *inputs)]
@@ -257,26 +257,26 @@ class _Recorder:
             x, y = y, x
         if isinstance(y, np.ndarray) and name in ("add", "sub"):
             scalar = y.astype(np.int64).flat[0] if self._actual(y) == () else y.astype(np.int64)
-            found = self.graph.add(self.graph.tensor(x), np.asarray(scalar if name == "add" else -scalar))
+            tensor = self.graph.add(self.graph.tensor(x), np.asarray(scalar if name == "add" else -scalar))
         else:
-            found = self.graph.node(_SAME[name], self.graph.tensor(x), self.graph.tensor(y))
-        return self.result(found, shape, low, high, x, y)
+            tensor = self.graph.node(_SAME[name], self.graph.tensor(x), self.graph.tensor(y))
+        return self.result(tensor, shape, low, high, x, y)
 
     def compare(self, name: str, shape: tuple[int, ...], x: Known, y: Known) -> Known:
-        """A bool; known where the bounds decide."""
+        """A comparison, as a bool; a constant where the bounds decide it."""
         (a, b), (c, d) = _bounds(x), _bounds(y)
         always = {"eq": a == b == c == d, "lt": b < c, "le": b <= c, "gt": a > d, "ge": a >= d}[name]
         never = {"eq": b < c or a > d, "lt": a >= d, "le": a > d, "gt": b <= c, "ge": b < c}[name]
         if always or never:
             return np.full(shape, always)
-        found = self.graph.node(_COMPARISONS[name], self.graph.tensor(x), self.graph.tensor(y))
-        value = self.result(found, shape, 0, 1, x, y)
-        return Value({"bool": found}, value.actual, shape, 0, 1)
+        tensor = self.graph.node(_COMPARISONS[name], self.graph.tensor(x), self.graph.tensor(y))
+        value = self.result(tensor, shape, 0, 1, x, y)
+        return Value({"bool": tensor}, value.actual, shape, 0, 1)
 
     def do_select_n(self, out: Any, which: Known, *cases: Known) -> Known:
         if isinstance(which, np.ndarray) and which.size and (which == which.flat[0]).all():
-            found = cases[int(which.flat[0])]
-            return found if isinstance(found, np.ndarray) else self._viewed(found, out.shape)
+            case = cases[int(which.flat[0])]
+            return case if isinstance(case, np.ndarray) else self._viewed(case, out.shape)
         first, second = cases
         (a, b), (c, d) = _bounds(first), _bounds(second)
         name = self.graph.node(
@@ -357,9 +357,9 @@ class _Recorder:
         return self._reduce("ReduceSum", out, x, axes, x.low * count, x.high * count)
 
     def do_reduce_max(self, out: Any, x: Value, axes: tuple[int, ...], **_: Any) -> Value:
-        found = self._reduce("ReduceMax", out, x, axes, x.low, x.high)
-        found.greatest_of = x
-        return found
+        result = self._reduce("ReduceMax", out, x, axes, x.low, x.high)
+        result.greatest_of = x
+        return result
 
     def _reduce(self, operator: str, out: Any, x: Value, axes: tuple[int, ...], low: int, high: int) -> Value:
         leading = len(x.actual) - len(x.shape)  # ones
@@ -450,14 +450,14 @@ class _Recorder:
         return Value({"int32": name}, out.shape, out.shape, low, high)
 
     def scan(self, equation: Any, inputs: list[Known]) -> list[Known]:
-        """A loop, unrolled: what it walks through is taken apart, what it makes is put together."""
+        """A loop, unrolled: its inputs are split into steps, its results stacked."""
         consts, carried, length = (equation.params[name] for name in ("num_consts", "num_carry", "length"))
         fixed, carry, through = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
         made: list[list[Known]] = []
         for i in range(length):
             entries = [np.asarray(x[i]) if isinstance(x, np.ndarray) else self._entry(x, i) for x in through]
-            found = self.run(equation.params["jaxpr"], [*fixed, *carry, *entries])
-            carry, made = found[:carried], [*made, found[carried:]]
+            results = self.run(equation.params["jaxpr"], [*fixed, *carry, *entries])
+            carry, made = results[:carried], [*made, results[carried:]]
         if equation.params["reverse"]:
             raise NotRecorded("ONNX: a scan in reverse: expected a loop over layers")
         outs = equation.outvars[carried:]

@@ -2,8 +2,8 @@
 
 Embedding, then for each layer a norm by mean absolute value, a recurrent cell (`intlm.cells`) and a feed-forward, each
 with a residual; output norm; head. Activations are int8 at 1.0 = 16, gates and recurrent state int8 at 1.0 = 127,
-logits int16 at one bit = 256. The same code runs the shared weights and a population, and is what an ONNX export
-records: what differs is the `Weights` through which it sees the parameters.
+logits int16 at one bit = 256. The same code runs the shared weights and a population, and an ONNX export records it;
+only the `Weights` through which it sees the parameters differ.
 """
 
 from typing import Any, Protocol
@@ -108,7 +108,7 @@ def step(weights: Weights, tokens: Array, states: Array, architecture: Architect
 def observed_step(
     weights: Weights, tokens: Array, states: Array, architecture: Architecture
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """`step`, and what the products of each layer were seen to read (`Weights.seen`): by name, [layers] + its shape."""
+    """`step`, and the inputs of each layer's products (`Weights.seen`): by name, [layers] + its shape."""
 
     # A scan over the layers, not a loop: XLA's CPU compiler would compute the residual stream anew, from the
     # first layer on, in every fusion that reads it.

@@ -1,7 +1,7 @@
 """The integer loss: base-2 cross-entropy with 8 fraction bits (docs/numerics.md, section 6).
 
-Exponentials are taken below the largest logit, found first, and summed exactly in two limbs: the result does
-not depend on the order of the terms.
+Exponentials are taken of the distances below the largest logit, and summed exactly in two limbs: the result does not
+depend on the order of the terms.
 """
 
 from intlm.arithmetic.fixed_point import rounding_shift

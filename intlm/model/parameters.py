@@ -53,7 +53,7 @@ class Local(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the parameters' shapes and the arithmetic depend on; hashable, so that it can be static under jit."""
+    """The model's sizes and kinds, which decide shapes and arithmetic; hashable, so that it can be static under jit."""
 
     vocab_size: int
     hidden_size: int
@@ -95,7 +95,7 @@ def specifications(architecture: Architecture) -> list[Specification]:
 
 
 class Layered(NamedTuple, Generic[Leaf]):
-    """Something for every parameter, those of the layers stacked by their local name on a first axis [layers]."""
+    """A value for every parameter; those of the layers are stacked by local name on a first axis [layers]."""
 
     outer: dict[str, Leaf]
     layers: dict[str, Leaf]
@@ -126,9 +126,9 @@ def unstack_layers(stacked: Layered[Array], architecture: Architecture) -> dict[
 
 def map_specifications(function: Callable[[Specification, Array], Leaf], architecture: Architecture) -> Layered[Leaf]:
     """function(specification, numbers) once for each name, numbers being uint32 scalar, or [layers] for a layer's."""
-    found = specifications(architecture)
-    numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(found)})
-    by_name = {s.name.removeprefix("layers.0."): s for s in found}
+    listed = specifications(architecture)
+    numbers = stack_layers({s.name: jnp.uint32(i) for i, s in enumerate(listed)})
+    by_name = {s.name.removeprefix("layers.0."): s for s in listed}
     return Layered(
         {name: function(by_name[name], number) for name, number in numbers.outer.items()},
         {name: function(by_name[name], number) for name, number in numbers.layers.items()},

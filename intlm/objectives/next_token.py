@@ -16,11 +16,11 @@ from intlm.settings import key
 @OBJECTIVES.register("next_token")
 @dataclass(frozen=True, kw_only=True)
 class NextToken(Objective):
-    """A member reads a text; its loss is the cross-entropy of each token that follows."""
+    """Language modelling: a member reads a text; its loss is the cross-entropy of the next tokens."""
 
     targets: int = key(
-        "tokens that share a prediction's target, a power of two: 1: the one that follows; more: also those that "
-        "follow the most alike contexts of the training text", 1, low=1, high=1024,
+        "target tokens per prediction, a power of two; 1: the next token only; more: also the tokens that follow the "
+        "most similar contexts in the training text", 1, low=1, high=1024,
     )  # fmt: skip
 
     per_token = True

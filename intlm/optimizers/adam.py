@@ -43,7 +43,7 @@ class AdamState(NamedTuple):
 @OPTIMIZERS.register("adam")
 @dataclass(frozen=True, kw_only=True)
 class Adam(Stepped):
-    """Adam (arXiv 1412.6980) on master weights: the votes' mean over their root mean square."""
+    """Adam (arXiv 1412.6980) on master weights: a running mean of votes over their root mean square."""
 
     momentum: int = key("votes are averaged over 2**momentum updates", 0, low=0, high=10)
 

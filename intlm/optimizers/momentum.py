@@ -35,7 +35,7 @@ class MomentumState(NamedTuple):
 @OPTIMIZERS.register("momentum")
 @dataclass(frozen=True, kw_only=True)
 class Momentum(Stepped):
-    """Steps of master weights along the mean of the last updates' votes."""
+    """Steps of master weights along a running mean of votes."""
 
     momentum: int = key("votes are averaged over 2**momentum updates", 3, low=1, high=10)
 

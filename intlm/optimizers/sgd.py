@@ -19,7 +19,7 @@ class SgdState(NamedTuple):
 @OPTIMIZERS.register("sgd")
 @dataclass(frozen=True, kw_only=True)
 class Sgd(Stepped):
-    """Plain steps of master weights: each update's votes alone decide it."""
+    """Plain steps of master weights along the votes of the update."""
 
     former = ("mean",)  # once `momentum` with momentum = 0
 

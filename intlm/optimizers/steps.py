@@ -24,13 +24,18 @@ _KEPT = 10  # bits of a master that decay ignores
 class Stepped(Optimizer):
     """An optimizer whose step rises linearly, and then falls linearly to zero."""
 
-    step: int = key("the largest step, for a vote of one standard deviation; 256 = one int8 unit", 256, low=1, high=512)
+    step: int = key(
+        "the peak learning rate: the step of a vote of one standard deviation; 256 = one int8 unit",
+        256, low=1, high=512,
+    )  # fmt: skip
     weight_decay: int = key(
-        "matrices lose weight_decay / 65536 of themselves in an update of step 256, less as it falls",
+        "matrices shrink by weight_decay / 65536 in an update of step 256, by proportionally less at smaller steps",
         0, low=0, high=255,
     )  # fmt: skip
-    warmup_updates: int = key("updates in which the step rises", 0, low=0, high=INT32_MAX)
-    decay_updates: int = key("updates until the step has fallen to nothing", 1000, low=1, high=INT32_MAX)
+    warmup_updates: int = key("updates over which the step rises to its peak", 0, low=0, high=INT32_MAX)
+    decay_updates: int = key(
+        "updates from the start until the step has fallen linearly to 0", 1000, low=1, high=INT32_MAX
+    )
 
     def setting(self, update: int) -> int:
         """The step size at an update, 2^16 = one int8 unit."""

@@ -20,12 +20,13 @@ from intlm.settings import INT32_MAX, key
 @OPTIMIZERS.register("threshold")
 @dataclass(frozen=True, kw_only=True)
 class Threshold(Optimizer):
-    """The paper's: a weight moves by one int8 unit where its vote passes a test against chance."""
+    """The paper's: a weight moves by one int8 unit where its vote is significantly different from chance."""
 
     alpha: int = key(
-        "the share of weights that chance alone would move starts at 1 and decays toward 2**-alpha", 4, low=0, high=16
-    )
-    decay_updates: int = key("updates until that share is reached", 1000, low=1, high=INT32_MAX)
+        "the test's significance level, the share of weights that chance alone moves, decays from 1 to 2**-alpha", 4,
+        low=0, high=16,
+    )  # fmt: skip
+    decay_updates: int = key("updates until the level has decayed to 2**-alpha", 1000, low=1, high=INT32_MAX)
 
     def setting(self, update: int) -> int:
         """256 times the quantile that a vote must pass at this update (0 for the first: then every vote moves)."""

@@ -35,7 +35,7 @@ def make_engine(name: str, population: "Population") -> "Engine":
         if not reason:
             engine = gpu.GpuEngine(population)
             for operation in engine.unserved():
-                _say_once(f"intlm: the gpu engine leaves to XLA: {operation}")
+                _say_once(f"intlm: the gpu engine uses XLA for: {operation}")
             return engine
         reasons.append(f"gpu: {reason}")
     if name in ("auto", "native"):

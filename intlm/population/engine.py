@@ -2,7 +2,7 @@
 
 Everything is indexed by the pair's number in the whole population, so that its division into chunks, devices and
 processes changes no bit: `evaluate` and `accumulate` are given some consecutive pairs, and the number of the first.
- All calls are pure and can be traced by jax.jit.
+All calls are pure and can be traced by jax.jit.
 """
 
 from dataclasses import dataclass, field

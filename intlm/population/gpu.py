@@ -1,7 +1,7 @@
 """The gpu engine: fused kernels (kernels/gpu, docs/gpu.md), run layer by layer over many tokens of many members.
 
 A layer reads a block of tokens of a chunk of members before the next layer does, so that noise, which belongs to a pair
-and a matrix, is made once for many tokens; only the recurrence goes token by token. XLA does what no kernel serves.
+and a matrix, is made once for many tokens; only the recurrence goes token by token. XLA computes the rest.
 """
 
 import os
@@ -45,9 +45,9 @@ from intlm.population.kernels.votes import votes
 from intlm.population.sharding import FIRST
 from intlm.population.xla import XlaEngine, spare_bytes
 
-TOKENS = 32  # in a block: longer blocks share noise among more tokens, shorter ones leave memory for more members
+TOKENS = 32  # of a block: longer blocks share noise among more tokens, shorter ones leave memory for more members
 TILE = 2  # pairs whose rows share a product's weights
-_OLDEST = 8.0  # compute capability: Triton's products of bytes need it
+_OLDEST = 8.0  # the least compute capability: Triton's int8 products need it
 
 
 def interpreted() -> bool:
@@ -110,12 +110,12 @@ class GpuEngine(XlaEngine):
     def unserved(self) -> list[str]:
         """The operations that no kernel serves and XLA does, with the reason."""
         size = self.population.architecture.hidden_size
-        found = []
+        operations = []
         if not self.fuses_recurrence:
-            found.append(f"recurrence (hidden {size} is above {cells.LARGEST})")
+            operations.append(f"recurrence (hidden {size} is above {cells.LARGEST})")
         if not self.fuses_feed_forward:
-            found.append(f"norms (hidden {size} is above {fused.LARGEST})")
-        return found
+            operations.append(f"norms (hidden {size} is above {fused.LARGEST})")
+        return operations
 
     def _block(self, length: int) -> int:
         return min(TOKENS, max(16, power_of_two(length)))
@@ -338,7 +338,7 @@ class GpuEngine(XlaEngine):
                 )
             where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
             fan_out, fan_in = specification.shape
-            found = votes(self.setting, (fan_out, fan_in), population.largest_fitness, where, fitness)
-            return found.reshape(*numbers.shape, *specification.shape)
+            matrix = votes(self.setting, (fan_out, fan_in), population.largest_fitness, where, fitness)
+            return matrix.reshape(*numbers.shape, *specification.shape)
 
         return unstack_layers(map_specifications(gather, population.architecture), population.architecture)

@@ -32,8 +32,8 @@ _KINDS = ("embedding", "gate", "candidate", "up", "down")  # of units, in the or
 def missing() -> str:
     """Why the kernels cannot be used here; empty where they can. Registers them with JAX, and runs one.
 
-    A library may be there and not run: compiled for another processor, from other sources, or with the headers of a
-    newer jaxlib than the one here.
+    A library may exist and not run: it may be compiled for another processor, from other sources, or with the headers
+    of a newer jaxlib than the installed one.
     """
     if jax.default_backend() != "cpu":
         return "JAX does not run on a CPU"
@@ -80,24 +80,24 @@ def cores() -> int:
 def instruction_set() -> str:
     """The instruction set whose kernels run: the best of this processor, or the one that INTLM_ISA names.
 
-    Empty if that one is not there.
+    Empty if the processor does not have that one.
     """
     return kernels().intlm_isa().decode()
 
 
 def multiply_rate(threads: int, seconds: float) -> float:
-    """The most exact byte products a second that so many threads make with this instruction set; takes so long."""
+    """Measures for `seconds` the peak of exact int8 products per second of `threads` threads."""
     return kernels().intlm_multiply(round(seconds * 1e9), threads)
 
 
 def read_rate(threads: int, size: int, seconds: float) -> float:
-    """Bytes a second that so many threads read of a buffer of `size` bytes, each its share; takes so long."""
+    """Measures for `seconds` the bytes per second that `threads` threads read, each its share of `size` bytes."""
     return kernels().intlm_read(round(seconds * 1e9), threads, size)
 
 
 @contextmanager
 def phases() -> Iterator[dict[str, float]]:
-    """What the kernels' workers do inside the context: seconds a phase, summed over threads; filled in at its end."""
+    """Measures the kernels inside the context: seconds per phase, summed over threads, filled in as it ends."""
     library = kernels()
     names = library.intlm_phases().decode().split(",")
     spent = (ctypes.c_int64 * len(names))()
@@ -127,7 +127,7 @@ class NativeEngine:
         return missing() or unserved(population, Member, Token, NextToken, Mgu)
 
     def _attributes(self, pairs: int) -> dict[str, np.generic]:
-        """What the kernels are told of the population, by the names of `Problem` in kernels/cpu/kernels.h."""
+        """The population as attributes of a kernel call, by the names of `Problem` in kernels/cpu/kernels.h."""
         architecture, estimator = self.population.architecture, self.population.estimator
         rank, sigma_shift = (estimator.rank, estimator.sigma_shift) if isinstance(estimator, Member) else (1, 0)
         return {

@@ -1,7 +1,7 @@
 """Sharding: divides a population among devices, and defines what they send each other.
 
-- Of D devices each evaluates the units of ceil(texts / D) consecutive texts. Where D does not divide them, the last
-  devices have units that do not count: they read separators, and vote nothing.
+- Each of D devices evaluates the units of ceil(texts / D) consecutive texts. Where D does not divide them, the last
+  devices have units that do not count: they read separators, and cast no votes.
 - Only integer sums are sent, so that the bits are those of one device. An update sends three times, and no more because
   each time costs latency: a few words of the losses; the votes, of which each device receives the sums for its slice of
   the parameters (a reduce-scatter, 4 bytes a parameter); and that slice's new weights (a gather, 1 byte).
@@ -84,10 +84,10 @@ class Sharding:
         leaves, structure = jax.tree.flatten(words)
         others = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
         joined = jnp.concatenate([*rows, jnp.broadcast_to(others, (self.count, others.size))], axis=1)
-        found = jax.lax.psum_scatter(joined, AXIS)
-        sums = jax.lax.split(found[found.size - others.size :], [leaf.size for leaf in leaves])
+        received = jax.lax.psum_scatter(joined, AXIS)
+        sums = jax.lax.split(received[received.size - others.size :], [leaf.size for leaf in leaves])
         sums = [part.reshape(leaf.shape) for part, leaf in zip(sums, leaves, strict=True)]
-        return self._parts(votes, found[: found.size - others.size]), jax.tree.unflatten(structure, sums)
+        return self._parts(votes, received[: received.size - others.size]), jax.tree.unflatten(structure, sums)
 
     def own(self, parameters: Parameters) -> Parameters:
         """Returns this device's slice of each parameter; a scalar in a parameter's place stays."""
@@ -97,14 +97,14 @@ class Sharding:
         return {n: self._rows(n, value)[own] if value.ndim else value for n, value in parameters.items()}
 
     def gather(self, slices: Parameters, words: Array) -> tuple[Parameters, Array]:
-        """Returns the whole parameters from the devices' slices, and each device's words, int32 [devices, words]."""
+        """Returns whole parameters from the devices' slices, and the words of each device: int32 [devices, words]."""
         if self.mesh is None:
             return slices, words[None]
         as_bytes = jax.lax.bitcast_convert_type(words, jnp.int8).reshape(-1)
         rows = jax.lax.all_gather(jnp.concatenate([*slices.values(), as_bytes]), AXIS)
         columns = self._parts(slices, rows[:, : -as_bytes.size])
-        told = jax.lax.bitcast_convert_type(rows[:, -as_bytes.size :].reshape(self.count, -1, 4), jnp.int32)
-        return {name: self._shaped(name, value) for name, value in columns.items()}, told
+        gathered = jax.lax.bitcast_convert_type(rows[:, -as_bytes.size :].reshape(self.count, -1, 4), jnp.int32)
+        return {name: self._shaped(name, value) for name, value in columns.items()}, gathered
 
     def _rows(self, name: str, value: Array) -> Array:
         padding = self.slices[name] * self.count - self.sizes[name]
@@ -190,8 +190,8 @@ def _everywhere(array: Array) -> np.ndarray:
 def _map_parameters(function: Callable[[str, Any], Any], state: Tree) -> Tree:
     """Maps function(name, value) over the entries of a tree's dictionaries."""
 
-    def over(found: dict[str, Any]) -> dict[str, Any]:
-        return {name: function(name, value) for name, value in found.items()}
+    def over(entries: dict[str, Any]) -> dict[str, Any]:
+        return {name: function(name, value) for name, value in entries.items()}
 
     return jax.tree.map(over, state, is_leaf=lambda node: isinstance(node, dict))
 

@@ -1,8 +1,8 @@
 """The model with matrix products that are summed in an accumulator of few bits.
 
 Products are added in the order of the index, i = 0 .. fan-in - 1. An accumulator of b bits holds -2^(b-1) to
-2^(b-1) - 1. A saturating one is held to that after every addition, so that the order matters; a wrapping one is taken
-modulo 2^b, where only the sum does. All else is the model as it is (docs/numerics.md, section 5).
+2^(b-1) - 1. A saturating one is clamped to that range after every addition, so that the order matters; a wrapping one
+is taken modulo 2^b, where only the sum matters. Everything else is the model as it is (docs/numerics.md, section 5).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from intlm.model.forward import PlainWeights, matrix_product, step
 from intlm.model.parameters import Architecture, Kind, Layered, Parameters, specifications, stack_layers
 
 OVERFLOWS = ("saturate", "wrap")
-NARROWEST = 8  # bits: of the widths that are tried
+NARROWEST = 8  # bits of the narrowest accumulator that is tried
 
 
 class NarrowWeights(PlainWeights):
@@ -63,7 +63,7 @@ def saturating_product(x: Array, matrix: Array, bits: Array) -> Array:
 
 
 def proved_bits(parameters: Parameters, architecture: Architecture) -> int:
-    """The narrowest accumulator that no text can bring to overflow.
+    """The width of the narrowest accumulator that no text can overflow.
 
     No sum of some of a row's products is beyond 127 times the sum of its weights' magnitudes, in any order.
     """
@@ -92,10 +92,10 @@ def read(
 
 
 class Curve(NamedTuple):
-    """What one kind of accumulator makes of a text."""
+    """The result of one kind of accumulator on a text."""
 
     bits_per_byte: dict[int, float]  # by its width
-    narrowest: int  # that changed no bit, nor did any wider one
+    narrowest: int  # the narrowest width such that neither it nor any wider one changed a bit
 
 
 def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> tuple[float, dict[str, Curve]]:
@@ -109,7 +109,7 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
     blocks = list(batches(segments, min(batch, len(segments))))
     parameters, a = stack_layers(model.parameters), model.architecture
     exact = 0
-    found = {kind: np.zeros(len(widths), object) for kind in OVERFLOWS}  # in Python's integers
+    totals = {kind: np.zeros(len(widths), object) for kind in OVERFLOWS}  # in Python's integers
     changed = {kind: np.zeros(len(widths), bool) for kind in OVERFLOWS}
     total = sum(inputs.size for _, inputs, _ in blocks)
     with tqdm(desc="accumulators", total=total, unit="token", delay=1, leave=False, disable=None) as bar:
@@ -127,7 +127,7 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
                     for i, own in enumerate(np.asarray(out)):
                         same = np.array_equal(own, logits)
                         changed[kind][i] |= not same
-                        found[kind][i] += bits if same else int(fixed_point_losses(own, follow).sum())
+                        totals[kind][i] += bits if same else int(fixed_point_losses(own, follow).sum())
                 bar.update(tokens.size)
             for kind in OVERFLOWS:
                 end = np.moveaxis(np.asarray(narrow[kind]), 0, 2)  # [widths, batch, layers, hidden]
@@ -137,6 +137,6 @@ def measure(model: LanguageModel, texts: Sequence[np.ndarray], proved: int) -> t
     for kind in OVERFLOWS:
         assert not changed[kind][-1], f"{kind}, {proved} bits: the proof or the accumulator is wrong"
         narrowest = widths[int(np.flatnonzero(changed[kind])[-1]) + 1] if changed[kind].any() else widths[0]
-        by_width = zip(widths, found[kind], strict=True)
+        by_width = zip(widths, totals[kind], strict=True)
         curves[kind] = Curve({width: bits / 2**FRACTION_BITS / size for width, bits in by_width}, narrowest)
     return exact / 2**FRACTION_BITS / size, curves

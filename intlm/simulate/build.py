@@ -15,7 +15,7 @@ WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
 
 class BuildError(IntlmError):
-    """The compiler refused, or what it made holds floating point (`elf`, `wasm`)."""
+    """The compiler failed, or its output contains floating point (`elf`, `wasm`)."""
 
 
 def host(work: Path) -> Path:
@@ -26,7 +26,7 @@ def host(work: Path) -> Path:
         raise ConfigError(f"the environment: CC = {os.environ['CC']}: {error}") from None
     compiler = named or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
     if not compiler or not shutil.which(compiler[0]):
-        raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's like of it")
+        raise MissingPackage("a C compiler", "the target host", "apt-get install gcc, or your system's equivalent")
     made = work / "model.so"
     _compile([*compiler, "-O3", "-march=native", "-shared", "-fPIC"], work, made)
     return made
@@ -58,8 +58,8 @@ def _zig(target: str) -> list[str]:
 
 def _compile(command: list[str], work: Path, made: Path) -> None:
     files = [str(work / name) for name in ("intlm.c", "weights.c", "layout.c")]
-    found = subprocess.run(
+    done = subprocess.run(
         [*command, *WARNINGS, *files, "-o", str(made)], capture_output=True, encoding="utf-8", errors="replace"
     )
-    if found.returncode:
-        raise BuildError(f"{' '.join(command[:4])} …: {found.stderr.strip()[-600:]}")
+    if done.returncode:
+        raise BuildError(f"{' '.join(command[:4])} …: {done.stderr.strip()[-600:]}")

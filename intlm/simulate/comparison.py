@@ -24,10 +24,10 @@ RATE = 100  # tokens a second, for which the clock is given
 class Difference:
     """Where a machine first differs from the reference."""
 
-    token: int  # how many were read before
+    token: int  # the number of tokens read before
     what: str  # "state", "logit" or "loss"
-    layer: int | None  # of a state
-    index: int  # of a state or a logit; the token that a loss is of
+    layer: int | None  # the layer of a state
+    index: int  # the index of a state or a logit; for a loss the token
     machine: int
     reference: int
 
@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass
 class Report:
-    """What a simulation found."""
+    """The result of a simulation on a machine."""
 
     target: str
     tokens: int
@@ -59,7 +59,7 @@ class Report:
         return self.difference is None
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """The report as a dictionary, for --json."""
         return asdict(self) | {"same_bits": self.same_bits, "clock_hz": self.clock()}
 
     def clock(self) -> float | None:
@@ -67,7 +67,7 @@ class Report:
         return self.cost_per_token * RATE if self.unit == "instructions" else None
 
     def text(self) -> str:
-        """For people."""
+        """The report as a table for a terminal."""
         rows = [
             ("bits", "the same" if self.difference is None else f"DIFFER: {self.difference}"),
             ("tokens compared", f"{self.tokens:,}"),
@@ -107,15 +107,15 @@ def simulate(
         raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
     with tempfile.TemporaryDirectory(prefix="intlm-") as work:
         machine = make(reference, Path(work))
-        found = compare(reference, machine, read)
+        compared = compare(reference, machine, read)
     a = reference.architecture
     return Report(
         target,
-        found.tokens,
+        compared.tokens,
         size,
-        None if found.difference else found.loss / 256 / size,
-        found.difference,
-        float(np.median(found.costs)) if machine.unit == "ns" else float(np.mean(found.costs)),
+        None if compared.difference else compared.loss / 256 / size,
+        compared.difference,
+        float(np.median(compared.costs)) if machine.unit == "ns" else float(np.mean(compared.costs)),
         machine.unit,
         sum(v.size for v in reference.parameters.values()),
         a.num_layers * a.state_size,
@@ -126,27 +126,27 @@ def simulate(
 
 
 def first_tokens(documents: Iterable[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
-    """Documents, each with the separator that begins it, until so many tokens follow the first separator."""
+    """Yields documents, each after its separator, cut so that `tokens` tokens follow the first separator."""
     left = tokens + 1
     for document in documents:
         if left <= 0:
             return
-        found = np.concatenate([[SEPARATOR], document])[:left].astype(np.int32)
-        left -= len(found)
-        yield found
+        part = np.concatenate([[SEPARATOR], document])[:left].astype(np.int32)
+        left -= len(part)
+        yield part
 
 
 class Comparison(NamedTuple):
-    """What a machine did beside the reference."""
+    """The comparison of a machine with the reference."""
 
-    tokens: int  # that were compared
-    loss: int  # their integer losses' sum, 256 = one bit
-    costs: list[float]  # of each step, in the machine's unit
+    tokens: int  # the number of tokens compared
+    loss: int  # the sum of their integer losses, 256 = one bit
+    costs: list[float]  # the cost of each step, in the machine's unit
     difference: Difference | None
 
 
 def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> Comparison:
-    """Every logit and loss, the states where they differ and at the end; it stops at the first difference.
+    """Compares every logit and loss, and the states where they differ and at the end; stops at the first difference.
 
     tokens: int32 [n], a separator first. The last is only predicted.
     """
@@ -162,12 +162,12 @@ def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> C
             for i, token in enumerate(block.tolist()):
                 machine.step(token)
                 costs.append(machine.cost())
-                at, found = first + i, machine.logits()
-                if not np.array_equal(found, logits[0, i]):
+                at, own = first + i, machine.logits()
+                if not np.array_equal(own, logits[0, i]):
                     _, expected = reference.read(block[None, : i + 1], before)
                     different = _state_difference(at, machine, np.asarray(expected)[0])
-                    index = int(np.flatnonzero(found != logits[0, i])[0])
-                    logit = Difference(at, "logit", None, index, int(found[index]), int(logits[0, i, index]))
+                    index = int(np.flatnonzero(own != logits[0, i])[0])
+                    logit = Difference(at, "logit", None, index, int(own[index]), int(logits[0, i, index]))
                     return Comparison(at, total, costs, different or logit)
                 loss = machine.loss(int(following[i]))
                 if loss != losses[i]:
@@ -182,10 +182,10 @@ def compare(reference: LanguageModel, machine: Machine, tokens: np.ndarray) -> C
 
 def _state_difference(token: int, machine: Machine, states: np.ndarray) -> Difference | None:
     """states: int8 [layers, hidden], the reference's."""
-    found = machine.states()
+    own = machine.states()
     for layer in range(len(states)):
-        wrong = np.flatnonzero(found[layer] != states[layer])
+        wrong = np.flatnonzero(own[layer] != states[layer])
         if len(wrong):
             at = int(wrong[0])
-            return Difference(token, "state", layer, at, int(found[layer, at]), int(states[layer, at]))
+            return Difference(token, "state", layer, at, int(own[layer, at]), int(states[layer, at]))
     return None

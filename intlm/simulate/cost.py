@@ -2,8 +2,8 @@
 
 ZigZag is given each of the model's matrix products and the description as its own kind of accelerator: a weight in
 each multiplier, accumulators below each column, the on-chip and the off-chip memory. It tries the orders of the loops
-and answers for the one of fewest cycles; here its answers are only added up. What is not a matrix product (norms,
-gates, residuals, the embedding's row) it is not asked about.
+and answers for the one with the fewest cycles; here its answers are only added up. Everything else (norms, gates,
+residuals, the embedding's row) is left out.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from intlm.simulate.hardware import Hardware
 
 LEVELS = ("on_chip", "off_chip")
 INPUT, WEIGHT, OUTPUT = "I1", "I2", "O"  # ZigZag's names of a memory's operands
-OUTPUT_BITS = 16  # what leaves an accumulator is rescaled to int16 (docs/numerics.md, section 2)
+OUTPUT_BITS = 16  # a sum is rescaled to int16 as it leaves the accumulator (docs/numerics.md, section 2)
 
 
 class Product(NamedTuple):
@@ -33,11 +33,11 @@ class Product(NamedTuple):
     name: str
     fan_out: int
     fan_in: int
-    times: int  # in a token
+    times: int  # the number of such products per token
 
 
 def products(a: Architecture) -> list[Product]:
-    """Those of a token: each shape once."""
+    """The matrix products of a token, each shape once."""
     matrices = [s for s in specifications(a) if s.kind is Kind.MATRIX and s.name != "embedding"]
     times = Counter(s.shape for s in matrices)
     names = {s.shape: s.name.rpartition(".")[2] for s in reversed(matrices)}
@@ -46,9 +46,9 @@ def products(a: Architecture) -> list[Product]:
 
 @dataclass
 class Cost:
-    """Of a token."""
+    """The cost of a token."""
 
-    weights_kept: bool  # on chip, from token to token
+    weights_kept: bool  # whether weights stay on chip from token to token
     activations_kept: bool
     multiply_accumulates: int
     cycles: float = 0.0
@@ -65,26 +65,26 @@ def check_installed() -> None:
 
 
 def cost(hardware: Hardware, a: Architecture, streams: int) -> Cost:
-    """What a token costs where `streams` texts are read side by side."""
+    """The cost of a token where `streams` texts are read side by side."""
     work = products(a)
     # The states, and what goes into the widest product and comes out of it.
     widest = max(p.fan_in + p.fan_out * OUTPUT_BITS // 8 for p in work)
     activations = streams * (a.num_layers * a.state_size + widest)
     weights = sum(math.prod(s.shape) for s in specifications(a))
     room = hardware.on_chip.bytes
-    found = Cost(
+    total = Cost(
         hardware.on_chip.keeps_weights and weights + activations <= room,
         hardware.on_chip.keeps_activations and activations <= room,
         sum(p.fan_in * p.fan_out * p.times for p in work),
     )
-    machine = accelerator(hardware, found.weights_kept, found.activations_kept)
+    machine = accelerator(hardware, total.weights_kept, total.activations_kept)
     for product in tqdm(work, desc="cycles", unit="product", delay=1, leave=False, disable=None):
-        _add(found, ask_zigzag(hardware, machine, product, streams), hardware, product.times / streams)
-    return found
+        _add(total, ask_zigzag(hardware, machine, product, streams), hardware, product.times / streams)
+    return total
 
 
 def accelerator(hardware: Hardware, weights_kept: bool, activations_kept: bool) -> dict[str, Any]:
-    """The description as ZigZag's. What is kept on chip has no memory behind it."""
+    """The description as an accelerator of ZigZag. Operands that stay on chip have no memory behind it."""
     array, bits = hardware.array, hardware.accumulator.bits
 
     def memory(
@@ -213,12 +213,12 @@ def ask_zigzag(hardware: Hardware, machine: dict[str, Any], product: Product, st
     return answers[0][0]
 
 
-def _add(found: Cost, answer: Any, hardware: Hardware, times: float) -> None:
+def _add(total: Cost, answer: Any, hardware: Hardware, times: float) -> None:
     """Add ZigZag's answer for one product."""
     from zigzag.hardware.architecture.memory_port import DataDirection as Way
 
-    found.cycles += times * answer.latency_total2
-    found.picojoules["array"] += times * answer.mac_energy
+    total.cycles += times * answer.latency_total2
+    total.picojoules["array"] += times * answer.mac_energy
     words = {level: getattr(hardware, level).bytes_per_cycle for level in LEVELS}
     for operand, accesses in answer.memory_word_access.items():
         memory_operand = answer.layer.memory_operand_links.layer_to_mem_op(operand)
@@ -226,8 +226,8 @@ def _add(found: Cost, answer: Any, hardware: Hardware, times: float) -> None:
             level = answer.accelerator.get_memory_level(memory_operand, depth).memory_instance.name
             if level in LEVELS:
                 for moved, ways in (
-                    (found.bytes_read, (Way.RD_OUT_TO_LOW, Way.RD_OUT_TO_HIGH)),
-                    (found.bytes_written, (Way.WR_IN_BY_LOW, Way.WR_IN_BY_HIGH)),
+                    (total.bytes_read, (Way.RD_OUT_TO_LOW, Way.RD_OUT_TO_HIGH)),
+                    (total.bytes_written, (Way.WR_IN_BY_LOW, Way.WR_IN_BY_HIGH)),
                 ):
                     moved[level] += times * words[level] * sum(count.get(way) for way in ways)
-                found.picojoules[level] += times * answer.mem_energy_breakdown[operand][depth]
+                total.picojoules[level] += times * answer.mem_energy_breakdown[operand][depth]

@@ -1,4 +1,4 @@
-"""What an ELF file holds: its segments, its functions, and whether it computes with floating point."""
+"""Reads ELF files: segments, functions, and whether there are floating-point instructions."""
 
 import re
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class EmulatedMachine(CompiledMachine):
         self._machine.hook_add(unicorn.UC_HOOK_BLOCK, self._count)
 
     def _map(self, first: int, last: int) -> None:
-        """Pages that may be there already, where two segments share one."""
+        """Maps pages of memory, some of which may be mapped already, where two segments share one."""
         there = {page for start, end, _ in self._machine.mem_regions() for page in range(start, end + 1, 0x1000)}
         for page in range(first, last, 0x1000):
             if page not in there:
@@ -59,14 +59,14 @@ class EmulatedMachine(CompiledMachine):
 
     @abstractmethod
     def _open(self, unicorn: Any) -> Any:
-        """The simulator."""
+        """Opens the simulator."""
 
     @abstractmethod
     def _call(self, function: int, token: int) -> int:
-        """function(model, token), whatever it returns in a register."""
+        """Calls function(model, token); returns its result from a register."""
 
     def _run(self, function: int) -> None:
-        """Until it returns. An interrupt (Ctrl-C) stops it: raised in a hook, it would be lost."""
+        """Runs a function until it returns. An interrupt (Ctrl-C) stops it: raised in a hook, it would be lost."""
         interrupted = []
 
         def stop(*_: Any) -> None:
@@ -87,7 +87,7 @@ class EmulatedMachine(CompiledMachine):
 
     @abstractmethod
     def _instructions(self, code: bytes) -> int:
-        """How many instructions a block of code holds."""
+        """The number of instructions in a block of code."""
 
     def step(self, token: int) -> None:
         self._blocks.clear()

@@ -1,7 +1,7 @@
 """An accelerator that may not exist, described in TOML (docs/hardware.md, configs/hardware/).
 
-A key is a field of one of the dataclasses below; all are required, so that no number is there that nobody gave. A
-mistake is a `ConfigError` that names the file, the key, the value and what was expected.
+A key is a field of one of the dataclasses below. All are required, so that every number is the user's own. A mistake is
+a `ConfigError` that names the file, the key, the value and what was expected.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from intlm.simulate.accumulator import NARROWEST, OVERFLOWS
 
 
 def _key(low: int = 1, high: int | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A key: `low` and `high` are inclusive, of numbers."""
+    """A key; for numbers `low` and `high` are inclusive."""
     return dataclasses.field(metadata={"low": low, "high": high, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accumulator:
-    """What products are added up in."""
+    """The accumulators, in which products are summed."""
 
     bits: int = _key(NARROWEST, 64)
     overflow: str = _key(choices=OVERFLOWS)
-    per_column: int = _key()  # sums that wait below a column of the array, one a stream
+    per_column: int = _key()  # sums that a column of the array can hold, one per stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,24 +35,26 @@ class Array:
 
     rows: int = _key(1, 65536)  # along a matrix's fan-in
     columns: int = _key(1, 65536)  # along its fan-out
-    systolic: bool = _key()  # values move by a multiplier a cycle: the last leave late
-    picojoules: float = _key(0)  # of a multiply-accumulate, registers included
+    systolic: bool = (
+        _key()
+    )  # whether values move from multiplier to multiplier, one per cycle, so that the last are late
+    picojoules: float = _key(0)  # energy of a multiply-accumulate, registers included
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnChip:
-    """The memory beside the array. It moves whole words of `bytes_per_cycle`, one read and one written a cycle."""
+    """The memory beside the array. In a cycle it reads and writes one whole word of `bytes_per_cycle` each."""
 
     bytes: int = _key()
     bytes_per_cycle: int = _key()
     picojoules_per_byte: float = _key(0)
-    keeps_weights: bool = _key()  # from token to token, if they fit
-    keeps_activations: bool = _key()  # from product to product, if they fit
+    keeps_weights: bool = _key()  # whether weights stay from token to token, if they fit
+    keeps_activations: bool = _key()  # whether activations stay from product to product, if they fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OffChip:
-    """The memory behind it, of any size. It moves one word of `bytes_per_cycle` a cycle."""
+    """The memory behind it, of any size. In a cycle it reads or writes one word of `bytes_per_cycle`."""
 
     bytes_per_cycle: int = _key()
     picojoules_per_byte: float = _key(0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Machine(ABC):
     """One stream of a model on a machine."""
 
-    unit: str  # of what `cost` counts
+    unit: str  # the unit of `cost`
     code: int | None = None  # bytes
     constants: int | None = None  # bytes: weights and tables
     buffers: int | None = None  # bytes beside the states
@@ -30,23 +30,23 @@ class Machine(ABC):
 
     @abstractmethod
     def logits(self) -> np.ndarray:
-        """What it expects next: int16 [vocabulary]."""
+        """The logits of the next token: int16 [vocabulary]."""
 
     @abstractmethod
     def loss(self, token: int) -> int:
-        """The integer loss of a token that comes next."""
+        """The integer loss if this token comes next."""
 
     @abstractmethod
     def states(self) -> np.ndarray:
-        """int8 [layers, hidden]."""
+        """The states: int8 [layers, hidden]."""
 
     @abstractmethod
     def cost(self) -> float:
-        """What the last step took, in `unit`."""
+        """The cost of the last step, in `unit`."""
 
 
 class Layout:
-    """An `intlm_model_t` in memory. What is compiled with it (`check`) is refused where the header has another."""
+    """The layout of an `intlm_model_t` in memory. `check` makes a compilation fail where the header has another."""
 
     def __init__(self, a: Architecture) -> None:
         self.state = a.num_layers * a.state_size
@@ -57,7 +57,7 @@ class Layout:
         self.bytes = used + used % 2
 
     def check(self) -> str:
-        """C that compiles where this is the struct's layout."""
+        """C code that compiles only if this is the struct's layout."""
         return (
             '#include "intlm.h"\n'
             f"typedef char intlm_size_check[sizeof(intlm_model_t) == {self.bytes} ? 1 : -1];\n"

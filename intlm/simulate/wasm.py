@@ -1,4 +1,4 @@
-"""What a WebAssembly module holds: how much code and data, and that none of it computes with floating point.
+"""Reads WebAssembly modules: the sizes of code and data; refuses floating-point instructions.
 
 The binary format is that of the WebAssembly core specification, sections 5.4 (instructions) and 5.5 (modules).
 """
@@ -26,7 +26,7 @@ _PREFIXED = {8: 2, 9: 1, 10: 2, 11: 1}  # bulk memory
 
 
 def check(binary: bytes) -> tuple[int, int]:
-    """Bytes of code and of data. Raises BuildError where an instruction or a local variable is of floating point."""
+    """Returns the bytes of code and of data. Raises BuildError for floating-point instructions or local variables."""
     sizes = {_CODE: 0, _DATA: 0}
     at = 8
     while at < len(binary):
@@ -79,7 +79,7 @@ def _instructions(binary: bytes, at: int) -> Iterator[tuple[int, int]]:
 
 
 def _number(binary: bytes, at: int) -> tuple[int, int]:
-    """A LEB128 number, its sign ignored, and the place after it."""
+    """Returns a LEB128 number, its sign ignored, and the place after it."""
     value = shift = 0
     while True:
         byte = binary[at]

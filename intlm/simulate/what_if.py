@@ -18,32 +18,32 @@ from intlm.tracking.table import format_table
 
 @dataclass
 class Report:
-    """What was found."""
+    """The result of a simulation on described hardware."""
 
     hardware: Hardware
     streams: int
     tokens: int
     exact: float  # bits per byte
     curves: dict[str, Curve]
-    proved: int  # bits of an accumulator that no text can bring to overflow
+    proved: int  # bits of an accumulator that no text can overflow
     cost: Cost  # of a token
-    drawing: Path | None  # where its curves are drawn
+    drawing: Path | None  # the picture of the curves
 
     @property
     def bits_per_byte(self) -> float:
-        """With the description's accumulator; one wider than `proved` is exact."""
+        """Bits per byte with the description's accumulator, which is exact from `proved` bits on."""
         own = self.hardware.accumulator
         return self.curves[own.overflow].bits_per_byte[own.bits] if own.bits < self.proved else self.exact
 
     @property
     def same_bits(self) -> bool:
-        """Whether the description's accumulator changed none."""
+        """Whether the description's accumulator changed no bit."""
         own = self.hardware.accumulator
         return own.bits >= self.curves[own.overflow].narrowest
 
     @property
     def tokens_per_second(self) -> float:
-        """At the description's clock, of all streams together."""
+        """Tokens per second of all streams together, at the description's clock."""
         return 1e6 * self.hardware.clock_mhz / self.cost.cycles
 
     @property
@@ -53,7 +53,7 @@ class Report:
         return self.cost.multiply_accumulates / (self.cost.cycles * array.rows * array.columns)
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """The report as a dictionary, for --json."""
         return {
             "hardware": asdict(self.hardware),
             "streams": self.streams,
@@ -71,7 +71,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The report as a table for a terminal."""
         own, array, c = self.hardware.accumulator, self.hardware.array, self.cost
         kind = {"saturate": "saturating", "wrap": "wrapping"}
         kept = [name for name, kept in (("weights", c.weights_kept), ("activations", c.activations_kept)) if kept]
@@ -107,7 +107,7 @@ def what_if(run: Path, description: Path, text: Path | None, tokens: int, stream
     installed.
     """
     if drawing and (drawing.is_dir() or not drawing.parent.is_dir()):
-        raise ConfigError(f"--picture = {drawing}: expected a file in a directory that is there")
+        raise ConfigError(f"--picture = {drawing}: expected a file in an existing directory")
     hardware = descriptions.load(description)
     check_installed()
     documents, what, _ = documents_of(run, text)
@@ -116,9 +116,9 @@ def what_if(run: Path, description: Path, text: Path | None, tokens: int, stream
     size = sum(map(len, texts))
     if not any(len(model.tokenizer.decode(document)) for document in texts):
         raise ConfigError(f"{what}: nothing to simulate: no whole byte in its first {tokens} tokens")
-    found = cost(hardware, model.architecture, streams)
+    costs = cost(hardware, model.architecture, streams)
     proved = proved_bits(model.parameters, model.architecture)
-    report = Report(hardware, streams, size, *measure(model, texts, proved), proved, found, drawing)
+    report = Report(hardware, streams, size, *measure(model, texts, proved), proved, costs, drawing)
     if drawing:
         own = hardware.accumulator
         pictures.accumulator_widths(

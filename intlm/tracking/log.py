@@ -13,7 +13,7 @@ from intlm.tracking.tensorboard import TensorBoard
 from intlm.tracking.trackers import Service
 
 
-class Told(Protocol):
+class Receiver(Protocol):
     """A receiver of a run's lines."""
 
     def write(self, line: Mapping[str, Any]) -> None: ...
@@ -22,14 +22,14 @@ class Told(Protocol):
 
 
 class Log:
-    """The trackers of the run in `directory`, its metrics file first. That file holds the lines that count;
-    events of TensorBoard past its end (`metrics.truncate_after`) are removed. A context manager."""
+    """The trackers of the run in `directory`, its metrics file first. That file is the record: TensorBoard events past
+    its end (`metrics.truncate_after`) are removed. A context manager."""
 
     def __init__(self, directory: Path, config: Config) -> None:
         path = directory / "metrics.jsonl"
         with ExitStack() as stack:
             self._metrics = stack.enter_context(metrics.MetricsWriter(path))
-            self._trackers: list[Told] = [self._metrics]
+            self._trackers: list[Receiver] = [self._metrics]
             lines = metrics.read(path)
             self._trackers.append(stack.enter_context(closing(TensorBoard(directory, lines))))
             for name in names_in(config.train.trackers):

@@ -21,7 +21,7 @@ from intlm.schema import Amount, Count, Positive, convert, parse_json
 
 
 class Line(msgspec.Struct):
-    """The fields that every line has, and those that are read by name where a line has them; others are only shown."""
+    """The fields that intlm reads by name: some are in every line, others in some. Further fields are only shown."""
 
     update: Positive
     tokens_evaluated: Count

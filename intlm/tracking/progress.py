@@ -98,9 +98,9 @@ class Progress:
     def update(self, update: int, **fields: Any) -> None:
         """Show that `update` updates are done. `fields` are those of a metrics line; each shows until its next value.
 
-        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, waiting (for data, where it is a hundredth
-        of an update or more), changed (a share, 0 to 1),
-        agreement (a cosine), saturated_weights with saturated_states (shares), note (text).
+        Shown: train_bits_per_byte, valid_bits_per_byte, tokens_per_second, waiting (the share of an update spent
+        waiting for data, from 1 % on), changed (a share, 0 to 1), agreement (a cosine), saturated_weights with
+        saturated_states (shares), note (text).
         """
         self._latest.update((name, value) for name, value in fields.items() if value is not None)
         advance, self._update = update - self._update, update

@@ -41,15 +41,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Reads the lines of a results file, none where there is no file. Raises DataError where one is damaged."""
     if not path.exists():
         return []
-    found = []
+    results = []
     lines = path.read_bytes()
     for number, text in enumerate(lines[: lines.rfind(b"\n") + 1].splitlines(), start=1):  # without a torn last one
         place, hint = f"{path}: line {number}", ": expected the result of a run, as `intlm sweep` writes it"
         line = parse_json(text, _Line, place, DataError, hint)
         if line.read and len(line.read) != len(line.curve):
             raise DataError(f"{place}: damaged: read: expected {len(line.curve)} numbers, as many as curve has")
-        found.append(parse_json(text, dict[str, Any], place))
-    return found
+        results.append(parse_json(text, dict[str, Any], place))
+    return results
 
 
 def append(path: Path, line: Line) -> None:
@@ -63,11 +63,11 @@ def append(path: Path, line: Line) -> None:
 
 def groups(lines: Iterable[Line]) -> list[list[Line]]:
     """Groups of the lines that differ only in the seed, in the order of their first lines."""
-    found: dict[str, list[Line]] = {}
+    by_setting: dict[str, list[Line]] = {}
     for line in lines:
         same = [line["study"], line["variant"], line["text"], line["keys"], line.get("numerics")]
-        found.setdefault(json.dumps(same, sort_keys=True), []).append(line)
-    return list(found.values())
+        by_setting.setdefault(json.dumps(same, sort_keys=True), []).append(line)
+    return list(by_setting.values())
 
 
 def curve(group: Sequence[Line], label: str) -> Curve:

@@ -28,7 +28,7 @@ class TensorBoard:
         self._directory = directory
         self._file: BinaryIO | None = None
         update = lines[-1]["update"] if lines else 0
-        self._newest = 0.0  # time of an event
+        self._newest = 0.0  # the latest time of an event
         kept = max((self._cut(path, update) for path in sorted(directory.glob("events.out.tfevents.*"))), default=0)
         # Files are read in the order of their names, which are times: the clock may have been set back.
         self._behind = max(0.0, self._newest + 1e-5 - time.time())

@@ -2,7 +2,7 @@
 
 - Rows of a tile are the tokens of one pair of members: its noise is then one vector a matrix, made by the kernel that
   uses it, and its projection x B is 16 more columns of the byte product.
-- Sizes are padded with zeros to whole tiles; whatever a kernel writes beyond the true size is zero too.
+- Sizes are padded with zeros to whole tiles; kernels write zeros beyond the true size.
 - Everything is int32 in registers and int8 (pre-activations int16) in memory. Bits are those of docs/numerics.md.
 """
 
@@ -55,8 +55,8 @@ def padded(size: int) -> int:
 
 def tabled(*names: str) -> list[Array]:
     """Tables as arguments of a kernel."""
-    found: Tables = tables()
-    return [jnp.asarray(getattr(found, name)) for name in names]
+    made: Tables = tables()
+    return [jnp.asarray(getattr(made, name)) for name in names]
 
 
 def call(
@@ -160,11 +160,11 @@ class PairNoise:
 
     @staticmethod
     def _of(own: Array, values: list[Array]) -> Array:
-        """For each pair, its own one of the values."""
-        found = values[0]
+        """For each pair, the value that belongs to it."""
+        chosen = values[0]
         for q, value in enumerate(values[1:], 1):
-            found = jnp.where(own == q, value, found)
-        return found
+            chosen = jnp.where(own == q, value, chosen)
+        return chosen
 
     def change(self, along: Array, start: Any, size: int) -> Array:
         """The perturbation of outputs start to start + size, with its sign: int32 [rows, size].

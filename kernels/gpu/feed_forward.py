@@ -61,8 +61,8 @@ def feed_forward(
     ]
     result = jax.ShapeDtypeStruct((count * rows, hidden), jnp.int8)
     kernel = partial(_feed_forward, setting, architecture)
-    found = call(kernel, setting, (count // tile,), specs, [result] * 2, [streams] * 2, 4 * tile)(*arguments)
-    after, normed = (array.reshape(x.shape) for array in found)
+    results = call(kernel, setting, (count // tile,), specs, [result] * 2, [streams] * 2, 4 * tile)(*arguments)
+    after, normed = (array.reshape(x.shape) for array in results)
     return after, normed
 
 

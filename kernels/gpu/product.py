@@ -56,8 +56,8 @@ def product(
     result = jax.ShapeDtypeStruct((n, count * rows, fan_out), dtype)
     results = pl.BlockSpec((n, tile * rows, fan_out), lambda i: (0, i, 0))
     kernel = partial(_product, setting, kind, fan, rescale)
-    found = call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments)
-    return found.reshape(n, count, rows, fan_out)
+    product_rows = call(kernel, setting, (count // tile,), specs, result, results, 4 * tile)(*arguments)
+    return product_rows.reshape(n, count, rows, fan_out)
 
 
 def _product(setting: Setting, kind: str, fan: tuple[int, int], rescale: Rescale, *refs: Ref) -> None:

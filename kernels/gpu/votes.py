@@ -43,8 +43,8 @@ def votes(
     of_result = pl.BlockSpec((1, 1, *tiles), lambda n, i, s: (s, n, i // grid[1], i % grid[1]))
     kernel = partial(_votes, setting, shape, grid[1], fitness_maximum * LARGEST_NOISE <= MAX8)
     programs = (numbers.shape[0], grid[0] * grid[1], shares)
-    found = call(kernel, setting, programs, specs, result, of_result, 8)(*arguments)
-    return jnp.sum(found, axis=0)[:, : shape[0], : shape[1]]
+    partial_sums = call(kernel, setting, programs, specs, result, of_result, 8)(*arguments)
+    return jnp.sum(partial_sums, axis=0)[:, : shape[0], : shape[1]]
 
 
 def _votes(setting: Setting, shape: tuple[int, int], across: int, small: bool, *refs: Ref) -> None:

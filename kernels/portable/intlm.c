@@ -5,7 +5,7 @@
 
 static int8_t saturate(int32_t x) { return (int8_t)intlm_clamp(x, INTLM_MAX8); }
 
-/* Rows of a matrix at a time: what they are multiplied by is loaded once for all, and they are finished side by side. */
+/* Rows of a matrix that are computed together: their operand is loaded once, and their sums are rescaled together. */
 #define ROWS INTLM_ROWS
 #if INTLM_HIDDEN % ROWS || INTLM_FEED_FORWARD % ROWS
 #error "the sizes of hidden and feed-forward must be multiples of INTLM_ROWS"

@@ -1,10 +1,10 @@
-/* Reads bytes and prints what the model in weights.c makes of them.
+/* Reads bytes and prints the results of the model in weights.c.
  *
- *   model tokens < text     its tokens, a line each
- *   model states < text     the states before each token, a line a layer, and those after the last
- *   model logits < text     the logits that predict each token, a line a token, and those after the last
- *   model loss < text       the text's cost in bits times 256, then its tokens and bytes
- *   model write COUNT [SEED [INVERSE [TOP_K]]] < prompt     the prompt and what follows it (INVERSE: 256 / temperature)
+ *   model tokens < text     its tokens, one per line
+ *   model states < text     the states before each token, one line per layer, and those after the last
+ *   model logits < text     the logits that predict each token, one line per token, and those after the last
+ *   model loss < text       the text's loss in bits times 256, then the number of its tokens and bytes
+ *   model write COUNT [SEED [INVERSE [TOP_K]]] < prompt     the prompt and a continuation (INVERSE: 256 / temperature)
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@
 
 static intlm_model_t model;
 
-/* The tokens of a byte; returns how many. */
+/* Writes the tokens of a byte; returns their number. */
 static int encode(int byte, uint16_t* tokens) {
   int count = 0;
   while (count < INTLM_CODE && intlm_codes[byte][count]) tokens[count] = intlm_codes[byte][count], ++count;

@@ -45,8 +45,8 @@ def test_rounding_shift_rounds_to_nearest(x: int, shift: int) -> None:
 def test_rounding_shift_takes_ties_up(shift: int) -> None:
     half = 1 << (shift - 1)
     ties = [-3 * half, -half, half] if shift < 30 else [-half, half]
-    found = rounding_shift(jnp.array([*ties, -half - 1, -half + 1, half - 1], jnp.int32), shift)
-    assert found.tolist() == ([-1, 0, 1] if shift < 30 else [0, 1]) + [-1, 0, 0]
+    result = rounding_shift(jnp.array([*ties, -half - 1, -half + 1, half - 1], jnp.int32), shift)
+    assert result.tolist() == ([-1, 0, 1] if shift < 30 else [0, 1]) + [-1, 0, 0]
 
 
 def test_rounding_shift_by_nothing_is_the_identity() -> None:
@@ -100,7 +100,7 @@ def test_rescale_constants_for_every_size() -> None:
         assert Fraction(992, 1000) ** 2 < ratio < Fraction(1008, 1000) ** 2
         ratio = Fraction(logit.multiplier**2 * n, 4 ** (15 + logit.shift))
         assert Fraction(9998, 10000) ** 2 < ratio < Fraction(10002, 10000) ** 2
-        # What docs/numerics.md claims of them in sections 2 and 11.
+        # The claims of docs/numerics.md in sections 2 and 11.
         assert 129 <= act.multiplier < 2**10 and logit.multiplier < 2**14
         assert q15_multiply(32767, act.multiplier) >= 128 and q15_multiply(-32767, act.multiplier) <= -128
         assert n * 127**2 + 256 * 32767 * 46 + (1 << max(act3.shift, logit.shift) >> 1) < 2**31
@@ -142,8 +142,8 @@ def test_rank_multiplier() -> None:
 def test_integer_sqrt_around_every_square() -> None:
     roots = np.arange(46341, dtype=np.int64)
     squares = np.concatenate([roots**2, roots[1:] ** 2 - 1, [2**31 - 1]])
-    found = integer_sqrt(jnp.asarray(squares, jnp.int32))
-    np.testing.assert_array_equal(found, np.concatenate([roots, roots[1:] - 1, [46340]]))
+    result = integer_sqrt(jnp.asarray(squares, jnp.int32))
+    np.testing.assert_array_equal(result, np.concatenate([roots, roots[1:] - 1, [46340]]))
 
 
 @given(st.integers(0, 2**31 - 1))

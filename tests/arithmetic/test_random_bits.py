@@ -34,9 +34,9 @@ def words(text: str) -> tuple[int, ...]:
 
 def package(key: tuple[int, ...], counter: tuple[int, ...], rounds: int) -> tuple[int, ...]:
     """The package's generator on numbers."""
-    found = threefry4x32(jnp.array(key, jnp.uint32), jnp.array(counter, jnp.uint32), rounds)
-    assert all(word.dtype == jnp.uint32 for word in found)
-    return tuple(int(word) for word in found)
+    words = threefry4x32(jnp.array(key, jnp.uint32), jnp.array(counter, jnp.uint32), rounds)
+    assert all(word.dtype == jnp.uint32 for word in words)
+    return tuple(int(word) for word in words)
 
 
 @pytest.mark.parametrize(("rounds", "counter", "key", "result"), KNOWN_ANSWERS)
@@ -68,14 +68,14 @@ def test_against_randomgen(key: tuple[int, ...], counter: tuple[int, ...]) -> No
 
 
 def test_broadcasts() -> None:
-    """A counter with array words gives what each of its counters gives."""
+    """A counter whose words are arrays gives the same words as its counters one by one."""
     pairs = jnp.arange(3, dtype=jnp.uint32)[:, None]
     blocks = jnp.array([0, 1, 2**32 - 1, 7], jnp.uint32)
-    found = jnp.stack(threefry4x32((1, 2, 3, 4), (9, pairs, 5, blocks)), axis=-1)
-    assert found.shape == (3, 4, 4)
+    words = jnp.stack(threefry4x32((1, 2, 3, 4), (9, pairs, 5, blocks)), axis=-1)
+    assert words.shape == (3, 4, 4)
     for p in range(3):
         for b, block in enumerate(blocks.tolist()):
-            assert tuple(found[p, b].tolist()) == oracle.threefry4x32((1, 2, 3, 4), (9, p, 5, block))
+            assert tuple(words[p, b].tolist()) == oracle.threefry4x32((1, 2, 3, 4), (9, p, 5, block))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 + 5, 2**64 - 1])
@@ -90,15 +90,15 @@ def test_bytes_are_those_of_the_stream(count: int) -> None:
     key = seed_key(2**40 + 3, Domain.NOISE)
     first = jnp.array([[0], [5]], jnp.uint32)  # blocks
     pairs = jnp.array([3, 0, 2**19 - 1], jnp.uint32)
-    found = random_bytes(key, (jnp.uint32(7), pairs, 11, first), count)
-    assert found.shape == (2, 3, count) and found.dtype == jnp.uint8
+    drawn = random_bytes(key, (jnp.uint32(7), pairs, 11, first), count)
+    assert drawn.shape == (2, 3, count) and drawn.dtype == jnp.uint8
     for i, block in enumerate(first[:, 0].tolist()):
         for j, pair in enumerate(pairs.tolist()):
             expected = oracle.stream_bytes(key, (7, pair, 11), count, 16 * block)
-            assert np.asarray(found[i, j]).tobytes() == expected
+            assert np.asarray(drawn[i, j]).tobytes() == expected
 
 
 def test_bytes_are_little_endian() -> None:
-    """Against the known answer itself, not against the oracle."""
+    """The bytes of a stream are those of the known answer itself, not only of the oracle."""
     expected = b"".join(int(word, 16).to_bytes(4, "little") for word in KNOWN_ANSWERS[0][3].split())
     assert np.asarray(random_bytes((0,) * 4, (0,) * 4, 16)).tobytes() == expected

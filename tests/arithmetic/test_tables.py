@@ -1,4 +1,4 @@
-"""The lookup tables: pinned, equal to the oracle's, and what they claim to be."""
+"""The lookup tables are pinned, equal the oracle's, and are within half a unit of the real functions."""
 
 import hashlib
 import math
@@ -25,9 +25,9 @@ def test_hash_and_size() -> None:
 @pytest.mark.parametrize("name", [name.lower() for name in oracle.TABLES])
 def test_equal_to_the_oracle(name: str) -> None:
     expected, dtype = oracle.TABLES[name.upper()]
-    found = getattr(tables(), name)
-    assert found.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(found, expected)
+    table = getattr(tables(), name)
+    assert table.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(table, expected)
 
 
 def test_order_is_the_published_one() -> None:
@@ -55,7 +55,7 @@ def test_symmetries_and_edges() -> None:
 
 
 def test_within_half_of_the_real_function() -> None:
-    """In floats: a third way to the same numbers, so that the oracle and the package cannot share a mistake."""
+    """Floats are a third way to the same numbers, so that the oracle and the package cannot share a mistake."""
     t = tables()
     i = np.arange(256)
     normal = [16 * NormalDist().inv_cdf((j + 128.5) / 256) for j in range(128)]
@@ -71,8 +71,8 @@ def test_within_half_of_the_real_function() -> None:
 
 @given(st.integers(0, 16), st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
 def test_threshold_quantile(alpha: int, decay: int, update: int) -> None:
-    found = threshold_quantile(decay, decay + (2**alpha - 1) * update)
-    assert found == oracle.threshold_quantile(oracle.Threshold(alpha, decay), update)
+    result = threshold_quantile(decay, decay + (2**alpha - 1) * update)
+    assert result == oracle.threshold_quantile(oracle.Threshold(alpha, decay), update)
 
 
 def test_threshold_quantile_at_its_ends() -> None:

@@ -1,4 +1,4 @@
-"""The cells: a run of the plain one by whole commands, what engines say of it, and a cell whose state is wider."""
+"""The cells: a run of the plain one by whole commands, the engines that refuse it, and a cell with a wider state."""
 
 import json
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def slow() -> LanguageModel:
 
 
 def test_a_run_of_the_plain_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained, evaluated, exported twice, the exports read and simulated; what it prints names the cell."""
+    """It is trained, evaluated and exported twice; the exports are read and simulated; the output names the cell."""
     run = tmp_path / "run"
     flags = ["--model.cell", "rnn", "--model.nonlinearity", "table", "--train.updates", "2"]
     assert main(["train", str(tiny.CONFIG), "--run-dir", str(run), *flags]) == 0
@@ -79,7 +79,7 @@ def test_a_run_of_the_plain_cell(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_configuration_without_the_key_is_of_the_gated_cell(tmp_path: Path) -> None:
-    """As older runs and exports have it."""
+    """Older runs and exports have such a configuration."""
     run = tiny.copied(tmp_path / "run")
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace('cell = "mgu"\n', ""))
@@ -104,7 +104,7 @@ def test_an_engine_that_declines_it_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CELLS.parts())
 def test_what_a_cell_says_of_itself(name: str) -> None:
-    """Every parameter belongs to a unit, every unit reads the state, and what is read is of its matrices."""
+    """Every parameter belongs to a unit, every unit reads the state, and `reads` names matrices of the cell."""
     cell = CELLS[name]()
     parameters = cell.parameters(16)
     assert len({p.name for p in parameters} | {"up", "down"}) == len(parameters) + 2
@@ -117,7 +117,7 @@ def test_what_a_cell_says_of_itself(name: str) -> None:
 @pytest.mark.parametrize("name", CELLS.parts())
 @pytest.mark.parametrize("nonlinearity", ["clip", "table"])
 def test_the_future_is_what_it_says(name: str, nonlinearity: str) -> None:
-    """Noise on each unit's pre-activation, by its bias, changes the state; no other parameter is left to do so."""
+    """Noise on the pre-activation of each unit in `future`, by its bias, changes the state; the list is complete."""
     cell, rng = CELLS[name](), np.random.default_rng(1)
     architecture = Architecture(2, 16, 1, 16, nonlinearity, cell)
     entry = {p.name: jnp.asarray(rng.integers(-20, 21, p.shape), jnp.int8) for p in local_parameters(architecture)}
@@ -135,7 +135,7 @@ def test_the_future_is_what_it_says(name: str, nonlinearity: str) -> None:
 
 
 def test_a_wider_state(slow: LanguageModel, tmp_path: Path) -> None:
-    """Inference and the ONNX graph of a cell that keeps more than it shows; the members of `member` too."""
+    """Inference, the ONNX graph and the members of `member` work with a state wider than the cell's output."""
     tokens = np.random.default_rng(1).integers(0, 256, 20).astype(np.int32)
     assert slow.start(3).shape == (3, 2, 32)
     assert compare(slow, OnnxRuntimeMachine(slow, tmp_path), tokens).difference is None

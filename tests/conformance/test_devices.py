@@ -48,16 +48,16 @@ def test_token(tmp_path: Path) -> None:
 
 
 def test_processes_that_differ(tmp_path: Path) -> None:
-    """Of which one was started with another configuration: each says so, and nothing but the run's token is written."""
+    """If one was started with another configuration, each says so, and only the run's token is written."""
     run = tmp_path / "run"
     first, second = together(2, "train", tiny.CONFIG, "--run-dir", run, each=[("--seed", 3), ("--seed", 4)])
     for _, err in finished(first, second, code=2):
-        assert "configuration: process 1 of this run has another one than process 0" in err
+        assert "configuration: not the same in process 1 of this run as in process 0" in err
     assert [path.name for path in run.iterdir()] == [".token"]
 
 
 def test_a_mixture_and_other_weights(tmp_path: Path) -> None:
-    """Prepared by one process for both, whose settings of their own differ; they begin with another run's weights."""
+    """One process prepares the mixture for both; their own settings differ; they start with another run's weights."""
     (tmp_path / "other.txt").write_bytes(tiny.words(300, seed=5))
     other = tiny.write_config(tmp_path / "other.toml", {"data.train": "other.txt"})
     start = ("--from", tiny.trained().directory, "--data.tokenizer_file", tiny.trained().directory / "tokenizer.json")

@@ -33,7 +33,7 @@ def serving(population: Population) -> list[str]:
 
 
 class Case(NamedTuple):
-    """A small run: two updates of it are followed."""
+    """A small run, of which two updates are tested."""
 
     shape: oracle.Shape
     noise: oracle.Noise
@@ -139,7 +139,7 @@ def uint16(*arrays: oracle.Array) -> tuple[jax.Array, ...]:
 
 @pytest.mark.parametrize(("name", "engine"), [*product(CASES, ENGINES), *((name, "xla") for name in OF_CELLS)])
 def test_two_updates(engine: str, name: str, bridge: Any) -> None:
-    """Losses, fitness, votes, weights and states, of an update and of the one that goes on from it."""
+    """Losses, fitness, votes, weights and states equal the oracle's, for an update and the one that follows it."""
     case = {**CASES, **OF_CELLS}[name]
     population = bridge.population(case.shape, case.noise, case.pairs, case.group_size, case.fitness, case.chunk_size)
     run = bridge.update(engine, population, AS_A_RUN if name == "extreme" and engine != "gpu" else {})
@@ -203,7 +203,7 @@ def test_chunks_change_nothing(engine: str, bridge: Any) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("count", [1, 8, 1024])
 def test_targets(engine: str, count: int, bridge: Any) -> None:
-    """One, several and the most that there can be: losses and states of two pairs."""
+    """Losses and states of two pairs equal the oracle's for one target, several, and the largest number."""
     shape, noise, update = oracle.Shape(11, 8, 16, 1, "clip"), oracle.Noise(5, 1, 2, 1), 3
     rng = np.random.default_rng(count)
     values = bridge.random_parameters(shape, rng)
@@ -221,7 +221,7 @@ def test_targets(engine: str, count: int, bridge: Any) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> None:
-    """Of an input as like the noise as can be: only wide matrices have one that passes int16."""
+    """The product x·B saturates for an input that follows the noise; only a wide matrix can exceed int16."""
     shape, noise, update = oracle.Shape(3, 8, 1024, 1, "clip"), oracle.Noise(5, 1, 4, 1), 3
     rng = np.random.default_rng(1)
     values = [np.zeros(size, np.int64) for size in oracle.parameter_shapes(shape)]
@@ -242,7 +242,7 @@ def test_a_product_with_the_noise_that_saturates(engine: str, bridge: Any) -> No
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_some_of_the_pairs(engine: str, bridge: Any) -> None:
-    """The last two of six pairs, as one of several devices has them: losses, states and votes."""
+    """Losses, states and votes of the last two of six pairs alone, as one of several devices computes them."""
     shape, noise, update, first = oracle.Shape(11, 8, 16, 1, "clip"), oracle.Noise(5, 1, 2, 1), 3, 4
     rng = np.random.default_rng(6)
     values = bridge.random_parameters(shape, rng)

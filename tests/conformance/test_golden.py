@@ -1,4 +1,4 @@
-"""The published vectors: the oracle still makes them byte for byte, and the package holds to what they say."""
+"""The published vectors: the oracle still makes them byte for byte, and the package agrees with them."""
 
 import importlib.util
 import json
@@ -332,7 +332,7 @@ def test_optimizers(case: Case) -> None:
 
 
 def draws(vocabulary: int) -> list[Callable[..., Any]]:
-    """What draws a token: the reference, and the native engine where there is one."""
+    """The functions that sample a token: the reference, and the native engine's where there is one."""
     if not native.available():
         return [sample]
     population = Population(Architecture(vocabulary, 8, 1, 8, "clip"))

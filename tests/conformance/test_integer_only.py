@@ -1,4 +1,4 @@
-"""No floating point, nowhere: every value of an update's, of inference's and of sampling's program is an integer."""
+"""No floating point anywhere: every value in the programs of an update, of inference and of sampling is an integer."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -61,9 +61,9 @@ def values(program: Any) -> Iterator[tuple[str, Any]]:
 def not_integers(function: Callable[..., Any], *arguments: Any) -> set[tuple[str, Any]]:
     """The values of a function's program that are not integers of at most 32 bits."""
     program = jax.make_jaxpr(function)(*arguments)
-    found = list(values(program))
-    assert len(found) > 1
-    return {(name, dtype) for name, dtype in found if dtype not in INTEGERS}
+    every = list(values(program))
+    assert len(every) > 1
+    return {(name, dtype) for name, dtype in every if dtype not in INTEGERS}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

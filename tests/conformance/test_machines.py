@@ -39,7 +39,7 @@ MACHINES = {name: part for name, part in TARGETS.parts().items() if issubclass(p
 
 
 def model_of(architecture: Architecture, widest: int, seed: int = 0) -> LanguageModel:
-    """widest: 0 for the first weights' spread, else weights at both ends of so much alone."""
+    """A model. widest: 0 for weights as at the start of training, else all weights are `widest` or -`widest`."""
     rng = np.random.default_rng(seed)
 
     def draw(shape: tuple[int, ...]) -> np.ndarray:
@@ -58,9 +58,9 @@ def shared(case: str, widest: int) -> LanguageModel:
 
 def tokens_of(model: LanguageModel, seed: int) -> np.ndarray:
     """Any tokens, separators among them."""
-    found = np.random.default_rng(seed).integers(0, model.architecture.vocab_size, TOKENS).astype(np.int32)
-    found[0] = found[TOKENS // 2] = 0
-    return found
+    tokens = np.random.default_rng(seed).integers(0, model.architecture.vocab_size, TOKENS).astype(np.int32)
+    tokens[0] = tokens[TOKENS // 2] = 0
+    return tokens
 
 
 @pytest.mark.parametrize("widest", [0, 127])
@@ -75,7 +75,7 @@ def test_same_bits(case: str, widest: int, target: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", MACHINES)
 def test_same_bits_for_any_weights(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The same, for weights, sizes and texts drawn at random."""
+    """Logits, losses and states are the reference's, for weights, sizes and texts drawn at random."""
 
     @settings(max_examples=4, deadline=None)
     @given(

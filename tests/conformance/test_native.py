@@ -217,13 +217,13 @@ def test_the_c_code_is_formatted() -> None:
 
 
 def test_every_build_gives_the_same_digest() -> None:
-    """Without JAX: under the sanitizers, and for Arm where an emulator is. The digests are version 3's."""
+    """Builds with sanitizers, and for Arm if an emulator is installed, run without JAX. The digests are version 3's."""
     run = subprocess.run([sys.executable, ROOT / "kernels" / "check.py"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert {line.split()[0] for line in run.stdout.splitlines()} == {DIGEST}
 
 
-# What a library answers that was compiled with the headers of a much newer jaxlib.
+# The answer of a library that was compiled with the headers of a much newer jaxlib.
 NEWER = """
 #include "xla/ffi/api/c_api.h"
 static XLA_FFI_Error* answer(XLA_FFI_CallFrame* frame) {
@@ -251,7 +251,7 @@ void intlm_measured(long long* times) {}
 def test_a_library_that_does_not_run(
     code: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a newer jaxlib's headers, of other sources: one line says so, and XLA gives the same bits."""
+    """For a library of a newer jaxlib or of other sources one line says so, and XLA gives the same bits."""
     library = tmp_path / "library.so"
     compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
     (tmp_path / "library.c").write_text(code)

@@ -75,8 +75,8 @@ SHAPES: list[tuple[Architecture, int, int, int, int, str, int, int, int]] = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, int, int]) -> None:
-    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and texts that do
-    not count: the other texts' results are as without them."""
+    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and texts that
+    do not count: the other texts' results are as without them."""
     architecture, members, texts, tokens, targets, kind, all_texts, threads, seed = shape
     rng = np.random.default_rng(members)
     settings = token.Settings(seed, all_texts, members, tuple(rng.integers(0, 9, 5).tolist()), members % 8)

@@ -1,4 +1,4 @@
-"""Rows of data sets by the whole command: strings stay strings, types are not mixed, and a row stands for itself."""
+"""Rows of data sets, by the whole command: strings stay strings, types are not mixed, and rows are independent."""
 
 import json
 from collections.abc import Iterable
@@ -37,28 +37,28 @@ HELD_OUT = "the held-out text is the training text"
         ("rows.jsonl", {"valid_split": "validation"}, "rows.jsonl is a single file, which has no splits"),
         ("rows.jsonl", {"split": "train[:10%]"}, "data.split = 'train[:10%]': "),
         ("rows.jsonl", {"subset": "en"}, "rows.jsonl is a single file, which has no subsets"),
-        ("rows.jsonl", {"valid": "rows.jsonl"}, "rows.jsonl: held out and trained on"),
-        ("rows.jsonl", {"valid": "link.jsonl"}, "link.jsonl: held out and trained on"),
+        ("rows.jsonl", {"valid": "rows.jsonl"}, "rows.jsonl: is both held out and trained on"),
+        ("rows.jsonl", {"valid": "link.jsonl"}, "link.jsonl: is both held out and trained on"),
         ("rows.jsonl", {"valid": "rows.parquet"}, HELD_OUT),
         ("text.txt", {"split": "validation"}, "text.txt is a text, which has no splits"),
         ("text.txt", {"filter": "n == 1"}, "text.txt is a text, which has no columns"),
         ("text.txt", {"columns": "body"}, "text.txt is a text, which has no columns"),
         ("text.txt", {"valid": "copy.txt"}, HELD_OUT),
         ("text.txt", {"valid": "copy.txt", "mixture": "1 mixed.toml"}, HELD_OUT),
-        ("text.txt", {"valid": "other.txt", "mixture": "1 mixed.toml"}, "other.txt: held out and trained on"),
-        ("text.txt", {"valid": "other copy.txt", "mixture": "1 mixed.toml"}, "trained on, and held out of"),
-        ("recipe.py", {"valid": "recipe.py"}, "recipe.py: held out and trained on"),
-        ("recipe.py", {"split": "validation"}, "recipe.py is a recipe, which has no splits"),
-        ("folder", {"valid": "folder/b.txt"}, "b.txt: held out and trained on"),
+        ("text.txt", {"valid": "other.txt", "mixture": "1 mixed.toml"}, "other.txt: is both held out and trained on"),
+        ("text.txt", {"valid": "other copy.txt", "mixture": "1 mixed.toml"}, "other.txt: is trained on, but "),
+        ("recipe.py", {"valid": "recipe.py"}, "recipe.py: is both held out and trained on"),
+        ("recipe.py", {"split": "validation"}, "recipe.py is a Python file, which has no splits"),
+        ("folder", {"valid": "folder/b.txt"}, "b.txt: is both held out and trained on"),
         ("folder", {"valid_split": "validation"}, "folder is a text, which has no splits"),
-        ("set", {"valid_split": "train"}, "held out and trained on"),
+        ("set", {"valid_split": "train"}, "is both held out and trained on"),
         ("set", {"valid": "set"}, "held out and trained on"),
         ("set", {"valid_split": "validation"}, HELD_OUT),
-        ("hub:a/b", {"valid_split": "train"}, "hub:a/b: held out is split 'train', trained on 'train'"),
+        ("hub:a/b", {"valid_split": "train"}, "hub:a/b: split 'train' is held out, but split 'train' is trained on"),
         (
             "hub:a/b",
             {"split": "train+test", "valid_split": "test"},
-            "held out is split 'test', trained on 'train+test'",
+            "split 'test' is held out, but split 'train+test' is trained on",
         ),
     ],
 )
@@ -165,8 +165,8 @@ def test_a_key_that_some_rows_lack_is_null_there(tmp_path: Path) -> None:
     ]
     path = write_lines(tmp_path / "rows.jsonl", some)
     for condition, taken in (('lang == "en"', {8, 9}), ('lang != "en"', {*range(8), 10})):
-        found = prepared(path, "--data.filter", condition, "--data.columns", "text")
-        assert [int(text[:2]) for text in found] == sorted(taken)
+        documents = prepared(path, "--data.filter", condition, "--data.columns", "text")
+        assert [int(text[:2]) for text in documents] == sorted(taken)
     assert len(prepared(path, "--data.columns", "text, lang")) == 11
 
 
@@ -193,7 +193,7 @@ def test_half_a_surrogate_pair_is_refused_by_its_row(tmp_path: Path, capsys: pyt
 
 
 def test_lines_of_the_hub_are_read_as_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strings are not made times, and no block has columns of its own; reading goes on from a state."""
+    """Strings are not turned into times, all blocks have the same columns, and reading continues from a state."""
     monkeypatch.setattr(files, "CHUNK", 100)
     first = write_lines(tmp_path / "train-0.jsonl", [*ROWS, {"extra": [1]}, {"n": 5}] * 9)
     first.write_bytes(b"\xef\xbb\xbf" + first.read_bytes().replace(b"\n", b"\r\n"))
@@ -202,12 +202,12 @@ def test_lines_of_the_hub_are_read_as_those_of_a_file(tmp_path: Path, monkeypatc
     expected = [row for path in (first, tmp_path / "train-1.jsonl") for row in rows.json_rows(path)]
     assert expected == [*ROWS, {"extra": [1]}, {"n": 5}] * 9 + ROWS
     expected += ROWS
-    found, states = [], []
+    read, states = [], []
     reading = rows.hub_rows(str(tmp_path), "", "", "train")
     for row in reading:
-        found.append(row)
+        read.append(row)
         states.append(reading.state_dict())
-    assert found == expected
+    assert read == expected
     for number in (0, 20, 46):
         again = rows.hub_rows(str(tmp_path), "", "", "train")
         again.load_state_dict(json.loads(json.dumps(states[number])))

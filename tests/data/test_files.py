@@ -106,10 +106,10 @@ def test_all_rows_of_a_folder_are_read(tmp_path: Path, prepared: Callable[..., P
     read = "a.jsonl, b.NDJSON, c.json, d.jsonl.xz, e.parquet, f.parquet, more/train-extra.jsonl"
     for line in (
         f"train: read the rows of {read}",
-        "train: left out (no rows, in a data set): README.md, infos.json",
+        "train: left out (not rows of the data set): README.md, infos.json",
         "train: left out (split 'test'): more/test.jsonl",
         "train: left out (hidden): .hidden.jsonl",
-        "train: left out (a link that leads nowhere): nowhere.jsonl",
+        "train: left out (a broken link): nowhere.jsonl",
         "train: left out (a FIFO): fifo.jsonl",
     ):
         assert f"{line}\n" in made.out
@@ -133,12 +133,12 @@ def test_links_are_followed_once(tmp_path: Path, prepared: Callable[..., Prepare
     assert made.texts == ["two", "one"]
     assert "train: read b/2.txt, b/again/1.txt\n" in made.out
     assert "train: left out (a link to a folder that is read already): loop, z\n" in made.out
-    assert "train: left out (a link that leads nowhere): self\n" in made.out
-    assert "lies within the text" in prepared(place, "--data.prepared", other / "corpus").refusal
+    assert "train: left out (a broken link): self\n" in made.out
+    assert "lies inside the text" in prepared(place, "--data.prepared", other / "corpus").refusal
 
 
 def test_the_configs_of_a_readme(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
-    """As on the hub: their patterns are patterns."""
+    """The patterns in `configs` are patterns, as on the hub."""
     place = tmp_path / "set"
     for name in ("en/a", "en/b", "de/a", "de/test"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def test_the_configs_of_a_readme(tmp_path: Path, prepared: Callable[..., Prepare
         (place / "README.md").write_text(f"---\n{damaged}\n---\n")
         assert "README.md: cannot be read: " in prepared(place).refusal
     (place / "README.md").write_text("---\nconfigs: [{config_name: a, data_files: absent*}]\n---\n")
-    assert "no split 'train', for README.md names none of its files" in prepared(place).refusal
+    assert "no split 'train', as README.md names no file that is there" in prepared(place).refusal
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -181,9 +181,9 @@ def test_compressed_text_is_text(tmp_path: Path, prepared: Callable[..., Prepare
         (tmp_path / f"bad{suffix}").write_bytes(content)
         assert f"bad{suffix}: cannot be read: " in prepared(tmp_path / f"bad{suffix}").refusal
     (tmp_path / f"plain.txt{suffix}").write_bytes(b"plain")
-    assert "which its name says" in prepared(tmp_path / f"plain.txt{suffix}").refusal
+    assert "although its name says so" in prepared(tmp_path / f"plain.txt{suffix}").refusal
     (tmp_path / f"twice.txt{suffix}").write_bytes(COMPRESS[suffix](whole))
-    assert "holds compressed data once more" in prepared(tmp_path / f"twice.txt{suffix}").refusal
+    assert "holds data compressed twice" in prepared(tmp_path / f"twice.txt{suffix}").refusal
 
 
 def test_containers_are_refused(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
@@ -259,7 +259,7 @@ def test_damaged_parquet(tmp_path: Path, prepared: Callable[..., Prepared]) -> N
 def test_a_bomb_is_read_in_bounded_memory(
     tmp_path: Path, prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a file expands to, it is text in chunks; a row has a bound."""
+    """A file that expands to gigabytes is read in chunks; the size of a row is limited."""
     size = 1 << 28
     for suffix, compress in COMPRESS.items():
         (tmp_path / f"a.txt{suffix}").write_bytes(compress(bytes(size >> 4)) * 16)
@@ -290,8 +290,8 @@ def test_neither_file_nor_folder(tmp_path: Path, prepared: Callable[..., Prepare
         ("/dev/zero", "a device"),
         (tmp_path / "fifo", "a FIFO"),
         (tmp_path / "recipe.py", "a FIFO"),
-        (tmp_path / "loop", "a link that leads nowhere"),
-        (tmp_path / "absent", "no such text file, directory or recipe"),
+        (tmp_path / "loop", "a broken link"),
+        (tmp_path / "absent", "no such text file, directory or .py file"),
         (tmp_path / "folder", "nothing to read in it (.only: hidden)"),
     ):
         assert f"{place}: {what}" in prepared(place).refusal
@@ -309,7 +309,7 @@ def test_a_separator_that_never_occurs(tmp_path: Path, prepared: Callable[..., P
 
 def test_a_recipe_that_says_nothing_of_its_failure(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "a.py").write_text("def documents():\n    assert False\n    yield b''\n")
-    assert prepared(tmp_path / "a.py").refusal.endswith("the recipe failed: AssertionError\n")
+    assert prepared(tmp_path / "a.py").refusal.endswith("the Python file failed: AssertionError\n")
 
 
 def test_a_tokenizer_of_compressed_text(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""Preparation goes on from what an interrupted `intlm prepare` left, or drops it: the corpus is that of the text
-either way."""
+"""Preparation continues from the remains of an interrupted `intlm prepare`, or drops them; the corpus is the same."""
 
 import io
 import json
@@ -139,7 +138,7 @@ def files(corpus: Path) -> dict[str, bytes]:
 
 
 def test_a_kill_before_any_change(tmp_path: Path) -> None:
-    """Of a file or folder, also in the place of an older corpus: the next command makes the same bits."""
+    """A kill before any change of a file or folder, also of an older corpus: the next command makes the same bits."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "text").write_bytes(b"an older text")
@@ -184,7 +183,7 @@ main({arguments!r})
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a kill leaves it: several shards, more text to be read."""
+    """A folder as a kill leaves it: with several shards, and more text to read."""
     folder = tmp_path_factory.mktemp("interrupted")
     (folder / "text").write_bytes(TEXT)
     assert killed(folder, ONCE) == 1
@@ -234,7 +233,7 @@ def other_cuts(path: Path) -> None:
 
 
 def other_text(path: Path) -> None:
-    """Of the same size and time."""
+    """Changes the text; its size and time stay the same."""
     status = path.stat()
     path.write_bytes(b"c" + path.read_bytes()[1:])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

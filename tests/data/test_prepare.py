@@ -1,4 +1,4 @@
-"""Preparing loses no text, holds out what it says, and touches nothing that is not its own."""
+"""Preparing loses no text, holds out the text that it should, and changes no files but its own."""
 
 import gzip
 import json
@@ -163,7 +163,7 @@ def test_what_is_not_a_corpus_is_left_alone(tmp_path: Path) -> None:
     [
         ({"source": "absent"}, "absent"),
         ({"source": "empty", "tokenizer": "alphabet"}, "empty: no text"),
-        ({"source": "."}, "lies within"),
+        ({"source": "."}, "lies inside"),
         ({"valid": "/nowhere"}, "/nowhere"),
     ],
 )
@@ -198,7 +198,7 @@ def text_of(number: int, length: int = 60) -> str:
 def write_data_set(
     directory: Path, form: str, texts: Iterable[str | None], shards: int = 3, split: str = "train"
 ) -> None:
-    """Rows in the layout of the hub, several files a split, the rows of one after those of the other."""
+    """Writes rows in the layout of the hub, with several files per split."""
     (directory / "data").mkdir(parents=True, exist_ok=True)
     rows = [{"text": text, "title": f"title {i}", "score": i / 10} for i, text in enumerate(texts)]
     for shard, some in enumerate(np.array_split(np.arange(len(rows)), shards)):
@@ -229,7 +229,7 @@ def test_a_data_set_with_splits_columns_and_a_filter(tmp_path: Path, form: str) 
 
 @pytest.mark.parametrize(("form", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
 def test_compressed_rows(tmp_path: Path, form: str, compress: Callable[[bytes], bytes]) -> None:
-    """A file, and a directory of several of them."""
+    """Rows are read from a compressed file, and from a directory of several."""
     texts = [text_of(number, 4000) for number in range(20)]
     write_data_set(tmp_path / "set", "jsonl", texts)
     for path in (tmp_path / "set" / "data").iterdir():
@@ -248,7 +248,7 @@ def test_compressed_rows(tmp_path: Path, form: str, compress: Callable[[bytes], 
 def test_a_data_set_is_read_on_from_a_mark(
     tmp_path: Path, form: str, skip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mark is JSON, and lies before the document at hand."""
+    """A mark can be stored as JSON, and is a place before the document that is being read."""
     monkeypatch.setattr(sources, "MARK", 1)
     texts = [None if number == 9 else text_of(number) for number in range(20)]
     write_data_set(tmp_path / "set", form, texts)
@@ -285,7 +285,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         ({"columns": "body"}, "data.columns: no column 'body', only text, title, score"),
         ({"columns": "score"}, "data.columns: column 'score' holds float, expected text"),
         ({"filter": "lang == 1"}, "data.filter: no column 'lang'"),
-        ({"filter": "score = 1"}, "data.filter = 'score = 1': cannot be read from 'score = 1' on"),
+        ({"filter": "score = 1"}, "data.filter = 'score = 1': not understood from 'score = 1' on"),
         ({"filter": "score > 1 or"}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"filter": "score > 99"}, "set: no text in it"),
         (
@@ -297,7 +297,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         ({"filter": "title == " + "[" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"filter": "score > " + "9" * 9999}, "data.filter = .* expected COLUMN OP VALUE"),
         ({"valid_split": "none"}, "set: no split 'none'"),
-        ({"tokenizer": "bpe", "bpe.vocab_size": 9999}, "data.bpe.vocab_size = 9999: no such vocabulary"),
+        ({"tokenizer": "bpe", "bpe.vocab_size": 9999}, "data.bpe.vocab_size = 9999: SentencePiece makes no such"),
         ({"tokenizer_file": "/nowhere"}, "/nowhere: cannot be read"),
     ],
 )
@@ -401,7 +401,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("source", ["text", "parquet", "jsonl", "recipe"])
 @pytest.mark.parametrize("tokenizer", ["alphabet", "bpe"])
 def test_it_goes_on_after_a_kill(tmp_path: Path, source: str, tokenizer: str) -> None:
-    """SIGKILL after each few notes, until it ends: the corpus is as if nothing had been, and nothing is done again."""
+    """SIGKILL after every few saves, until it ends: the corpus is that of an undisturbed run; no work is repeated."""
     texts = [text_of(number) for number in range(40)]
     options: dict[str, Any] = {"tokenizer": tokenizer, "document_separator": "|", "processes": 1}
     options |= {"bpe.vocab_size": 270} if tokenizer == "bpe" else {}
@@ -449,7 +449,7 @@ def test_what_was_begun_for_another_request_is_dropped(tmp_path: Path, monkeypat
 
 
 def test_what_a_kill_left_of_a_replaced_corpus_is_deleted(tmp_path: Path) -> None:
-    """Between the new corpus's name and the end, or before it has the name."""
+    """The kill comes after the new corpus has its name, or just before."""
     (tmp_path / "text").write_text(text_of(1))
     run(tmp_path)
     left = tmp_path / ".corpus.replaced"
@@ -469,7 +469,7 @@ def test_only_one_process_prepares(tmp_path: Path) -> None:
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    """Workers end with their parent, even if it is killed; and a worker that dies is an error, not a wait."""
+    """Workers end with their parent, even if it is killed; a worker that dies is an error, and nobody waits for it."""
     script = """
 import os, signal, sys, time
 from intlm.config import DataConfig
@@ -504,7 +504,7 @@ if __name__ == "__main__":
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
         children, *said = done.stdout.splitlines()
-        assert said == [] if victim == "parent" else "a process that prepares text died" in said[0]
+        assert said == [] if victim == "parent" else "a worker process died" in said[0]
         for child in map(int, children.split()):
             for _ in range(200):
                 if not Path(f"/proc/{child}/exe").exists() or "Z" in Path(f"/proc/{child}/stat").read_text():

@@ -1,4 +1,4 @@
-"""A corpus's report says what is in it."""
+"""The report on a corpus describes its contents."""
 
 from collections.abc import Callable
 from pathlib import Path

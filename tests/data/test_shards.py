@@ -161,7 +161,7 @@ def test_damaged_shards(make_corpus: MakeCorpus) -> None:
 
 @pytest.mark.parametrize("left", [0, 1, 5000])
 def test_a_shard_cut_while_it_is_read(make_corpus: MakeCorpus, left: int) -> None:
-    """Reading what is no longer there would end the process (SIGBUS)."""
+    """Reading past the end of the file would end the process (SIGBUS)."""
     corpus = make_corpus([b"a" * 9000, b"b" * 9000], shard_tokens=10000)
     split = corpus.split("train")
     assert len(split.to_bytes()) == 18000

@@ -35,7 +35,7 @@ def test_batches_are_as_defined(make_corpus: MakeCorpus, text: bytes, data: st.D
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_several_targets_are_those_of_the_positions_read(make_corpus: MakeCorpus, count: int) -> None:
-    """The same tokens are read, and what follows the most alike contexts is predicted, past the end of the ring too."""
+    """The same tokens are read; targets are the tokens after the most similar contexts, even past the ring's end."""
     split = make_corpus([b"abracadabra", b"barbarian"]).split("train")
     alike, n, read = AlikeContexts(split, count), split.tokens, set()
     for update in range(5):
@@ -106,7 +106,7 @@ def test_a_share_of_less_than_a_text_is_refused(make_corpus: MakeCorpus) -> None
 
 
 class Slow:
-    """Streams that say which update was read, and fail at some."""
+    """Streams whose batches name their update; some updates fail."""
 
     def __init__(self, seconds: float, fails_at: int = -1) -> None:
         self.seconds, self.fails_at, self.read = seconds, fails_at, 0

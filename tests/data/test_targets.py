@@ -22,7 +22,7 @@ ANY = st.binary(max_size=30)
 def defined(ring: list[int], vocabulary: int, count: int, segment: int) -> list[list[int]]:
     """The targets after each token of a ring: its contexts sorted by their last token, the one before it, and so on."""
     n, depth = len(ring), 64 // max(1, (vocabulary - 1).bit_length())
-    found = []
+    targets = []
     for position in range(n):
         start = position // segment * segment
         order = sorted(
@@ -31,8 +31,8 @@ def defined(ring: list[int], vocabulary: int, count: int, segment: int) -> list[
         first = max(0, min(order.index(position) - count // 2, len(order) - count))
         nearest = order[first : first + count]
         nearest += nearest[-1:] * (count - len(nearest))  # fewer contexts than targets: the last again
-        found.append([ring[(last + 1) % n] for last in nearest])
-    return found
+        targets.append([ring[(last + 1) % n] for last in nearest])
+    return targets
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
@@ -49,17 +49,17 @@ def test_targets_are_as_defined(
     ring = split.read(0, split.tokens).tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets, "SEGMENT", segment)
-        found = AlikeContexts(split, count).after(np.arange(split.tokens))
-    assert found.dtype == np.uint16
-    assert found.tolist() == defined(ring, split.vocab_size, count, segment)
-    assert all(ring[(i + 1) % len(ring)] in row for i, row in enumerate(found.tolist()))
+        result = AlikeContexts(split, count).after(np.arange(split.tokens))
+    assert result.dtype == np.uint16
+    assert result.tolist() == defined(ring, split.vocab_size, count, segment)
+    assert all(ring[(i + 1) % len(ring)] in row for i, row in enumerate(result.tolist()))
 
 
 def test_by_hand(make_corpus: MakeCorpus) -> None:
-    """In the middle of the order, at its ends, and with more targets than contexts."""
+    """Targets in the middle of the order, at its ends, and more of them than there are contexts."""
     split = make_corpus([b"abacab"]).split("train")  # 0 a b a c a b
-    found = AlikeContexts(split, 2).after(np.array([[1, 5], [3, 0]]))
+    targets = AlikeContexts(split, 2).after(np.array([[1, 5], [3, 0]]))
     a, b, c, end = (split.read(i, 1)[0] for i in (1, 2, 4, 0))
     # In order: b·0 -> a; 0·a -> b, b·a -> c, c·a -> b; a·b (of 0·a·b, then of c·a·b) -> a, 0; a·c -> a.
-    assert found.tolist() == [[[a, b], [c, b]], [[b, c], [a, b]]]
+    assert targets.tolist() == [[[a, b], [c, b]], [[b, c], [a, b]]]
     assert AlikeContexts(split, 8).after(np.array(6)).tolist() == [a, b, c, b, a, end, a, a]

@@ -1,4 +1,4 @@
-"""intlm.data.wikitext, held to lm-evaluation-harness, whose numbers the field's tables hold."""
+"""intlm.data.wikitext gives the text of lm-evaluation-harness, by which published results are measured."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_pages() -> None:
 
 
 def test_the_recipe(tmp_path: Path) -> None:
-    """data/wikitext.py on the hub's layout, in a directory."""
+    """data/wikitext.py reads a directory in the hub's layout."""
     texts = {"train": [" = A = \n b , c \n", " = D = \n é \n"], "test": [" = E = \n f . \n ", " = G = \n h \n "]}
     name = "wikitext-103-raw-v1"
     (tmp_path / "set" / name).mkdir(parents=True)

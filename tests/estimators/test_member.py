@@ -1,4 +1,4 @@
-"""Noise, perturbed weights and votes against the oracle; extremes at which an accumulator is nearest to overflow."""
+"""Noise, perturbed weights and votes against the oracle, also at the extremes, where accumulators nearly overflow."""
 
 from typing import Any
 
@@ -82,28 +82,28 @@ def case(request: pytest.FixtureRequest, bridge: Any) -> Case:
 
 
 def test_noise(case: Case) -> None:
-    for number, value, found in zip(NUMBERS, case.values, case.drawn, strict=True):
+    for number, value, drawn in zip(NUMBERS, case.values, case.drawn, strict=True):
         for j, pair in enumerate(PAIRS):
             stream = (EPOCH, pair, number)
-            if isinstance(found, Factors):
+            if isinstance(drawn, Factors):
                 a, b = oracle.noise_factors(case.setting, stream, value.shape)
-                np.testing.assert_array_equal(found.a[j], a)
-                np.testing.assert_array_equal(found.b[j], b)
+                np.testing.assert_array_equal(drawn.a[j], a)
+                np.testing.assert_array_equal(drawn.b[j], b)
             else:
-                np.testing.assert_array_equal(found[j], oracle.noise_vector(case.setting, stream, value.size))
+                np.testing.assert_array_equal(drawn[j], oracle.noise_vector(case.setting, stream, value.size))
 
 
 def test_noise_does_not_depend_on_the_company(case: Case) -> None:
-    """Some pairs, in another order, draw what all of them draw."""
-    found = case.draw(jnp.array(PAIRS[::-1], jnp.uint32))
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[::-1]), found, case.drawn)
+    """Some pairs, in another order, draw the same noise as when all pairs are drawn."""
+    drawn = case.draw(jnp.array(PAIRS[::-1], jnp.uint32))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[::-1]), drawn, case.drawn)
 
 
 @pytest.mark.parametrize(("reuse", "expected"), [(0, [0, 0, 0]), (1, [0, 5, 2**32 - 1]), (3, [0, 1, (2**32 - 1) // 3])])
 def test_epoch(reuse: int, expected: list[int], bridge: Any) -> None:
     perturbation = bridge.perturbation(oracle.Noise(1, 1, 4, reuse))
-    found = [perturbation.epoch(jnp.uint32(update)) for update in (0, 5, 2**32 - 1)]
-    assert [int(e) for e in found] == expected and all(e.dtype == jnp.uint32 for e in found)
+    epochs = [perturbation.epoch(jnp.uint32(update)) for update in (0, 5, 2**32 - 1)]
+    assert [int(e) for e in epochs] == expected and all(e.dtype == jnp.uint32 for e in epochs)
     assert [oracle.epoch(oracle.Noise(1, 1, 4, reuse), update) for update in (0, 5, 2**32 - 1)] == expected
 
 
@@ -130,7 +130,7 @@ def test_pairs_are_antithetic(case: Case) -> None:
 
 
 class Given(oracle.Member):
-    """The oracle's member with noise that no generator would draw."""
+    """The oracle's member with given noise, such as no generator would draw."""
 
     def __init__(self, w: oracle.Array, a: oracle.Array, b: oracle.Array, rank: int, sigma: int, sign: int) -> None:
         super().__init__([w], oracle.Noise(0, rank, sigma), 0, 0)
@@ -155,8 +155,8 @@ def test_nothing_overflows_where_all_is_largest(rank: int, bridge: Any) -> None:
         wide.append(np.full((rank, fan_in), b, np.int64))
         wide[3][rank // 2 :, ::3] *= -1  # x·B of half the components is a third as large
         expected = [Given(wide[0], wide[2], wide[3], rank, 0, sign).product(0, wide[1]) for sign in (1, -1)]
-        found = multiply(*(jnp.asarray(v, jnp.int8) for v in wide))
-        np.testing.assert_array_equal(found[0], np.stack(expected))
+        products = multiply(*(jnp.asarray(v, jnp.int8) for v in wide))
+        np.testing.assert_array_equal(products[0], np.stack(expected))
 
 
 @pytest.mark.parametrize("rank", [1, 256])
@@ -171,33 +171,33 @@ def test_the_clamp_is_never_seen(rank: int, bridge: Any) -> None:
         return perturbed(jnp.zeros((8, size), jnp.int8), factors, perturbation).multiply("w", x)
 
     for count in (8, 1428, 1436, 1440, size):  # 127·46·1436 is the first beyond
-        found = multiply(jnp.zeros((1, 2, size), jnp.int8).at[..., :count].set(127))
+        products = multiply(jnp.zeros((1, 2, size), jnp.int8).at[..., :count].set(127))
         along = min(32767, (127 * 46 * count * oracle.rank_scale(rank) + 2**10) >> 11)  # in Python: no clamp at all
-        assert found.ravel().tolist() == [rank * along] * 8 + [-rank * along] * 8
+        assert products.ravel().tolist() == [rank * along] * 8 + [-rank * along] * 8
 
 
 @pytest.mark.parametrize("largest", [2, 3])
 def test_votes(case: Case, largest: int) -> None:
-    """Votes of the noise above, summed here; f A fits a byte for the first two."""
+    """Votes equal sums of the noise above, computed here; f A fits int8 in the first two cases."""
     scores = np.array([largest, -largest, 1, 0])
     for specification, drawn in zip(case.described, case.drawn, strict=True):
-        found = votes(specification, drawn, jnp.asarray(scores, jnp.int8), largest)
-        assert found.dtype == jnp.int32
+        result = votes(specification, drawn, jnp.asarray(scores, jnp.int8), largest)
+        assert result.dtype == jnp.int32
         wide = jax.tree.map(lambda x: np.asarray(x).astype(np.int64), drawn)
         if isinstance(wide, Factors):
             expected = np.einsum("p,pko,pki->oi", scores, *wide)
         else:
             expected = 16 * scores @ wide
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(("rank", "largest"), [(1, 1), (2, 2), (1, 127)])
 def test_votes_where_all_is_largest(rank: int, largest: int) -> None:
-    """Every pair, component and factor of one sign: no product of bytes may be cut."""
+    """Every pair, component and factor has the same sign: no int8 product may be clipped."""
     pairs = 4
     factors = Factors(jnp.full((pairs, rank, 8), -46, jnp.int8), jnp.full((pairs, rank, 24), 46, jnp.int8))
     score = jnp.full(pairs, largest, jnp.int8)
-    found = votes(matrix(8, 24), factors, score, largest)
-    assert set(np.asarray(found).ravel().tolist()) == {-pairs * rank * largest * 46**2}
-    found = votes(vector(24), jnp.full((pairs, 24), -46, jnp.int8), score, largest)
-    assert set(np.asarray(found).ravel().tolist()) == {-16 * pairs * largest * 46}
+    result = votes(matrix(8, 24), factors, score, largest)
+    assert set(np.asarray(result).ravel().tolist()) == {-pairs * rank * largest * 46**2}
+    result = votes(vector(24), jnp.full((pairs, 24), -46, jnp.int8), score, largest)
+    assert set(np.asarray(result).ravel().tolist()) == {-16 * pairs * largest * 46}

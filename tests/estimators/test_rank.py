@@ -18,11 +18,11 @@ PAIRS = 2**15
 def load_rank() -> ModuleType:
     """benchmarks/learning/rank.py, which is a script."""
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "learning" / "rank.py"
-    found = importlib.util.spec_from_file_location("learning_rank", path)
-    assert found and found.loader
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
+    specification = importlib.util.spec_from_file_location("learning_rank", path)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
     return module
 
 
@@ -67,28 +67,28 @@ def seen(setting: Any, number: jax.Array) -> Any:
     """A problem, some pairs' noise, their accumulators and outputs, and their fitness."""
     given = study.problem(setting.dimension, number)
     drawn = study.noise(setting, jnp.uint32(1), jnp.arange(64, dtype=jnp.uint32))
-    found = study.accumulators(setting, drawn, given.w, given.x)
-    return given, drawn, found, study.output(found), study.fitness(setting, drawn, given)
+    accumulators = study.accumulators(setting, drawn, given.w, given.x)
+    return given, drawn, accumulators, study.output(accumulators), study.fitness(setting, drawn, given)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_fitness_by_hand(rank: int) -> None:
-    """Of explicit matrices W + E and W - E; each t_k of a low rank is rounded, by at most half a unit of A's 46."""
+    """Fitness of explicit W + E and W - E; rounding t_k of a low rank moves it by up to half a unit of A's 46."""
     setting = study.Setting(8, rank)
-    given, drawn, found, outputs, scores = jax.tree.map(np.asarray, seen(setting, jnp.uint32(0)))
+    given, drawn, accumulators, outputs, scores = jax.tree.map(np.asarray, seen(setting, jnp.uint32(0)))
     w, x, target = (v.astype(np.float64) for v in given)
     change = explicit(setting, drawn)
     for member, sign in ((0, 1), (1, -1)):
         expected = np.einsum("mi,poi->mpo", x, w + sign * change)
-        np.testing.assert_allclose(found[:, :, member], expected, atol=23 * rank)
+        np.testing.assert_allclose(accumulators[:, :, member], expected, atol=23 * rank)
     difference = np.abs(outputs - target[:, None, None]).sum((0, 3)) @ [-1, 1]
     np.testing.assert_array_equal(scores, np.floor(difference / 64 + 0.5))
     assert scores.dtype == np.int8 and np.abs(scores).max() > 8
 
 
 def test_the_distance_falls_as_the_rank_rises() -> None:
-    """Nearly as 1/r: from 0.22 at rank 1, which is far above the noise. The noise is counted, so nothing is left to
-    chance."""
+    """It falls nearly as 1/r, from 0.22 at rank 1, which is far above the noise. The noise comes from the counter, so
+    nothing is left to chance."""
     one, four = (study.compare(estimate(rank), estimate(0)) for rank in (1, 4))
     assert one.distance > 4 * one.floor
     assert one.corrected == pytest.approx(0.22, abs=0.03)
@@ -98,10 +98,10 @@ def test_the_distance_falls_as_the_rank_rises() -> None:
 
 
 def test_full_rank_against_itself_is_noise() -> None:
-    """Two estimates that share nothing, at the same rank: what is left once noise is subtracted is less than it."""
+    """For two independent estimates of the same rank, the distance without noise is less than the noise."""
     full = estimate(0)
     other = study.estimate(study.Setting(8, 0), 2 * PAIRS)  # the first half of each is the same
     late = 2 * other - full
-    found = study.compare(late, full)
-    assert found.corrected < found.floor and found.distance < 2 * found.floor
-    assert found.length == pytest.approx(1, abs=0.03)
+    comparison = study.compare(late, full)
+    assert comparison.corrected < comparison.floor and comparison.distance < 2 * comparison.floor
+    assert comparison.length == pytest.approx(1, abs=0.03)

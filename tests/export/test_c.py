@@ -1,4 +1,4 @@
-"""The exported C: clean for every compiler, alone, and the same numbers as the package."""
+"""The exported C: no compiler warns about it, it needs no library, and its numbers are the package's."""
 
 import ctypes
 import re
@@ -37,15 +37,15 @@ def exported(tokenizer: Tokenizer, out: Path) -> LanguageModel:
 def build(source: Path, compiler: tuple[str, ...], *flags: str) -> Path:
     made = source / "model"
     files = [str(source / name) for name in ("main.c", "intlm.c", "weights.c")]
-    found = subprocess.run([*compiler, *WARNINGS, *flags, *files, "-o", str(made)], capture_output=True, text=True)
-    assert (found.returncode, found.stderr) == (0, "")
+    done = subprocess.run([*compiler, *WARNINGS, *flags, *files, "-o", str(made)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     return made
 
 
 def run(program: Path, *arguments: object, text: bytes = b"") -> bytes:
-    found = subprocess.run([program, *map(str, arguments)], input=text, capture_output=True, check=True)
-    assert found.stderr == b""
-    return found.stdout
+    done = subprocess.run([program, *map(str, arguments)], input=text, capture_output=True, check=True)
+    assert done.stderr == b""
+    return done.stdout
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -85,12 +85,12 @@ def test_the_program_says_what_the_package_says(
 @pytest.mark.parametrize("arguments", ["", "write", "write abc", "write 5 0 0", "write 5 0 256 999"])
 def test_the_program_refuses(arguments: str, tmp_path: Path) -> None:
     exported(MODELS["bytes"], tmp_path)
-    found = subprocess.run([build(tmp_path, GCC), *arguments.split()], input="a text", capture_output=True, text=True)
-    assert (found.returncode, found.stdout) == (2, "") and found.stderr.count("\n") == 1
+    done = subprocess.run([build(tmp_path, GCC), *arguments.split()], input="a text", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
 
 
 def test_a_text_loss(tmp_path: Path) -> None:
-    """`intlm_text_loss`, which the program does not call."""
+    """`intlm_text_loss`, which the exported program itself does not call."""
     model = exported(MODELS["alphabet"], tmp_path)
     made = tmp_path / "model.so"
     files = [str(tmp_path / name) for name in ("intlm.c", "weights.c")]
@@ -100,12 +100,12 @@ def test_a_text_loss(tmp_path: Path) -> None:
     tokens = model.tokens(TEXT).astype(np.uint16)
     memory = (ctypes.c_int16 * 10_000)()
     for _ in range(2):  # from its beginning, whatever was read before
-        found = loss(memory, tokens.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(tokens)))
-        assert found == model.losses(TEXT).sum()
+        result = loss(memory, tokens.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(tokens)))
+        assert result == model.losses(TEXT).sum()
 
 
 def test_it_needs_nothing(tmp_path: Path) -> None:
-    """Two headers of the language, no name from outside, no floating type, no division."""
+    """It uses two standard headers, no external name, no floating-point type and no division."""
     exported(MODELS["bytes"], tmp_path)
     library = [tmp_path / name for name in ("intlm.h", "intlm.c", "fixed_point.h", "weights.h", "weights.c")]
     text = re.sub(r"/\*.*?\*/", "", "".join(path.read_text() for path in library), flags=re.DOTALL)

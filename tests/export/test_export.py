@@ -1,4 +1,4 @@
-"""intlm.export: what is written far from a run is the run's model, and nothing else is touched."""
+"""intlm.export: an export, used without its run, is the run's model; writing it changes no other file."""
 
 import hashlib
 import json
@@ -49,25 +49,25 @@ def test_the_command_writes_beside_the_run(form: str, tmp_path: Path, capsys: py
     assert main(["export", str(run), "--to", form]) == 0
     out = run / "exports" / form
     assert capsys.readouterr().out == f"{out}\n"
-    found = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir()}
     own = {
         "c": {"Makefile", "README.md", "cell.h", "fixed_point.h", "intlm.c", "intlm.h", "main.c", "tokenizer.h"}
         | {"weights.c", "weights.h"},
         "onnx": {"model.onnx"},
         "safetensors": set(),
     }
-    assert found == COMMON | own[form]
+    assert names == COMMON | own[form]
     assert not any(path.is_symlink() for path in out.iterdir())
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out / "config.toml").stat().st_mode & 0o777}
 
 
 def test_weights_are_those_of_the_run(safetensors: Path) -> None:
     model = load(tiny.trained().directory)
-    found = load_file(safetensors / WEIGHTS)
-    assert found.keys() == model.parameters.keys()
+    weights = load_file(safetensors / WEIGHTS)
+    assert weights.keys() == model.parameters.keys()
     for name, value in model.parameters.items():
-        assert found[name].dtype == np.int8
-        np.testing.assert_array_equal(found[name], np.asarray(value))
+        assert weights[name].dtype == np.int8
+        np.testing.assert_array_equal(weights[name], np.asarray(value))
     described = json.loads((safetensors / "config.json").read_text())
     assert described == {
         "model_type": "intlm",
@@ -80,8 +80,8 @@ def test_weights_are_those_of_the_run(safetensors: Path) -> None:
 
 def test_an_export_evaluates_and_writes_as_its_run(safetensors: Path) -> None:
     def what(model: LanguageModel) -> tuple[object, bytes]:
-        found = evaluate(model, [model.tokens(TEXT)])
-        return found, b"".join(generate(model, b"ab", 80, temperature="0.8", top_k=5, seed=4))
+        evaluation = evaluate(model, [model.tokens(TEXT)])
+        return evaluation, b"".join(generate(model, b"ab", 80, temperature="0.8", top_k=5, seed=4))
 
     assert what(load(safetensors)) == what(load(tiny.trained().directory))
 
@@ -95,7 +95,7 @@ def test_an_export_of_an_export_is_the_same(safetensors: Path, tmp_path: Path) -
 
 
 def test_training_begins_with_the_weights_of_an_export(safetensors: Path, tmp_path: Path) -> None:
-    """With a step of nearly nothing they are still there after an update; from the seed they would not be."""
+    """After an update of a tiny step the weights are still the export's; weights from the seed would differ."""
     run = tmp_path / "run"
     keys = {**tiny.KEYS, "train.updates": 1, "eggroll.optimizer": "sgd", "eggroll.sgd.step": 1}
     config = tiny.write_config(tmp_path / "tiny.toml", keys)

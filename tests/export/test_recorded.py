@@ -99,9 +99,9 @@ def test_a_model_at_every_level_of_optimisation(tmp_path: Path) -> None:
         logits, after = model.read(np.array([[token]]), jnp.asarray(state)[None])
         for name in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
             level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{name}")
-            found = ran(made, level, {"token": np.array([token], np.int32), "state": state})
-            np.testing.assert_array_equal(found[0], logits[0])
-            np.testing.assert_array_equal(found[2], np.asarray(after)[0])
+            outputs = ran(made, level, {"token": np.array([token], np.int32), "state": state})
+            np.testing.assert_array_equal(outputs[0], logits[0])
+            np.testing.assert_array_equal(outputs[2], np.asarray(after)[0])
 
 
 def test_nothing_is_made_twice_or_for_nothing(tmp_path: Path) -> None:

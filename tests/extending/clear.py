@@ -1,4 +1,4 @@
-"""A fitness shaping: the sign of a pair's difference, where it is at least half of the population's mean one."""
+"""A fitness shaping: the sign of a pair's loss difference if it is large enough, else 0."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from intlm.settings import key
 @FITNESS.register("clear")
 @dataclass(frozen=True, kw_only=True)
 class Clear(Normalised):
-    """The sign of a pair's loss difference, where that is a large one."""
+    """The sign of a pair's loss difference if it is large enough, else 0."""
 
-    share: int = key("the least difference, in sixteenths of the population's mean one", 8, low=0, high=64)
+    share: int = key("the least difference that votes, in sixteenths of the population's mean", 8, low=0, high=64)
 
     def shape(self, losses, rank, pairs, totals):
         largest = self.largest(pairs, rank)  # four mean differences

@@ -1,4 +1,4 @@
-"""An optimizer: Lion (arXiv 2302.06675) in integers, a step of one size along the sign of a mean."""
+"""An optimizer: Lion (arXiv 2302.06675) in integers, steps of fixed size along the sign of the votes' mean."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from intlm.settings import key
 @OPTIMIZERS.register("lion")
 @dataclass(frozen=True, kw_only=True)
 class Lion(Stepped):
-    """Steps of one size along the sign of the votes' mean."""
+    """Steps of fixed size along the sign of the votes' running mean."""
 
     memory: int = key("votes are averaged over 2**memory updates", 3, low=1, high=10)
 

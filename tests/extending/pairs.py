@@ -1,4 +1,4 @@
-"""A tokenizer: the bytes, and the pairs of bytes that are most frequent."""
+"""A tokenizer: all bytes, and the most frequent pairs of bytes."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""An estimator: as `member`, with noise of one sign, +16 or -16, in place of Gaussian noise."""
+"""An estimator: as `member`, with noise of random signs, +16 or -16, in place of Gaussian noise."""
 
 from dataclasses import dataclass
 

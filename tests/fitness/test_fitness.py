@@ -31,9 +31,9 @@ def compiled(kind: str, losses: jax.Array, rank: int) -> jax.Array:
 
 def package(kind: str, losses: list[int], rank: int) -> list[int]:
     """The package's fitness of members 0, 1, 2, …"""
-    found = compiled(kind, np.array(losses, np.int32).reshape(-1, 2), rank)
-    assert found.dtype == jnp.int8
-    return found.tolist()
+    result = compiled(kind, np.array(losses, np.int32).reshape(-1, 2), rank)
+    assert result.dtype == jnp.int8
+    return result.tolist()
 
 
 @given(LOSSES, RANKS)
@@ -88,7 +88,7 @@ def test_the_largest_populations(pairs: int) -> None:
 
 
 def test_largest_fitness() -> None:
-    """Wherever a configuration validates there is one, it is the oracle's, and votes of all pairs stay in int32."""
+    """In every valid configuration it is above 0, equals the oracle's, and keeps all votes within int32."""
     for pairs in [*range(1, 3000), *(2**k for k in range(12, 20)), 3 * 2**17, 2**19]:
         for rank in (1, 2, 3, 5, 16, 256):
             if pairs * rank * 46**2 > config.INT32_MAX:  # configuration refuses it
@@ -102,7 +102,7 @@ def test_largest_fitness() -> None:
 
 
 def test_limits_are_those_of_the_page() -> None:
-    """docs/numerics.md, section 11, opens with them; those of targets and optimizers are in it and in section 9."""
+    """docs/numerics.md has the same limits, at the beginning of section 11, and in sections 9 and 11 for the others."""
     assert (MAX_PAIRS, config.MAX_TOKENS_PER_UPDATE) == (2**19, 32_768)
     assert (config.MIN_VOCAB, config.MAX_VOCAB, LARGEST_NOISE) == (2, 65_536, 46)
     highest = {name: key.field.metadata["high"] for name, key in config.keys().items() if not key.family}

@@ -80,9 +80,9 @@ def test_norm(size: int) -> None:
     rng = np.random.default_rng(3)
     rows = [np.zeros(size), np.full(size, 127), np.full(size, -127), np.eye(1, size)[0], np.full(size, 1)]
     rows += [rng.integers(-m, m, size, endpoint=True) for m in (1, 2, 16, 127)]
-    found = jax.jit(norm)(jnp.asarray(np.stack(rows), jnp.int8))
-    assert found.dtype == jnp.int8
-    np.testing.assert_array_equal(found, np.stack([oracle.norm(row.astype(np.int64)) for row in rows]))
+    result = jax.jit(norm)(jnp.asarray(np.stack(rows), jnp.int8))
+    assert result.dtype == jnp.int8
+    np.testing.assert_array_equal(result, np.stack([oracle.norm(row.astype(np.int64)) for row in rows]))
 
 
 def test_matrix_product_at_the_largest_fan_in() -> None:
@@ -107,5 +107,5 @@ def test_parameters_are_the_published_ones(shape: oracle.Shape, bridge: Any) -> 
 
 def test_first_values(bridge: Any) -> None:
     shape, seed = oracle.Shape(3, 8, 24, 1, "clip"), 2**64 - 5
-    found = jax.jit(lambda: initialise(bridge.architecture(shape), seed))()
-    bridge.assert_equal(shape, found, oracle.first_values(shape, seed))
+    result = jax.jit(lambda: initialise(bridge.architecture(shape), seed))()
+    bridge.assert_equal(shape, result, oracle.first_values(shape, seed))

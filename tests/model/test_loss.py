@@ -19,16 +19,16 @@ compiled_log_sum_exp2 = jax.jit(log_sum_exp2)
 def rows(vocabulary: int) -> np.ndarray:
     """Logits of many kinds: [rows, vocabulary]."""
     rng = np.random.default_rng(vocabulary)
-    found = [np.full(vocabulary, value) for value in (0, LARGEST, -LARGEST)]
-    found += [rng.integers(-m, m, vocabulary, endpoint=True) for m in (1, 100, 2000, LARGEST)]
+    made = [np.full(vocabulary, value) for value in (0, LARGEST, -LARGEST)]
+    made += [rng.integers(-m, m, vocabulary, endpoint=True) for m in (1, 100, 2000, LARGEST)]
     # One big logit and a tail far below it. Past 25 bits the tail adds nothing (at 25, a half still rounds up to one);
     # at 31 bits and beyond the shift is at its limit.
     for below in (1, 256, 12 * 256, 24 * 256, 25 * 256 - 1, 25 * 256, 25 * 256 + 1, 31 * 256, 32 * 256, 2 * LARGEST):
         row = np.full(vocabulary, LARGEST - below)
         row[vocabulary // 2] = LARGEST
-        found.append(row)
-    found.append(-np.arange(vocabulary) % LARGEST)
-    return np.stack(found)
+        made.append(row)
+    made.append(-np.arange(vocabulary) % LARGEST)
+    return np.stack(made)
 
 
 def exact(logits: np.ndarray) -> np.ndarray:
@@ -40,11 +40,11 @@ def exact(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_log_sum_exp2(vocabulary: int) -> None:
     logits = rows(vocabulary)
-    found = np.asarray(compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32)))
-    assert found.tolist() == [oracle.log_sum_exp2(row) for row in logits]
+    result = np.asarray(compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32)))
+    assert result.tolist() == [oracle.log_sum_exp2(row) for row in logits]
     bound = 0.8 if vocabulary <= 4096 else 2.0  # in 1/256 of a bit: docs/numerics.md, section 6
-    assert np.abs(found - exact(logits)).max() <= bound
-    assert (found >= logits.max(axis=-1)).all()  # so that no loss is negative
+    assert np.abs(result - exact(logits)).max() <= bound
+    assert (result >= logits.max(axis=-1)).all()  # so that no loss is negative
 
 
 @given(
@@ -54,24 +54,24 @@ def test_log_sum_exp2(vocabulary: int) -> None:
 )
 @settings(max_examples=80)
 def test_any_logits(logits: np.ndarray) -> None:
-    found = int(compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32)))
-    assert found == oracle.log_sum_exp2(logits)
-    assert abs(found - exact(logits[None])[0]) <= 0.8
+    result = int(compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32)))
+    assert result == oracle.log_sum_exp2(logits)
+    assert abs(result - exact(logits[None])[0]) <= 0.8
 
 
 @pytest.mark.parametrize("vocabulary", [2, 257, 65536])
 def test_the_order_of_tokens_is_nothing(vocabulary: int) -> None:
     logits = rows(vocabulary)
     shuffled = logits[:, np.random.default_rng(7).permutation(vocabulary)]
-    found = compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32))
-    np.testing.assert_array_equal(found, compiled_log_sum_exp2(jnp.asarray(shuffled, jnp.int32)))
+    result = compiled_log_sum_exp2(jnp.asarray(logits, jnp.int32))
+    np.testing.assert_array_equal(result, compiled_log_sum_exp2(jnp.asarray(shuffled, jnp.int32)))
 
 
 def assert_losses(logits: np.ndarray, targets: np.ndarray) -> None:
     """Asserts that the losses are the oracle's. logits: [rows, vocabulary]; targets: [rows, K]."""
-    found = np.asarray(compiled_loss(jnp.asarray(logits, jnp.int32), jnp.asarray(targets, jnp.int32)))
-    assert found.dtype == np.int32
-    assert found.tolist() == [oracle.token_loss(row, some) for row, some in zip(logits, targets.tolist(), strict=True)]
+    losses = np.asarray(compiled_loss(jnp.asarray(logits, jnp.int32), jnp.asarray(targets, jnp.int32)))
+    assert losses.dtype == np.int32
+    assert losses.tolist() == [oracle.token_loss(row, some) for row, some in zip(logits, targets.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("vocabulary", [2, 257, 65536])
@@ -111,8 +111,8 @@ def test_the_largest_losses() -> None:
 def test_exp2_terms() -> None:
     """The terms 2^-d for every distance d that occurs in the loss, and in sampling at the lowest temperature."""
     below = np.concatenate([np.arange(2**15 + 1), np.arange(2**15, 2**22 + 1, 1009)])
-    found = np.asarray(exp2_terms(jnp.asarray(below, jnp.int32)))
-    np.testing.assert_array_equal(found, oracle.exp2_share(below))
-    assert found.min() == 0 and (np.diff(found) <= 0).all()
+    terms = np.asarray(exp2_terms(jnp.asarray(below, jnp.int32)))
+    np.testing.assert_array_equal(terms, oracle.exp2_share(below))
+    assert terms.min() == 0 and (np.diff(terms) <= 0).all()
     near = below[below < 24 * 256]
-    assert np.abs(found[: len(near)] - np.exp2(24 - near / 256)).max() <= 1.0
+    assert np.abs(terms[: len(near)] - np.exp2(24 - near / 256)).max() <= 1.0

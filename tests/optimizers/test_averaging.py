@@ -1,4 +1,4 @@
-"""Momentum and Adam against the oracle, and what their averages, their decay and their schedule promise."""
+"""Momentum and Adam against the oracle, and the promised properties of their averages, decay and schedule."""
 
 from fractions import Fraction
 from typing import Any
@@ -65,7 +65,7 @@ def test_update(kind: str, k: int, weight_decay: int, rank: int, bridge: Any) ->
             expected[n] = [oracle.average(settings, s, vector, v, sigma, weight) for v, weight in weights]
 
         def column(field: str, expected: list[list[oracle.Averages]] = expected) -> list[oracle.Array]:
-            """Every parameter's masters, or what else a weight has."""
+            """Every parameter's master weights, or another part of a weight's state."""
             columns = ([getattr(weight, field) for weight in weights] for weights in expected)
             return [np.reshape(found, v.shape) for found, v in zip(columns, values, strict=True)]
 
@@ -118,8 +118,8 @@ def test_weight_decay(kind: str, weight_decay: int, step: int) -> None:
     weights = jnp.array([-127, -60, -3, -1, 0, 1, 3, 60, 127], jnp.int8)
     optimizer = both(oracle.Averaging(kind, 3, 256, 1000, weight_decay=weight_decay))
     state, updates = optimizer.init({"w": weights}), 7 * 2**32 // (step * weight_decay)
-    found = repeated(optimizer, Kind.MATRIX, state, [0] * len(weights), step, updates).master["w"]
-    assert int(jnp.abs(found).max()) < 2**15 and bool((found * weights >= 0).all())
+    master = repeated(optimizer, Kind.MATRIX, state, [0] * len(weights), step, updates).master["w"]
+    assert int(jnp.abs(master).max()) < 2**15 and bool((master * weights >= 0).all())
     stays = repeated(optimizer, Kind.BIAS, state, [0] * len(weights), step, updates)
     assert stays.master["w"].tolist() == [w << 16 for w in weights.tolist()]
 
@@ -142,8 +142,8 @@ def test_reciprocal_root(x: int) -> None:
     """The reciprocal root is within 0.2 % of 1 / sqrt(x)."""
     root, shift = adam.reciprocal_root(jnp.int32(x))
     assert 2**14 < root <= 2**15
-    found = Fraction(int(root), 2 ** int(shift)) ** 2 * x  # 1 if exact
-    assert abs(found - 1) < Fraction(1, 250)
+    ratio = Fraction(int(root), 2 ** int(shift)) ** 2 * x  # 1 if exact
+    assert abs(ratio - 1) < Fraction(1, 250)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ PAIRS = 6
 def test_quantile(alpha: int, decay: int) -> None:
     optimizer = oracle.Threshold(alpha, decay)
     updates = [0, 1, 2, 99, 1000, 123_457, 2**31 - 1]
-    found = [Threshold(alpha=alpha, decay_updates=decay).setting(update) for update in updates]
-    assert found == [oracle.threshold_quantile(optimizer, update) for update in updates]
-    assert found[0] == 0 and found == sorted(found) and found[-1] < 2100
+    quantiles = [Threshold(alpha=alpha, decay_updates=decay).setting(update) for update in updates]
+    assert quantiles == [oracle.threshold_quantile(optimizer, update) for update in updates]
+    assert quantiles[0] == 0 and quantiles == sorted(quantiles) and quantiles[-1] < 2100
 
 
 @cache
@@ -43,7 +43,7 @@ def compiled(rank: int, bridge: Any) -> Any:
 
 @pytest.mark.parametrize("rank", [1, 4])
 def test_update(rank: int, bridge: Any) -> None:
-    """Votes on, just below and just beyond the threshold, and far from it; weights at their bounds."""
+    """The update equals the oracle's for votes at, just below, just above and far from the threshold."""
     rng = np.random.default_rng(rank)
     run = compiled(rank, bridge)
     optimizer = oracle.Threshold(4, 10)
@@ -59,9 +59,11 @@ def test_update(rank: int, bridge: Any) -> None:
             vote.ravel()[:4] = [2**31 - 1, -(2**31) + 1, -edge - 1, edge + 1]
             z.append(vote.astype(np.int64))
         expected = oracle.threshold(optimizer, update, scores, rank, values, z)
-        found = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), jnp.array(scores, jnp.int8), jnp.int32(q))
-        bridge.assert_equal(SHAPE, found, expected)
-        assert all(v.dtype == jnp.int8 and int(jnp.abs(v).max()) <= 127 for v in found.values())
+        result = run(
+            bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), jnp.array(scores, jnp.int8), jnp.int32(q)
+        )
+        bridge.assert_equal(SHAPE, result, expected)
+        assert all(v.dtype == jnp.int8 and int(jnp.abs(v).max()) <= 127 for v in result.values())
 
 
 def test_which_weights_move(bridge: Any) -> None:
@@ -72,18 +74,18 @@ def test_which_weights_move(bridge: Any) -> None:
     z = [np.zeros(size, np.int64) for size in oracle.parameter_shapes(SHAPE)]
     for vote, edge in [(z[0].ravel(), 40), (z[1 + oracle.GATE_BIAS], 20)]:
         vote[:5] = [100 * edge, 100 * edge - 1, -100 * edge, -100 * edge + 1, 0]
-    found = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), scores, jnp.int32(100))
-    assert found["embedding"].ravel()[:5].tolist() == [1, 0, -1, 0, 0]
-    assert found["layers.0.gate_bias"][:5].tolist() == [1, 0, -1, 0, 0]
+    result = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), scores, jnp.int32(100))
+    assert result["embedding"].ravel()[:5].tolist() == [1, 0, -1, 0, 0]
+    assert result["layers.0.gate_bias"][:5].tolist() == [1, 0, -1, 0, 0]
     # A quantile of 0, that of the first update, moves whatever has any vote.
-    found = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), scores, jnp.int32(0))
-    assert found["layers.0.gate_bias"].tolist() == [1, 1, -1, -1, 0, 0, 0, 0]
+    result = run(bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), scores, jnp.int32(0))
+    assert result["layers.0.gate_bias"].tolist() == [1, 1, -1, -1, 0, 0, 0, 0]
 
 
 def test_no_fitness_no_move(bridge: Any) -> None:
     values = bridge.random_parameters(SHAPE, np.random.default_rng(0))
     z = [np.zeros(v.shape, np.int64) for v in values]
-    found = compiled(1, bridge)(
+    result = compiled(1, bridge)(
         bridge.parameters(SHAPE, values), bridge.named(SHAPE, z), jnp.zeros(PAIRS, jnp.int8), jnp.int32(300)
     )
-    bridge.assert_equal(SHAPE, found, values)
+    bridge.assert_equal(SHAPE, result, values)

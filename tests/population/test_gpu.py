@@ -1,6 +1,6 @@
-"""The gpu engine where no GPU is: its kernels lowered for one, what it leaves to XLA, the memory it asks for.
+"""The gpu engine without a GPU: its kernels are lowered for one; its use of XLA and its memory are checked.
 
-That its bits are those of the other engines is tests/conformance's, which runs its kernels in Pallas's interpreter.
+tests/conformance compares its bits with the other engines', with the kernels in Pallas's interpreter.
 """
 
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_wide(bridge: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     for other in found[1:]:
         for expected, leaf in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(leaf, expected)
-    assert "the gpu engine leaves to XLA: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
+    assert "the gpu engine uses XLA for: recurrence (hidden 264 is above 256)" in capfd.readouterr().err
 
 
 def sizes(program: Any) -> Iterator[int]:

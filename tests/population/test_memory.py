@@ -1,4 +1,4 @@
-"""A population far larger than memory would allow at once is evaluated in chunks, and logits are never kept."""
+"""A population too large for memory is evaluated in chunks, and logits are never kept."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_a_vocabulary_of_65536_costs_no_logits_of_all_members(members: int) -> N
 
 @pytest.mark.skipif(not native.available(), reason="the kernels are not compiled")
 def test_nor_in_the_kernels() -> None:
-    """Run: 4096 members, whose logits would be 1 GiB, take no more than 64 MiB beyond what 64 members do."""
+    """A run with 4096 members, whose logits would be 1 GiB, needs at most 64 MiB more than one with 64 members."""
     script = """
 import resource
 import jax, jax.numpy as jnp

@@ -24,7 +24,7 @@ WIDTHS = [8, 11, 13, 14, 15, 16, 17, 20]
 
 
 def accumulate(terms: list[int], bits: int, overflow: str) -> int:
-    """The sum of the terms, added one after another in an accumulator of so many bits."""
+    """The sum of the terms, added one after another in an accumulator of `bits` bits."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     total = 0
     for term in terms:
@@ -58,10 +58,10 @@ def test_sums_one_after_another(bits: int, pairs: list[tuple[int, int]], scale: 
     x, w = np.zeros((2, 1024), np.int8)
     x[: 8 * scale], w[: 8 * scale] = (np.resize(np.array(side), 8 * scale) for side in zip(*pairs, strict=True))
     terms = [int(a) * int(b) for a, b in zip(x, w, strict=True)]
-    found = jax.jit(saturating_product)(x[None], np.array([w, -w]), np.array([[bits]], np.int32))
+    result = jax.jit(saturating_product)(x[None], np.array([w, -w]), np.array([[bits]], np.int32))
     negative = [-term for term in terms]
-    assert found.dtype == jnp.int32
-    assert found.tolist() == [[accumulate(terms, bits, "saturate"), accumulate(negative, bits, "saturate")]]
+    assert result.dtype == jnp.int32
+    assert result.tolist() == [[accumulate(terms, bits, "saturate"), accumulate(negative, bits, "saturate")]]
     assert int(wrap(jnp.int32(sum(terms)), jnp.int32(bits))) == accumulate(terms, bits, "wrap")
 
 
@@ -89,11 +89,11 @@ def test_the_model_with_such_sums(bridge: Any, kind: str, overflow: str) -> None
 
 def run_oracle(shape: oracle.Shape, weights: oracle.Plain) -> tuple[np.ndarray, np.ndarray]:
     """The logits of TOKENS, and the states after them."""
-    state, found = oracle.no_state(shape), []
+    state, rows = oracle.no_state(shape), []
     for token in TOKENS.tolist():
         logits, state = oracle.step(weights, shape, state, token)
-        found.append(logits)
-    return np.array(found), state
+        rows.append(logits)
+    return np.array(rows), state
 
 
 def test_what_is_proved_is_reached() -> None:
@@ -149,8 +149,8 @@ def test_each_width_as_if_it_were_the_model(overflow: str) -> None:
             return np.asarray(logits[0]), jnp.moveaxis(inner[:, 0], 0, 1)
 
     for bits in (10, curve.narrowest - 1, curve.narrowest):
-        found = evaluate(OneWidth(bits), texts, batch=4).summary()["bits_per_byte"]
-        assert found == curve.bits_per_byte[bits]
+        result = evaluate(OneWidth(bits), texts, batch=4).summary()["bits_per_byte"]
+        assert result == curve.bits_per_byte[bits]
     tokens = np.concatenate([[0], texts[2]])[None]
     exact, _ = model.read(tokens, model.start(1))
     for bits, same in ((curve.narrowest, True), (curve.narrowest - 1, False)):

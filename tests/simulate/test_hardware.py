@@ -43,7 +43,7 @@ KEYS: dict[str, Any] = {
 
 
 def write(path: Path, **changes: object) -> Path:
-    """A description of other values; two underscores stand for the dot of a key, None leaves the key out."""
+    """Writes a description with changed values; two underscores stand for a key's dot, None leaves the key out."""
     keys = KEYS | {key.replace("__", "."): value for key, value in changes.items()}
     return tiny.write_config(path / "mine.toml", {key: value for key, value in keys.items() if value is not None})
 
@@ -59,11 +59,11 @@ def costs(streams: int = 1, **changes: object) -> Cost:
 
 
 def test_what_is_written_is_loaded() -> None:
-    found = described()
-    assert found.clock_mhz == 100.0 and type(found.clock_mhz) is float
-    given = {name: getattr(found, name) for name in ("name", "clock_mhz")}
+    loaded = described()
+    assert loaded.clock_mhz == 100.0 and type(loaded.clock_mhz) is float
+    given = {name: getattr(loaded, name) for name in ("name", "clock_mhz")}
     for section in descriptions.SECTIONS:
-        fields = dataclasses.asdict(getattr(found, section))
+        fields = dataclasses.asdict(getattr(loaded, section))
         given |= {f"{section}.{key}": value for key, value in fields.items()}
     assert given == KEYS
 
@@ -89,9 +89,9 @@ def test_what_is_written_is_loaded() -> None:
 )
 def test_descriptions_that_are_none(tmp_path: Path, key: str, value: object, said: str) -> None:
     path = write(tmp_path, **{key.replace(".", "__"): value})
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as caught:
         load(path)
-    assert str(found.value) == f"{path}: {said}"
+    assert str(caught.value) == f"{path}: {said}"
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_every_weight_is_read_once() -> None:
     assert (far.weights_kept, far.activations_kept) == (False, True)
     ins = 2 * (4 * 48 + 48 + 64) + 48
     outs = 2 * (2 * (4 * 48 + 64 + 48)) + 2 * 96  # int16
-    for found in (near, far):
-        assert found.multiply_accumulates == WEIGHTS
-        assert found.picojoules["array"] == WEIGHTS * 0.5
-        assert WEIGHTS + ins <= found.bytes_read["on_chip"] < WEIGHTS + 8 * ins  # once for 8 columns
-        moved = found.bytes_read["on_chip"] + found.bytes_written["on_chip"]
-        assert found.picojoules["on_chip"] == 2.0 * moved
+    for total in (near, far):
+        assert total.multiply_accumulates == WEIGHTS
+        assert total.picojoules["array"] == WEIGHTS * 0.5
+        assert WEIGHTS + ins <= total.bytes_read["on_chip"] < WEIGHTS + 8 * ins  # once for 8 columns
+        moved = total.bytes_read["on_chip"] + total.bytes_written["on_chip"]
+        assert total.picojoules["on_chip"] == 2.0 * moved
     assert near.bytes_read["off_chip"] == near.bytes_written["off_chip"] == near.picojoules["off_chip"] == 0
     assert near.bytes_written["on_chip"] == outs
     assert far.bytes_read["off_chip"] == WEIGHTS and far.bytes_written["off_chip"] == 0
@@ -159,11 +159,11 @@ def test_products() -> None:
 def test_shipped_descriptions(path: Path) -> None:
     """Each shipped description loads, and a token costs at least what its memories and multipliers allow."""
     hardware = load(path)
-    found = cost(hardware, SMALL, 1)
-    assert found.cycles > WEIGHTS / (hardware.array.rows * hardware.array.columns)
-    assert found.cycles > WEIGHTS / hardware.on_chip.bytes_per_cycle
-    assert found.weights_kept == hardware.on_chip.keeps_weights
-    assert found.bytes_read["off_chip"] >= (0 if found.weights_kept else WEIGHTS)
+    total = cost(hardware, SMALL, 1)
+    assert total.cycles > WEIGHTS / (hardware.array.rows * hardware.array.columns)
+    assert total.cycles > WEIGHTS / hardware.on_chip.bytes_per_cycle
+    assert total.weights_kept == hardware.on_chip.keeps_weights
+    assert total.bytes_read["off_chip"] >= (0 if total.weights_kept else WEIGHTS)
     lines = [line for line in path.read_text().splitlines() if " = " in line and not line.startswith(("#", "name"))]
     assert all("  # " in line for line in lines), "a number without its source"
 
@@ -176,13 +176,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     """The command: the same digits in another process, whose hashes differ; the picture; exit code 1 if bits differ."""
     words = ["--on", "model", "--hardware", write(tmp_path), "--tokens", "70", "--json"]
     assert simulate(*words) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     again = tiny.intlm("simulate", tiny.trained().directory, *words)
-    assert again.returncode == 0 and json.loads(again.stdout) == found
+    assert again.returncode == 0 and json.loads(again.stdout) == report
     assert again.stderr == ""
-    assert found["tokens"] == 70 and found["same_bits"] and found["bits_per_byte_lost"] == 0
-    assert found["tokens_per_second"] == 100e6 / found["per_token"]["cycles"]
-    assert max(found["narrowest_bits"].values()) <= found["narrowest_bits_of_any_text"] < 24
+    assert report["tokens"] == 70 and report["same_bits"] and report["bits_per_byte_lost"] == 0
+    assert report["tokens_per_second"] == 100e6 / report["per_token"]["cycles"]
+    assert max(report["narrowest_bits"].values()) <= report["narrowest_bits_of_any_text"] < 24
 
     narrow = write(tmp_path, accumulator__bits=8)
     assert simulate("--on", "model", "--hardware", narrow, "--picture", tmp_path / "a.png", "--tokens", 70) == 1

@@ -1,4 +1,4 @@
-"""`intlm simulate`: what it prints, what it refuses, and that nothing with floating point in it gets through."""
+"""`intlm simulate`: its output, its refusals, and that no program with floating point passes."""
 
 import json
 import signal
@@ -41,24 +41,24 @@ def text(tmp_path: Path) -> Path:
 def test_a_run_on_a_machine(target: str, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.trained().directory
     assert main(["simulate", str(run), "--on", target, "--text", str(text), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     model = load(run)
     a = model.architecture
-    assert found["same_bits"] is True and found["difference"] is None
-    assert found["tokens"] == len(model.tokens(TEXT)) and found["bytes"] == len(TEXT)
-    assert found["bits_per_byte"] == evaluate(model, [model.tokens(TEXT)]).summary()["bits_per_byte_integer"]
-    assert found["state"] == a.num_layers * a.hidden_size
-    assert found["weights"] == sum(np.asarray(w).nbytes for w in model.parameters.values())
-    assert found["cost_per_token"] > 0
+    assert report["same_bits"] is True and report["difference"] is None
+    assert report["tokens"] == len(model.tokens(TEXT)) and report["bytes"] == len(TEXT)
+    assert report["bits_per_byte"] == evaluate(model, [model.tokens(TEXT)]).summary()["bits_per_byte_integer"]
+    assert report["state"] == a.num_layers * a.hidden_size
+    assert report["weights"] == sum(np.asarray(w).nbytes for w in model.parameters.values())
+    assert report["cost_per_token"] > 0
     if target in ("riscv32", "cortex-m"):
         # Each multiplication is at least an instruction, and there are no vectors.
-        assert found["cost_per_token"] > found["weights"] - 2 * a.vocab_size * a.hidden_size
-        assert found["clock_hz"] == 100 * found["cost_per_token"]
-        assert found["code"] <= 16 << 10
-        assert found["constants"] >= found["weights"]
+        assert report["cost_per_token"] > report["weights"] - 2 * a.vocab_size * a.hidden_size
+        assert report["clock_hz"] == 100 * report["cost_per_token"]
+        assert report["code"] <= 16 << 10
+        assert report["constants"] >= report["weights"]
     if target not in ("onnxruntime",):
         widest = 2 * max(a.hidden_size, a.feed_forward_size)
-        assert found["state"] + found["buffers"] <= 8 * a.hidden_size * a.num_layers + 2 * a.vocab_size + widest
+        assert report["state"] + report["buffers"] <= 8 * a.hidden_size * a.num_layers + 2 * a.vocab_size + widest
 
 
 def test_an_export_on_a_machine(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,9 +77,9 @@ def test_a_separator_is_read_but_not_counted(tmp_path: Path) -> None:
     model = tiny.make_model()
     one, two = (model.tokens(text) for text in (b"some text", b"another"))
     tokens = np.concatenate([[SEPARATOR], one, [SEPARATOR], two]).astype(np.int32)
-    found = compare(model, HostMachine(model, tmp_path), tokens)
-    assert found.difference is None and found.tokens == len(tokens) - 1
-    assert found.loss == evaluate(model, [one, two]).integer_loss
+    result = compare(model, HostMachine(model, tmp_path), tokens)
+    assert result.difference is None and result.tokens == len(tokens) - 1
+    assert result.loss == evaluate(model, [one, two]).integer_loss
 
 
 def test_pieces_of_several_bytes(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_pieces_of_several_bytes(tmp_path: Path) -> None:
     model = tiny.make_model(PieceTokenizer.train("bpe", [text], 300))
     tokens = np.concatenate([[SEPARATOR], model.tokens(text[:200])]).astype(np.int32)
     assert len(tokens) < 200
-    found = compare(model, HostMachine(model, tmp_path), tokens)
-    assert found.difference is None
-    assert found.loss == evaluate(model, [tokens[1:]]).integer_loss
+    result = compare(model, HostMachine(model, tmp_path), tokens)
+    assert result.difference is None
+    assert result.loss == evaluate(model, [tokens[1:]]).integer_loss
 
 
 def test_one_wrong_bit_is_an_exit_code(
@@ -110,9 +110,9 @@ def test_one_wrong_bit_is_an_exit_code(
     assert main(command) == 1
     assert "DIFFER: token 0: state: layer 0, index 3" in capsys.readouterr().out
     assert main([*command, "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert (found["same_bits"], found["tokens"], found["bits_per_byte"]) == (False, 0, None)
-    assert {k: found["difference"][k] for k in ("token", "what", "layer", "index")} == {
+    report = json.loads(capsys.readouterr().out)
+    assert (report["same_bits"], report["tokens"], report["bits_per_byte"]) == (False, 0, None)
+    assert {k: report["difference"][k] for k in ("token", "what", "layer", "index")} == {
         "token": 0,
         "what": "state",
         "layer": 0,
@@ -250,8 +250,8 @@ def test_the_same_instructions_are_counted_again(tmp_path: Path) -> None:
     """A token that is run again from the same state takes exactly as many instructions."""
     model = tiny.make_model()
     machine = RiscVMachine(model, tmp_path)
-    found = []
+    costs = []
     for token in (0, 7, 0, 7):
         machine.step(token)
-        found.append(machine.cost())
-    assert found[:2] == found[2:]
+        costs.append(machine.cost())
+    assert costs[:2] == costs[2:]

@@ -1,4 +1,4 @@
-"""intlm.tracking.progress: a bar on a terminal, plain lines elsewhere, and text that tears neither."""
+"""intlm.tracking.progress: a bar on a terminal, plain lines elsewhere, and printed text that disturbs neither."""
 
 import fcntl
 import io
@@ -93,7 +93,7 @@ def test_a_bar_on_a_terminal(clock: list[float], monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("columns", [0, 80])
 def test_the_bar_fits_80_columns(columns: int) -> None:
-    """On a real terminal, also one that does not say how wide it is."""
+    """Tested on a real terminal, also on one of unknown width."""
     child, parent = os.openpty()
     size = struct.pack("HHHH", columns and 24, columns, 0, 0)
     fcntl.ioctl(parent, termios.TIOCSWINSZ, size)

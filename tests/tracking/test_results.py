@@ -55,9 +55,9 @@ def test_groups_differ_in_nothing_but_the_seed() -> None:
 
 
 def test_a_curve_has_what_was_noted() -> None:
-    found = results.curve([line(0), line(1, read=[40, 80])], "label")
-    assert found.label == "label"
-    assert found.runs == [
+    curve = results.curve([line(0), line(1, read=[40, 80])], "label")
+    assert curve.label == "label"
+    assert curve.runs == [
         [Point(400, 1.0, None, 4.0), Point(800, 2.0, None, 3.0)],
         [Point(400, 1.0, 40, 4.0), Point(800, 2.0, 80, 3.0)],
     ]

@@ -33,23 +33,23 @@ def shown(directory: Path) -> dict[str, list[tuple[int, Any]]]:
     """Returns, for each metric, what TensorBoard shows: its updates and values."""
     read = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0})
     read.Reload()
-    found = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    scalars = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     for tag in read.Tags()["tensors"]:
-        found[tag] = [(e.step, e.tensor_proto.string_val[0].decode()) for e in read.Tensors(tag)]
-    return found
+        scalars[tag] = [(e.step, e.tensor_proto.string_val[0].decode()) for e in read.Tensors(tag)]
+    return scalars
 
 
 def expected(run: Path) -> dict[str, list[tuple[int, Any]]]:
     """Returns what TensorBoard should show, by metrics.jsonl. TensorBoard's scalars are of 32 bits."""
-    found: dict[str, list[tuple[int, Any]]] = {}
+    scalars: dict[str, list[tuple[int, Any]]] = {}
     for line in metrics.read(run / "metrics.jsonl"):
         for name, value in line.items():
             if name == "sample":
                 text = "\n".join(f"    {row}" for row in value.split("\n"))
-                found.setdefault("sample/text_summary", []).append((line["update"], text))
+                scalars.setdefault("sample/text_summary", []).append((line["update"], text))
             elif name != "update":
-                found.setdefault(name, []).append((line["update"], float(np.float32(value))))
-    return found
+                scalars.setdefault(name, []).append((line["update"], float(np.float32(value))))
+    return scalars
 
 
 def test_every_metric_and_sample_of_a_run() -> None:
@@ -60,7 +60,7 @@ def test_every_metric_and_sample_of_a_run() -> None:
 
 
 def test_a_resumed_run_shows_nothing_twice(tmp_path: Path) -> None:
-    """It went on after its last whole checkpoint and was killed, its last event torn."""
+    """The run continued after its last whole checkpoint and was killed while it wrote an event."""
     run = tiny.copied(tmp_path / "run")
     before = {event.step: event.wall_time for event in tiny.events_of(run)}
     for update in (tiny.UPDATES, tiny.UPDATES - 1):
@@ -84,7 +84,7 @@ def test_a_run_older_than_its_event_files_gets_them(tmp_path: Path) -> None:
 
 
 def test_kept_after_every_cut(tmp_path: Path) -> None:
-    """A file may end anywhere, in whatever it was writing, and go on from any update: three files in all."""
+    """A file may end at any byte, and the run may resume from any update: three files in all."""
     made = tmp_path / "made"
     made.mkdir()
     written = TensorBoard(made, [])
@@ -133,7 +133,7 @@ def test_zeros_that_a_lost_disk_left_are_cut(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is resumed a day before it was begun: its files are still read in the order of its updates."""
+    """A run is resumed at a time a day before its start: its files are still read in the order of its updates."""
     run = tiny.copied(tmp_path / "run")
     monkeypatch.setattr("intlm.tracking.tensorboard.time", SimpleNamespace(time=lambda: time.time() - 86400))
     for more in (1, 2):

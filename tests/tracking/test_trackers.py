@@ -1,4 +1,4 @@
-"""intlm.tracking.trackers: the real packages offline: a resumed run is the same run there, nothing is told twice."""
+"""intlm.tracking.trackers: the real packages, offline: a resumed run is the same run there, nothing is sent twice."""
 
 import json
 import shutil
@@ -37,9 +37,9 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def told_wandb(run: Path) -> dict[int, dict[str, Any]]:
-    """What the service has of a run, by update. Fails where one is told twice, or to another run."""
+    """The values that the service has received of a run, by update. Fails where one came twice or for another run."""
     identity = json.loads((run / "wandb.json").read_text())["id"]
-    found: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
             if record.WhichOneof("record_type") == "run":
@@ -48,9 +48,9 @@ def told_wandb(run: Path) -> dict[int, dict[str, Any]]:
                 assert given["model"]["hidden_size"] == tiny.KEYS["model.hidden_size"]
             elif record.WhichOneof("record_type") == "history":
                 items = {(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item}
-                assert items["_step"] not in found
-                found[items["_step"]] = {name: value for name, value in items.items() if name[0] != "_"}
-    return found
+                assert items["_step"] not in by_step
+                by_step[items["_step"]] = {name: value for name, value in items.items() if name[0] != "_"}
+    return by_step
 
 
 def told_trackio(run: Path) -> dict[int, dict[str, Any]]:
@@ -68,7 +68,7 @@ def told_trackio(run: Path) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "told"), [("wandb", told_wandb), ("trackio", told_trackio)])
 def test_a_run_and_its_resumption(name: str, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun with the service, stopped past its last checkpoint, resumed."""
+    """A run with a tracker is stopped after its last checkpoint and resumed."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -83,15 +83,15 @@ def test_a_run_and_its_resumption(name: str, told: Any, tmp_path: Path, monkeypa
         shutil.rmtree(run / "checkpoints" / str(update))
     assert train(tiny.load_config(train__trackers=name, train__updates=tiny.UPDATES + 4), run, resume=True)
     lines = metrics.read(run / "metrics.jsonl")
-    found = told(run)
-    assert list(found) == [line["update"] for line in lines]
-    assert found[tiny.UPDATES + 4]["train_bits_per_byte"] == lines[-1]["train_bits_per_byte"]
+    sent = told(run)
+    assert list(sent) == [line["update"] for line in lines]
+    assert sent[tiny.UPDATES + 4]["train_bits_per_byte"] == lines[-1]["train_bits_per_byte"]
 
 
 def test_one_that_fails_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it did not take is told when the run is resumed: its last update is the last one that it took."""
+    """Updates that it did not accept are sent when the run is resumed, from the last one that it accepted."""
     service = Service("trackio", tmp_path, configuration.tables(tiny.load_config()), [])
     service.write({"update": 1, "changed": 0.5})
 
@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_stop_the_run(
     monkeypatch.setattr(service._run, "log", working)
     service.write({"update": 3, "changed": 0.125})
     service.close()
-    assert capsys.readouterr().err.count("trackio takes no more: no route to it: ") == 1
+    assert capsys.readouterr().err.count("trackio does not accept metrics any more: no route to it: ") == 1
     assert json.loads((tmp_path / "trackio.json").read_text())["sent"] == 1
 
 

@@ -25,7 +25,7 @@ from intlm.settings import Family, Part
 MIN_VOCAB, MAX_VOCAB = 2, 65536  # tokens are stored in 16 bits; the loss is proved for that range
 
 PART = 1 << 20
-"""Bytes of a document after which it may be cut, and after each further so many."""
+"""A document may be cut after every PART bytes."""
 
 
 class Decoder(Protocol):

@@ -1,4 +1,4 @@
-"""The tokenizer of the bytes that occur in the training text, the others behind an escape."""
+"""The tokenizer whose tokens are the bytes of the training text; other bytes follow an escape token."""
 
 from __future__ import annotations  # NumPy is imported when it is used
 
@@ -62,7 +62,7 @@ class AlphabetTokenizer(CodedTokenizer):
 @TOKENIZERS.register("alphabet")
 @dataclass(frozen=True, kw_only=True)
 class Alphabet(TokenizerTrainer):
-    """The bytes that occur in the training text, and an escape for the others."""
+    """The bytes that occur in the training text, and an escape token for the others."""
 
     def train(self, texts: Texts) -> AlphabetTokenizer:
         """See `TokenizerTrainer.train`."""

@@ -1,4 +1,4 @@
-"""Pieces of several bytes, by byte pairs (Sennrich, arXiv 1508.07909)."""
+"""Pieces of several bytes, by byte-pair encoding (Sennrich, arXiv 1508.07909)."""
 
 from dataclasses import dataclass
 
@@ -9,4 +9,4 @@ from intlm.data.tokenizers.pieces import PieceTrainer
 @TOKENIZERS.register("bpe")
 @dataclass(frozen=True, kw_only=True)
 class Bpe(PieceTrainer):
-    """Pieces of several bytes, by byte pairs."""
+    """Pieces of several bytes, by byte-pair encoding (SentencePiece)."""

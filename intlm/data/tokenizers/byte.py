@@ -1,4 +1,4 @@
-"""The tokenizer that knows all 256 bytes, whatever the text."""
+"""The tokenizer of all 256 bytes, for any text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -105,7 +105,7 @@ class CodeDecoder:
         return bytes(result)
 
     def _finish(self, array: np.ndarray, position: int, result: bytearray) -> int:
-        """Go on with the open escape at `position`; returns the position after its last token."""
+        """Read the rest of the open escape from `position` on; returns the position after its last token."""
         assert self._pending is not None
         while len(self._pending) < self._digits:
             if position == len(array):

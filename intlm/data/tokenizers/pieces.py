@@ -3,15 +3,15 @@
 SentencePiece works on Unicode text and changes it: by default it normalises, joins white space, and has no pieces for
 bytes that are not UTF-8. Here it does none of that:
 
-- It is shown bytes as letters, a letter for each of the 256 (`LETTERS`), all of them in every vocabulary. It never
-  sees white space, a character to normalise, or one that it does not know, so it can lose nothing. Token 0, its
+- It sees a letter for each of the 256 bytes (`LETTERS`), and all letters are in every vocabulary. It never sees white
+  space, a character to normalise, or an unknown character, so it can lose nothing. Token 0, its
   "unknown", never occurs in its output: here it is the separator. A vocabulary of byte letters needs no byte fallback
   (256 more pieces, which repeat the frequent characters) and no other code for bytes that are not text; characters of
   several bytes become pieces where they are frequent.
 - Text is divided into words first (`_UNITS`, `_WORDS`): a word with the space before it, digits, other signs, white
   space. No piece crosses their bounds, in training or after. So SentencePiece encodes each word once, and a dictionary
   gives its tokens after that; SentencePiece's float sums are over few pieces, in the order of the text; and text may
-  be cut at any such bound. It is cut every `PART` bytes as well, wherever that is.
+  be cut between words. It is also cut every `PART` bytes, in the middle of a word if need be.
 """
 
 from __future__ import annotations  # NumPy is imported when it is used
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 LETTERS = "".join(chr(byte if 0x21 <= byte < 0x7F else 0x100 + byte) for byte in range(256))
-"""What SentencePiece is shown for each byte: the ASCII character that is no space, else a letter, U+0100 + byte."""
+"""The character that SentencePiece sees for each byte: a printing ASCII character itself, else U+0100 + byte."""
 
 LONGEST_PIECE = 16  # bytes
 CACHED = 1 << 19  # units remembered, and words: 100 MB at most
@@ -119,7 +119,7 @@ class PieceTokenizer(Tokenizer):
         except RuntimeError as error:
             reason, size = str(error).rpartition("] ")[2], sum(map(len, sample))
             wanted = f"data.{name}.vocab_size = {vocab_size}"
-            raise DataError(f"{wanted}: no such vocabulary of {size:,} bytes: {reason}") from None
+            raise DataError(f"{wanted}: SentencePiece makes no such vocabulary from {size:,} bytes: {reason}") from None
         return cls(name, model.getvalue())
 
     @classmethod
@@ -192,10 +192,10 @@ def _letters(text: bytes) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PieceTrainer(TokenizerTrainer):
-    """Makes a vocabulary of pieces; its name is SentencePiece's for the kind of model."""
+    """Trains a vocabulary of pieces; its name is SentencePiece's for the kind of model."""
 
     vocab_size: int = key("tokens in the vocabulary", 4096, low=257, high=MAX_VOCAB)
-    sample_bytes: int = key("bytes of training text, the first, to make it from", 1 << 24, low=1)
+    sample_bytes: int = key("bytes at the beginning of the training text to train it on", 1 << 24, low=1)
 
     def train(self, texts: Texts) -> PieceTokenizer:
         """See `TokenizerTrainer.train`."""

@@ -9,4 +9,4 @@ from intlm.data.tokenizers.pieces import PieceTrainer
 @TOKENIZERS.register("unigram")
 @dataclass(frozen=True, kw_only=True)
 class Unigram(PieceTrainer):
-    """Pieces of several bytes, by a unigram model."""
+    """Pieces of several bytes, by a unigram model (SentencePiece)."""

@@ -1,4 +1,4 @@
-"""Simulation targets: what a trained model is run on, and how what it does there is reported. One file each."""
+"""Simulation targets: the machines that a trained model can be run on, and their reports. One file each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """What a simulation found."""
+    """The result of a simulation."""
 
     @property
     def same_bits(self) -> bool:
         """Whether every bit was the reference's."""
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """The report as a dictionary, for --json."""
 
     def text(self) -> str:
-        """For people."""
+        """The report as a table for a terminal."""
 
 
 class Target(Part):
-    """Something that a model runs on; its settings are flags of `intlm simulate`."""
+    """A machine, or a description of one, that a model runs on; its settings are flags of `intlm simulate`."""
 
     def simulate(self, run: Path, text: Path | None, tokens: int) -> Report:
         """Run the model of a run (or of an export) over the first `tokens` tokens of a text.

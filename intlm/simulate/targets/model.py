@@ -10,11 +10,11 @@ from intlm.simulate.targets import TARGETS, Report, Target
 @TARGETS.register("model")
 @dataclass(frozen=True, kw_only=True)
 class Described(Target):
-    """Hardware that a TOML file describes."""
+    """Hardware that a TOML file describes and that need not exist."""
 
-    hardware: str = key("the description, such as configs/hardware/gemmini.toml", path=True)
-    streams: int = key("texts read side by side", 1, low=1)
-    picture: str = key("where to draw bits per byte by accumulator, as a PNG; empty: nowhere", "", path=True)
+    hardware: str = key("the description of the hardware, such as configs/hardware/gemmini.toml", path=True)
+    streams: int = key("texts read in parallel", 1, low=1)
+    picture: str = key("a PNG to write, of bits per byte by accumulator width; empty: none", "", path=True)
 
     def simulate(self, run: Path, text: Path | None, tokens: int) -> Report:
         """See `Target.simulate`. Raises MissingPackage where ZigZag is not installed."""

@@ -1,7 +1,7 @@
-"""Trackers: services that show a run, as a configuration asks (train.trackers). One file each.
+"""Trackers: services that receive a run's metrics, chosen by `train.trackers`. One file each.
 
-The run's directory keeps the identity under which the service knows the run, and the last update that it was sent. So a
-resumed run is the same run there, and updates that are computed again, with the same numbers, are not sent twice.
+The run's directory keeps the run's id at the service and the last update that was sent. So a resumed run is the same
+run there, and updates that are computed again, with the same numbers, are not sent twice.
 """
 
 import importlib.util
@@ -23,15 +23,15 @@ PROJECT = "intlm"  # unless the service's own environment variable names another
 
 
 class Tracker(Part):
-    """A service that is told of a run."""
+    """A service that receives the metrics of a run."""
 
-    package: ClassVar[str] = ""  # that must be installed
+    package: ClassVar[str] = ""  # the Python package that must be installed
 
     def start(self, project: str, identity: str, directory: Path, config: dict[str, Any]) -> Any:
-        """Tell the service that a run starts or goes on. The result has `log(values, step=update)` and `finish()`.
+        """Start a run at the service, or resume it. The result has `log(values, step=update)` and `finish()`.
 
-        identity: 8 hex digits by which the service is to know the run. config: every key of the
-        configuration, in nested dictionaries. May raise anything where the service does not start.
+        identity: the run's id at the service, 8 hex digits. config: every key of the configuration, in nested
+        dictionaries. May raise anything where the service does not start.
         """
         raise NotImplementedError
 
@@ -44,10 +44,10 @@ def check_installed(trackers: Sequence[str]) -> None:
     for name in trackers:
         package = TRACKERS[name].package
         try:
-            found = importlib.util.find_spec(package) if package else None
+            installed = importlib.util.find_spec(package) if package else None
         except ValueError:  # sys.modules keeps it from being imported
-            found = None
-        if package and not found:
+            installed = None
+        if package and not installed:
             raise MissingPackage(package, f'train.trackers = "{name}"', "pip install 'intlm[trackers]'")
 
 
@@ -71,7 +71,7 @@ class Service:
         self._path = directory / f"{name}.json"
         self._known = _Known(secrets.token_hex(4))
         if self._path.exists():
-            self._known = read_json(self._path, _Known, RunError, f": delete it, and the run is a new one for {name}")
+            self._known = read_json(self._path, _Known, RunError, f": delete it to start a new run at {name}")
         project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
         try:
             self._run = TRACKERS[name]().start(project, self._known.id, directory, config)
@@ -89,10 +89,8 @@ class Service:
             self._run.log({name: value for name, value in line.items() if name != "update"}, step=line["update"])
         except Exception as error:
             self._failed = True
-            what = f"{self._name} takes no more: {str(error).strip()[:300]}"
-            print(
-                f"intlm: {what}: the run goes on without it, and tells it the rest when it is resumed", file=sys.stderr
-            )
+            what = f"{self._name} does not accept metrics any more: {str(error).strip()[:300]}"
+            print(f"intlm: {what}: training continues without it; resuming the run sends the rest", file=sys.stderr)
             return
         self._known.sent = line["update"]
         self._note()

@@ -1,4 +1,4 @@
-"""Both tokenizers give back any bytes, whatever way the text or the tokens are cut."""
+"""Both tokenizers reproduce any bytes, however the text or the tokens are cut."""
 
 import numpy as np
 import pytest
