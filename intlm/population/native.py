@@ -15,7 +15,7 @@ import numpy as np
 from intlm.cells.mgu import Mgu
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
-from intlm.estimators.token import Evaluation, Votes, no_votes
+from intlm.estimators.token import KINDS, Evaluation, Sums, Token, no_votes
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.objectives.next_token import NextToken
@@ -24,8 +24,6 @@ from intlm.population.sharding import FIRST
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
 _CALLS = ("evaluate", "accumulate", "evaluate_tokens", "prepare", "infer", "generate")
-
-_KINDS = ("embedding", "gate", "candidate", "up", "down")  # of the units that have noise
 
 
 @cache
@@ -124,7 +122,7 @@ class NativeEngine:
     @staticmethod
     def serves(population: Population) -> str:
         """See `Engine.serves`."""
-        return missing() or unserved(population, Member, NextToken, Mgu)
+        return missing() or unserved(population, Member, Token, NextToken, Mgu)
 
     def _attributes(self, pairs: int) -> dict[str, np.generic]:
         """What the kernels are told of the population, by the names of `Problem` in kernels/cpu/kernels.h."""
@@ -197,12 +195,12 @@ class NativeEngine:
             self._flat(parameters), tokens, targets, states, means, update, first, there, voters,
             **self._attributes(count), texts=np.int64(settings.texts), noisy=np.int32(settings.members),
             credit=np.int32(settings.credit),
-            **{f"sigma_{kind}": np.int32(sigma) for kind, sigma in zip(_KINDS, settings.sigmas, strict=False)},
+            **{f"sigma_{kind}": np.int32(sigma) for kind, sigma in zip(KINDS, settings.sigmas, strict=True)},
         )  # fmt: skip
-        told = Votes(
+        sums = Sums(
             self._by_name(votes, [s.shape for s in self.specifications]), self._by_name(chance, chances), sizes
         )
-        return Evaluation(losses, states, told)
+        return Evaluation(losses, states, sums)
 
     def _by_name(self, flat: Array, shapes: list[tuple[int, ...]]) -> Parameters:
         """Cuts flat values into arrays of these shapes, one for each parameter."""

@@ -1,8 +1,7 @@
 """The native engine's `evaluate_tokens` on each of this processor's instruction sets, against the reference, bit for
 bit."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,34 +12,13 @@ import pytest
 import tiny
 from test_native import here, parameters_of
 
-from intlm.estimators import token
+from intlm.estimators.token import Evaluation, Token
 from intlm.model.parameters import Architecture
 from intlm.population import native
 from intlm.population.engine import Population
+from intlm.population.xla import XlaEngine
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
-
-
-@dataclass(frozen=True)
-class Given:
-    """Stands for the estimator in a population: it has these settings."""
-
-    own: token.Token
-
-    def settings(self, population: Population) -> token.Token:
-        return self.own
-
-    def units(self, members: int) -> int:
-        return members // (1 + self.own.members)
-
-    def units_of_a_text(self) -> int:
-        return 1
-
-
-def engine_of(architecture: Architecture, settings: token.Token, texts: int, threads: int = 0) -> native.NativeEngine:
-    """The engine of a call with so many texts."""
-    members = texts * (1 + settings.members)
-    return native.NativeEngine(Population(architecture, Given(settings), members, settings.seed, threads=threads))
 
 
 def exact(digits: Any) -> np.ndarray:
@@ -48,14 +26,14 @@ def exact(digits: Any) -> np.ndarray:
     return np.tensordot(2 ** (7 * np.arange(4)), np.asarray(digits, np.int64), (0, 0))
 
 
-def assert_equal(found: token.Evaluation, expected: token.Evaluation, where: str) -> None:
+def assert_equal(found: Evaluation, expected: Evaluation, where: str) -> None:
     """Compares two evaluations, sums of digits by their value."""
     np.testing.assert_array_equal(found.losses, expected.losses, where)
     np.testing.assert_array_equal(found.states, expected.states, where)
-    np.testing.assert_array_equal(exact(found.told.sizes.T), exact(expected.told.sizes.T), where)
-    for name, votes in expected.told.votes.items():
-        np.testing.assert_array_equal(found.told.votes[name], votes, f"{where} {name}")
-        values = (exact(evaluation.told.chance[name]) for evaluation in (found, expected))
+    np.testing.assert_array_equal(exact(found.sums.sizes.T), exact(expected.sums.sizes.T), where)
+    for name, votes in expected.sums.votes.items():
+        np.testing.assert_array_equal(found.sums.votes[name], votes, f"{where} {name}")
+        values = (exact(evaluation.sums.chance[name]) for evaluation in (found, expected))
         np.testing.assert_array_equal(*values, f"{where} chance of {name}")
 
 
@@ -77,7 +55,12 @@ def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, in
     not count: the other texts' results are as without them."""
     architecture, members, texts, tokens, targets, kind, all_texts, threads, seed = shape
     rng = np.random.default_rng(members)
-    settings = token.Token(seed, all_texts, members, tuple(rng.integers(0, 9, 6).tolist()), members % 8)
+    estimator = Token(members=members, credit=members % 8, sigma_shift=members % 5)
+    population = Population(
+        architecture, estimator, all_texts * (1 + members), seed, chunk_size=16 * (1 + members), threads=threads,
+        tokens=tokens,
+    )  # fmt: skip
+    reference, engine = XlaEngine(population), native.NativeEngine(population)
     read = rng.integers(0, architecture.vocab_size, (texts, tokens))
     read[rng.random(read.shape) < 0.1] = 0
     states = rng.integers(-127, 128, (texts, architecture.num_layers, architecture.hidden_size))
@@ -94,18 +77,17 @@ def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, in
     }
     voters = jnp.asarray(rng.random(members) < 0.7)
     jit = partial(jax.jit, compiler_options=tiny.quick_options())
-    reference = jit(partial(token.evaluate, architecture, settings, chunk=16))
-    expected = [reference(**given, **common, heard=heard) for heard in (jnp.ones(members, bool), voters)]
-    engine = jit(engine_of(architecture, settings, texts, threads).evaluate_tokens)
+    voting = jit(partial(reference.evaluate_tokens, **common))
+    expected = [voting(**given, voters=some) for some in (jnp.ones(members, bool), voters)]
     # The same texts, and one behind them that does not count.
     more = {name: jnp.concatenate([values, values[:1]]) for name, values in given.items()}
-    longer = jit(engine_of(architecture, settings, texts + 1, threads).evaluate_tokens)
+    evaluate = jit(partial(engine.evaluate_tokens, **common))
     there = jnp.arange(texts + 1) < texts
     with pytest.MonkeyPatch.context() as patch:
         for name in here():
             patch.setenv("INTLM_ISA", name)
-            assert_equal(engine(**given, **common), expected[0], name)
-            found = longer(**more, **common, there=there, voters=voters)
+            assert_equal(evaluate(**given), expected[0], name)
+            found = evaluate(**more, there=there, voters=voters)
             assert found.losses[-1] == 0
             assert_equal(
                 found._replace(losses=found.losses[:-1], states=found.states[:-1]), expected[1], f"{name}, some"
@@ -114,7 +96,7 @@ def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, in
 
 def test_hostile_shapes_are_refused() -> None:
     """Wrong shapes and settings are refused at the boundary, before a kernel reads anything."""
-    architecture, settings = Architecture(16, 8, 1, 8, "clip"), token.Token(1, 2, 3)
+    architecture, estimator = Architecture(16, 8, 1, 8, "clip"), Token(members=3)
     parameters = parameters_of(architecture, np.random.default_rng(0), "any")
     given = {
         "tokens": jnp.zeros((2, 3), jnp.uint16),
@@ -124,8 +106,8 @@ def test_hostile_shapes_are_refused() -> None:
         "voters": jnp.ones(3, bool),
     }
 
-    def evaluate(settings: token.Token = settings, **wrong: jax.Array) -> None:
-        call = engine_of(architecture, settings, 2).evaluate_tokens
+    def evaluate(estimator: Token = estimator, texts: int = 2, **wrong: jax.Array) -> None:
+        call = native.NativeEngine(Population(architecture, estimator, 4 * texts)).evaluate_tokens
         jax.block_until_ready(call(parameters, **{**given, **wrong}, update=jnp.uint32(0), first=jnp.uint32(0)))
 
     evaluate()
@@ -137,17 +119,14 @@ def test_hostile_shapes_are_refused() -> None:
             evaluate(**{name: values[1:]})
     with pytest.raises(Exception, match="shape does not fit"):
         evaluate(targets=given["targets"][..., :3])
-    for wrong, said in (
-        (settings._replace(sigmas=(4, 1, 9, 3, 4, 3)), "sigma_candidate = 9: expected 0 to 8"),
-        (settings._replace(credit=8), "credit = 8: expected 0 to 7"),
-        (settings._replace(texts=2**19 + 1), "texts = 524289: expected 1 to 524288"),
-    ):
-        with pytest.raises(Exception, match=re.escape(said)):
-            evaluate(wrong)
+    with pytest.raises(Exception, match="sigma_embedding = 9: expected 0 to 8"):
+        evaluate(replace(estimator, sigma_shift=5))
+    with pytest.raises(Exception, match="credit = 8: expected 0 to 7"):
+        evaluate(replace(estimator, credit=8))
+    with pytest.raises(Exception, match="texts = 524289: expected 1 to 524288"):
+        evaluate(texts=2**19 + 1)
     with pytest.raises(Exception, match="means = 0: expected 1 to 294920"):
         evaluate(means=jnp.zeros(2, jnp.int32))
+    longer = {"tokens": jnp.zeros((2, 33), jnp.uint16), "targets": jnp.zeros((2, 33, 4), jnp.uint16)}
     with pytest.raises(Exception, match="expected 1 to 16777216"):
-        evaluate(
-            settings._replace(texts=2**19), tokens=jnp.zeros((2, 33), jnp.uint16),
-            targets=jnp.zeros((2, 33, 4), jnp.uint16),
-        )  # fmt: skip
+        evaluate(texts=2**19, **longer)
