@@ -66,7 +66,8 @@ def ranges_header() -> str:
     }
 
     def listed(name: str, rows: dict[str, tuple[int, int, int]]) -> str:
-        return " \\\n".join([f"#define {name}(X)", *(f"  X({n}, {', '.join(map(str, row))})" for n, row in rows.items())])
+        parts = [f"  X({setting}, {', '.join(map(str, row))})" for setting, row in rows.items()]
+        return " \\\n".join([f"#define {name}(X)", *parts])
 
     return "\n".join(
         [

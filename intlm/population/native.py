@@ -197,9 +197,7 @@ class NativeEngine:
             credit=np.int32(settings.credit),
             **{f"sigma_{kind}": np.int32(sigma) for kind, sigma in zip(KINDS, settings.sigmas, strict=True)},
         )  # fmt: skip
-        sums = Sums(
-            self._by_name(votes, [s.shape for s in self.specifications]), self._by_name(chance, chances), sizes
-        )
+        sums = Sums(self._by_name(votes, [s.shape for s in self.specifications]), self._by_name(chance, chances), sizes)
         return Evaluation(losses, states, sums)
 
     def _by_name(self, flat: Array, shapes: list[tuple[int, ...]]) -> Parameters:

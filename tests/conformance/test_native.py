@@ -233,7 +233,8 @@ static XLA_FFI_Error* answer(XLA_FFI_CallFrame* frame) {
   return 0;
 }
 #define CALL(name) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) { return answer(frame); }
-CALL(IntlmEvaluate) CALL(IntlmAccumulate) CALL(IntlmEvaluateTokens) CALL(IntlmPrepare) CALL(IntlmInfer) CALL(IntlmGenerate)
+CALL(IntlmEvaluate) CALL(IntlmAccumulate) CALL(IntlmEvaluateTokens)
+CALL(IntlmPrepare) CALL(IntlmInfer) CALL(IntlmGenerate)
 const char* intlm_isa(void) { return "plain"; }
 const char* intlm_phases(void) { return ""; }
 long long intlm_multiply(void) { return 0; }

@@ -51,8 +51,8 @@ SHAPES: list[tuple[Architecture, int, int, int, int, str, int, int, int]] = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, int, int]) -> None:
-    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and texts that do
-    not count: the other texts' results are as without them."""
+    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and a text that
+    does not count: the other texts' results are as without it."""
     architecture, members, texts, tokens, targets, kind, all_texts, threads, seed = shape
     rng = np.random.default_rng(members)
     estimator = Token(members=members, credit=members % 8, sigma_shift=members % 5)
