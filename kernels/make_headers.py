@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from intlm import config, generation
-from intlm.arithmetic.fixed_point import MAX8
 from intlm.arithmetic.tables import SHA256, tables
 from intlm.estimators import token
 from intlm.estimators.member import MAX_PAIRS
@@ -27,13 +26,8 @@ def key(name: str) -> dict:
     return dict(config.keys()[name].field.metadata)
 
 
-# The same of the estimator `token`, with their ranges.
-OF_TOKEN = {
-    "texts": (1, token.MOST_TEXTS, 1),
-    "noisy": (1, MAX8, 1),
-    "credit": (0, 7, 1),
-    **{f"sigma_{kind}": (0, 8, 1) for kind in ("embedding", "gate", "candidate", "up", "down")},
-}
+# The same for the estimator `token`.
+RANGED_TOKEN = {"noisy": "eggroll.token.members", "credit": "eggroll.token.credit"}
 
 
 def tables_header() -> str:
@@ -55,9 +49,14 @@ def tables_header() -> str:
 
 def ranges_header() -> str:
     """The text of kernels/ranges.h."""
-    ranges = {name: key(where) for name, where in RANGED.items()}
-    rows = {name: (found["low"], found["high"], found["multiple"]) for name, found in ranges.items()}
-    rows = {"vocab": (config.MIN_VOCAB, config.MAX_VOCAB, 1), **rows, "pairs": (1, MAX_PAIRS, 1)}
+
+    def ranges(names: dict[str, str]) -> dict[str, tuple[int, int, int]]:
+        found = {name: key(where) for name, where in names.items()}
+        return {name: (one["low"], one["high"], one["multiple"]) for name, one in found.items()}
+
+    rows = {"vocab": (config.MIN_VOCAB, config.MAX_VOCAB, 1), **ranges(RANGED), "pairs": (1, MAX_PAIRS, 1)}
+    sigmas = {f"sigma_{kind}": (0, token.MOST_SIGMA, 1) for kind in token.KINDS}
+    of_token = {"texts": (1, token.MOST_TEXTS, 1), **ranges(RANGED_TOKEN), **sigmas}
     longest = {
         "TOKENS": config.MAX_TOKENS_PER_UPDATE,
         "TARGETS": key("next_token.targets")["high"],
@@ -67,9 +66,8 @@ def ranges_header() -> str:
     }
 
     def listed(name: str, rows: dict[str, tuple[int, int, int]]) -> str:
-        return " \\\n".join(
-            [f"#define {name}(X)", *(f"  X({n}, {', '.join(map(str, row))})" for n, row in rows.items())]
-        )
+        parts = [f"  X({setting}, {', '.join(map(str, row))})" for setting, row in rows.items()]
+        return " \\\n".join([f"#define {name}(X)", *parts])
 
     return "\n".join(
         [
@@ -78,7 +76,7 @@ def ranges_header() -> str:
             "#define INTLM_RANGES_H",
             "/* X(name, low, high, what it is a multiple of) */",
             listed("INTLM_RANGES", rows),
-            listed("INTLM_TOKEN_RANGES", OF_TOKEN),
+            listed("INTLM_TOKEN_RANGES", of_token),
             *(f"#define INTLM_MAX_{name} {value}" for name, value in longest.items()),
             "#endif",
             "",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MOST_TEXT_TOKENS = MOST_TERMS  # of an update: texts times the tokens of each
 MOST_TEXTS = 1 << 19
 MOST_SIGMA = 8
+KINDS = ("embedding", "gate", "candidate", "up", "down")  # of units, in the order of `Settings.sigmas`
 CUT = 4  # fitness is largest at this many mean magnitudes
 _BLOCK = 128  # random bits from one counter
 
@@ -236,8 +237,7 @@ class Settings(NamedTuple):
 
     def sigma(self, kind: str) -> int:
         """The sigma of a kind of units; a cell's units of other names have that of the candidate."""
-        kinds = ("embedding", "gate", "candidate", "up", "down")
-        return self.sigmas[kinds.index(kind if kind in kinds else "candidate")]
+        return self.sigmas[KINDS.index(kind if kind in KINDS else "candidate")]
 
     def amplitude(self, kind: str, fan_in: int) -> int:
         """The magnitude of the noise of a product's units, in its accumulator."""

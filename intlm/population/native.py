@@ -15,7 +15,7 @@ import numpy as np
 from intlm.cells.mgu import Mgu
 from intlm.errors import ConfigError
 from intlm.estimators.member import Member
-from intlm.estimators.token import Evaluation, Sums, Token, no_votes
+from intlm.estimators.token import KINDS, Evaluation, Sums, Token, no_votes
 from intlm.lazy import Array
 from intlm.model.parameters import Architecture, Parameters, specifications
 from intlm.objectives.next_token import NextToken
@@ -24,8 +24,6 @@ from intlm.population.sharding import FIRST
 
 _LIBRARY = Path(__file__).with_name("libintlm.so")
 _CALLS = ("evaluate", "accumulate", "evaluate_tokens", "prepare", "infer", "generate")
-
-_KINDS = ("embedding", "gate", "candidate", "up", "down")  # of units, in the order of their sigmas
 
 
 @cache
@@ -197,7 +195,7 @@ class NativeEngine:
             self._flat(parameters), tokens, targets, states, means, update, first, there, voters,
             **self._attributes(count), texts=np.int64(settings.texts), noisy=np.int32(settings.members),
             credit=np.int32(settings.credit),
-            **{f"sigma_{kind}": np.int32(sigma) for kind, sigma in zip(_KINDS, settings.sigmas, strict=True)},
+            **{f"sigma_{kind}": np.int32(sigma) for kind, sigma in zip(KINDS, settings.sigmas, strict=True)},
         )  # fmt: skip
         by_name = self._by_name(votes, [s.shape for s in self.specifications])
         return Evaluation(losses, states, Sums(by_name, self._by_name(chance, chances), sizes))

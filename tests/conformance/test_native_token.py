@@ -1,8 +1,7 @@
 """The native engine's `evaluate_tokens` on each of this processor's instruction sets, against the reference, bit for
 bit."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,37 +11,13 @@ import numpy as np
 import pytest
 from test_native import here, parameters_of
 
-from intlm.estimators import token
+from intlm.estimators.token import Evaluation, Token
 from intlm.model.parameters import Architecture
-from intlm.objectives.next_token import NextToken
 from intlm.population import native
 from intlm.population.engine import Population
+from intlm.population.xla import XlaEngine
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="installed without a C++ compiler")
-
-
-@dataclass(frozen=True)
-class Given:
-    """Stands for the estimator in a population: it has these settings."""
-
-    own: token.Settings
-
-    def settings(self, population: Population) -> token.Settings:
-        return self.own
-
-    def units(self, members: int) -> int:
-        return members // (1 + self.own.members)
-
-    def units_of_a_text(self) -> int:
-        return 1
-
-
-def engine_of(
-    architecture: Architecture, settings: token.Settings, texts: int, threads: int = 0
-) -> native.NativeEngine:
-    """The engine of a call with so many texts."""
-    members = texts * (1 + settings.members)
-    return native.NativeEngine(Population(architecture, Given(settings), members, settings.seed, threads=threads))
 
 
 def exact(digits: Any) -> np.ndarray:
@@ -50,7 +25,7 @@ def exact(digits: Any) -> np.ndarray:
     return np.tensordot(2 ** (7 * np.arange(4)), np.asarray(digits, np.int64), (0, 0))
 
 
-def assert_equal(found: token.Evaluation, expected: token.Evaluation, where: str) -> None:
+def assert_equal(found: Evaluation, expected: Evaluation, where: str) -> None:
     """Compares two evaluations, sums of digits by their value."""
     np.testing.assert_array_equal(found.losses, expected.losses, where)
     np.testing.assert_array_equal(found.states, expected.states, where)
@@ -75,11 +50,16 @@ SHAPES: list[tuple[Architecture, int, int, int, int, str, int, int, int]] = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, int, int]) -> None:
-    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and texts that
-    do not count: the other texts' results are as without them."""
+    """Odd remainders of tiles, blocks and lanes; extreme weights; separators; members that do not vote, and a text that
+    does not count: the other texts' results are as without it."""
     architecture, members, texts, tokens, targets, kind, all_texts, threads, seed = shape
     rng = np.random.default_rng(members)
-    settings = token.Settings(seed, all_texts, members, tuple(rng.integers(0, 9, 5).tolist()), members % 8)
+    estimator = Token(members=members, credit=members % 8, sigma_shift=members % 5)
+    population = Population(
+        architecture, estimator, all_texts * (1 + members), seed, chunk_size=16 * (1 + members), threads=threads,
+        tokens=tokens,
+    )  # fmt: skip
+    reference, engine = XlaEngine(population), native.NativeEngine(population)
     read = rng.integers(0, architecture.vocab_size, (texts, tokens))
     read[rng.random(read.shape) < 0.1] = 0
     states = rng.integers(-127, 128, (texts, architecture.num_layers, architecture.hidden_size))
@@ -95,18 +75,18 @@ def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, in
         "first": jnp.uint32(rng.integers(0, 2**18)),
     }
     voters = jnp.asarray(rng.random(members) < 0.7)
-    reference = jax.jit(partial(token.evaluate, architecture, NextToken(targets=targets), settings, 16))
-    expected = [reference(**given, **common, voters=some) for some in (jnp.ones(members, bool), voters)]
-    engine = jax.jit(engine_of(architecture, settings, texts, threads).evaluate_tokens)
+    jit = jax.jit
+    voting = jit(partial(reference.evaluate_tokens, **common))
+    expected = [voting(**given, voters=some) for some in (jnp.ones(members, bool), voters)]
     # The same texts, and one behind them that does not count.
     more = {name: jnp.concatenate([values, values[:1]]) for name, values in given.items()}
-    longer = jax.jit(engine_of(architecture, settings, texts + 1, threads).evaluate_tokens)
+    evaluate = jit(partial(engine.evaluate_tokens, **common))
     there = jnp.arange(texts + 1) < texts
     with pytest.MonkeyPatch.context() as patch:
         for name in here():
             patch.setenv("INTLM_ISA", name)
-            assert_equal(engine(**given, **common), expected[0], name)
-            found = longer(**more, **common, there=there, voters=voters)
+            assert_equal(evaluate(**given), expected[0], name)
+            found = evaluate(**more, there=there, voters=voters)
             assert found.losses[-1] == 0
             assert_equal(
                 found._replace(losses=found.losses[:-1], states=found.states[:-1]), expected[1], f"{name}, some"
@@ -115,7 +95,7 @@ def test_every_shape(shape: tuple[Architecture, int, int, int, int, str, int, in
 
 def test_hostile_shapes_are_refused() -> None:
     """Wrong shapes and settings are refused at the boundary, before a kernel reads anything."""
-    architecture, settings = Architecture(16, 8, 1, 8, "clip"), token.Settings(1, 2, 3)
+    architecture, estimator = Architecture(16, 8, 1, 8, "clip"), Token(members=3)
     parameters = parameters_of(architecture, np.random.default_rng(0), "any")
     given = {
         "tokens": jnp.zeros((2, 3), jnp.uint16),
@@ -125,8 +105,8 @@ def test_hostile_shapes_are_refused() -> None:
         "voters": jnp.ones(3, bool),
     }
 
-    def evaluate(settings: token.Settings = settings, **wrong: jax.Array) -> None:
-        call = engine_of(architecture, settings, 2).evaluate_tokens
+    def evaluate(estimator: Token = estimator, texts: int = 2, **wrong: jax.Array) -> None:
+        call = native.NativeEngine(Population(architecture, estimator, 4 * texts)).evaluate_tokens
         jax.block_until_ready(call(parameters, **{**given, **wrong}, update=jnp.uint32(0), first=jnp.uint32(0)))
 
     evaluate()
@@ -138,17 +118,14 @@ def test_hostile_shapes_are_refused() -> None:
             evaluate(**{name: values[1:]})
     with pytest.raises(Exception, match="shape does not fit"):
         evaluate(targets=given["targets"][..., :3])
-    for wrong, said in (
-        (settings._replace(sigmas=(4, 1, 9, 3, 4)), "sigma_candidate = 9: expected 0 to 8"),
-        (settings._replace(credit=8), "credit = 8: expected 0 to 7"),
-        (settings._replace(texts=2**19 + 1), "texts = 524289: expected 1 to 524288"),
-    ):
-        with pytest.raises(Exception, match=re.escape(said)):
-            evaluate(wrong)
+    with pytest.raises(Exception, match="sigma_embedding = 9: expected 0 to 8"):
+        evaluate(replace(estimator, sigma_shift=5))
+    with pytest.raises(Exception, match="credit = 8: expected 0 to 7"):
+        evaluate(replace(estimator, credit=8))
+    with pytest.raises(Exception, match="texts = 524289: expected 1 to 524288"):
+        evaluate(texts=2**19 + 1)
     with pytest.raises(Exception, match="means = 0: expected 1 to 294920"):
         evaluate(means=jnp.zeros(2, jnp.int32))
+    longer = {"tokens": jnp.zeros((2, 33), jnp.uint16), "targets": jnp.zeros((2, 33, 4), jnp.uint16)}
     with pytest.raises(Exception, match="expected 1 to 16777216"):
-        evaluate(
-            settings._replace(texts=2**19), tokens=jnp.zeros((2, 33), jnp.uint16),
-            targets=jnp.zeros((2, 33, 4), jnp.uint16),
-        )  # fmt: skip
+        evaluate(texts=2**19, **longer)
