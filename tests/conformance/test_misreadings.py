@@ -801,6 +801,7 @@ MISREADINGS: dict[str, list[tuple[str, str, str]]] = {
             "max(1, int((y * y).sum()) // y.size)",
             "max(1, int((y * y).sum()) // y.size - (int(y.sum()) // y.size) ** 2)",
         ),
+        ("twice the rounding term in the bound of the shift", "(2**shift >> 1)) >> shift", "2**shift) >> shift"),
         (
             "no rounding term in the bound of the shift",
             "(tokens * 127**2 + (2**shift >> 1)) >> shift",
