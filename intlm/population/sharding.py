@@ -34,13 +34,13 @@ Tree = TypeVar("Tree")
 class Sharding:
     """The sharding of a population: a device has whole texts, with the units that read them (`intlm.estimators`).
 
-    devices: the devices of all processes, process by process; None: the one that JAX computes on.
+    devices: jax.Device, those of all processes, process by process; None: the one that JAX computes on.
 
     Attributes:
         own_units, own_texts: the number of units and of texts of each device.
     """
 
-    def __init__(self, population: Population, devices: Sequence[jax.Device] | None = None) -> None:
+    def __init__(self, population: Population, devices: Sequence[Any] | None = None) -> None:
         self.count = len(devices) if devices else 1
         self.mesh = Mesh(np.array(devices), (AXIS,)) if devices and self.count > 1 else None
         self.units, texts = population.units, population.texts
