@@ -100,7 +100,7 @@ class GpuEngine(XlaEngine):
         self.fuses_recurrence = self.hidden <= cells.LARGEST
         if not population.chunk_size:
             most = even_chunk(population.units, spare_bytes(architecture) // self._pair_bytes(), cells.PAIRS)
-            self.chunk_pairs = min(population.units, most)
+            self.chunk = min(population.units, most)
 
     @staticmethod
     def serves(population: Population) -> str:
@@ -147,7 +147,7 @@ class GpuEngine(XlaEngine):
             total, after = self._read(shared, epoch, first + pairs, tokens[own], targets[own], states, tile)
             return total[:count], after[:count]
 
-        return map_in_chunks(evaluate_chunk, (numbered(states), states), self.chunk_pairs)
+        return map_in_chunks(evaluate_chunk, (numbered(states), states), self.chunk)
 
     def _padded(self, parameters: Parameters) -> Layered[Array]:
         """The weights, matrices padded with zeros to whole tiles."""
@@ -334,7 +334,7 @@ class GpuEngine(XlaEngine):
         def gather(specification: Specification, numbers: Array) -> Array:
             if len(specification.shape) == 1:
                 return population.estimator.gather_named(
-                    population, self.chunk_pairs, fitness, epoch, first, specification, numbers
+                    population, self.chunk, fitness, epoch, first, specification, numbers
                 )
             where = (epoch[None], first + numbered(fitness), numbers.reshape(-1))
             fan_out, fan_in = specification.shape

@@ -112,10 +112,10 @@ def test_memory(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "spare_bytes", lambda architecture: 1 << 29)
     population = Population(LARGE, members=members, seed=1)
     engine = gpu.GpuEngine(population)
-    assert engine.chunk_pairs == 4096
+    assert engine.chunk == 4096
     found = set(sizes(jax.make_jaxpr(engine.evaluate)(*arguments(population, 100))))
     states = members * LARGE.num_layers * LARGE.hidden_size
-    stream = 2 * engine.chunk_pairs * gpu.TOKENS * LARGE.hidden_size
+    stream = 2 * engine.chunk * gpu.TOKENS * LARGE.hidden_size
     assert {states, stream, 4 * stream} <= found  # the last: pre-activations of gate and candidate, int16
     assert max(found - {states}) == 4 * stream == 1 << 28
     votes = jax.make_jaxpr(engine.accumulate)(jnp.zeros(members // 2, jnp.int8), jnp.uint32(0))
