@@ -376,6 +376,8 @@ def values_of(name: str) -> st.SearchStrategy[float | str]:
 def test_what_is_dumped_loads_as_the_same_config(values: dict[str, float | str]) -> None:
     values |= {"eggroll.member.group_size": 1, "data.valid_bytes": 0, "data.valid_split": ""}
     values["eggroll.population"] = int(values["eggroll.population"]) // 2 * 2
+    if values["eggroll.estimator"] == "token":  # the tokens of its texts are limited
+        values |= {"eggroll.token.members": 1, "eggroll.population": 2 + values["eggroll.population"] % 1000}
     values = {name: value for name, value in values.items() if all(values[f] == part for f, part in KEYS[name].of)}
     overrides = {name: str(value) for name, value in values.items()}
     config = from_toml("", Path("b.toml"), overrides)
