@@ -319,8 +319,10 @@ struct Reader {
     energy[kCredits][row] = 0;
   }
 
-  /* Credit and fitness of the texts that were read (T3, T4), and their sums of squares. */
+  /* Credit and fitness of the texts that were read (T3, T4), with the sums of fitness and of its squares. Sixteen members
+   * of a text go through all tokens, backward. */
   void score(const uint16_t* tokens, int count, const int32_t* means, const bool* there, const bool* voters) {
+    intlm::Stopwatch watch(intlm::kVotes);
     const Scale scales[kCredits] = {{p.noisy, means[kOwn]}, {p.noisy, means[kFuture]}};
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int text = 0; text < count; ++text)
