@@ -169,10 +169,9 @@ struct Noisy {
       const int8_t* row = parameters + model.embedding.offset + (int64_t)tokens[m] * width;
       if (m < clean) std::copy_n(row, width, x);
       for (int i = 0; m >= clean && i < width; i += 64) {
-        int8_t change[64];
-        sum_signs(bits_of(token, 0, i) + (m - clean) * plan->row, 0, &amplitude, 1, amplitude, change);
-        for (int j = 0; j < 64 && i + j < width; j += kLanes)
-          store(x + i + j, narrow8(widen(load<Narrow>(row + i + j)) + widen(load<Narrow>(change + j))));
+        int8_t changed[64];
+        perturb(row + i, bits_of(token, 0, i) + (m - clean) * plan->row, amplitude, changed);
+        for (int j = 0; j < 64 && i + j < stride; j += kLanes) store(x + i + j, load<Narrow>(changed + j));
       }
     }
   }
