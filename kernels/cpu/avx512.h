@@ -261,6 +261,13 @@ static inline Lanes choose(const uint8_t* bits, int part, Lanes minus, Lanes plu
   return (Lanes)_mm512_mask_blend_epi32(set, (__m512i)minus, (__m512i)plus);
 }
 
+static inline void perturb(const int8_t* row, const uint8_t* bits, int8_t a, int8_t* out) {
+  const __m512i plus = _mm512_set1_epi8(a), minus = _mm512_sub_epi8(_mm512_setzero_si512(), plus);
+  const __m512i signs = _mm512_mask_blend_epi8(load<uint64_t>(bits), minus, plus);
+  const __m512i sum = _mm512_adds_epi8(_mm512_loadu_si512(row), signs);
+  _mm512_storeu_si512(out, _mm512_max_epi8(sum, _mm512_set1_epi8(-127)));
+}
+
 static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,
                              int8_t* out) {
   __m512i plus = _mm512_setzero_si512();

@@ -219,18 +219,29 @@ static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
   });
 }
 
-static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,
-                             int8_t* out) {
-  /* Each byte of 32 units is given the byte that holds its bit. */
+/* -1 in the bytes of 32 units whose bits are 1, else 0: each byte is given the byte that holds its bit. */
+static inline __m256i bytes_of(const uint8_t* bits) {
   const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i own = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+  const __m256i held = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(bits)), from);
+  return _mm256_cmpeq_epi8(_mm256_and_si256(held, own), own);
+}
+
+static inline void perturb(const int8_t* row, const uint8_t* bits, int8_t a, int8_t* out) {
+  const __m256i by = _mm256_set1_epi8(a), twice = _mm256_add_epi8(by, by), least = _mm256_set1_epi8(-127);
+  for (int i = 0; i < 64; i += 32) {
+    const __m256i signs = _mm256_sub_epi8(_mm256_and_si256(bytes_of(bits + i / 8), twice), by);
+    store(out + i, _mm256_max_epi8(_mm256_adds_epi8(load<__m256i>(row + i), signs), least));
+  }
+}
+
+static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t total,
+                             int8_t* out) {
   __m256i plus[2] = {};
   for (int m = 0; m < count; ++m, bits += stride) {
     const __m256i by = _mm256_set1_epi8(f[m]);
     for (int i = 0; i < 2; ++i) {
-      const __m256i held = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(bits + 4 * i)), from);
-      const __m256i one = _mm256_cmpeq_epi8(_mm256_and_si256(held, own), own);
-      plus[i] = _mm256_add_epi8(plus[i], _mm256_and_si256(one, by));
+      plus[i] = _mm256_add_epi8(plus[i], _mm256_and_si256(bytes_of(bits + 4 * i), by));
     }
   }
   for (int i = 0; i < 2; ++i)

@@ -45,6 +45,7 @@
  *   slopes(lse, logits, octets, out)  (octet - share) >> 8 of kTerms logits, share that of `share_of` (T5)
  *   choose(bits, part, minus, plus)  a lane of `plus` where its output's bit is 1, else of `minus`, for a part of kLanes
  *                                outputs as `column` orders them; bits: theirs in order, bits[0]'s least significant first
+ *   perturb(row, bits, a, out)  row[j] + a where bit j is 1, else row[j] - a, saturated to [-127, 127], for 64 values
  *   sum_signs(bits, stride, f, count, total, out)  out[j] = the sum over m < count of f[m] where bit j of row m is 1, else
  *                                -f[m], for 64 bits j; int8, |f| adding up to at most 127; total: the sum of f
  */

@@ -89,6 +89,9 @@ static inline Lanes choose(const uint8_t* bits, int, Lanes minus, Lanes plus) {
   const Lanes column = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return broadcast(load<uint16_t>(bits)) >> column & 1 ? plus : minus;
 }
+static inline void perturb(const int8_t* row, const uint8_t* bits, int8_t a, int8_t* out) {
+  for (int j = 0; j < 64; ++j) out[j] = (int8_t)intlm_clamp(row[j] + (bits[j / 8] >> (j % 8) & 1 ? a : -a), INTLM_MAX8);
+}
 static inline void sum_signs(const uint8_t* bits, int64_t stride, const int8_t* f, int count, int32_t, int8_t* out) {
   std::memset(out, 0, 64);
   for (int m = 0; m < count; ++m, bits += stride)

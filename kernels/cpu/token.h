@@ -169,10 +169,9 @@ struct Noisy {
       const int8_t* row = parameters + model.embedding.offset + (int64_t)tokens[m] * width;
       if (m < clean) std::copy_n(row, width, x);
       for (int i = 0; m >= clean && i < width; i += 64) {
-        int8_t change[64];
-        sum_signs(bits_of(token, 0, i) + (m - clean) * plan->row, 0, &amplitude, 1, amplitude, change);
-        for (int j = 0; j < 64 && i + j < width; j += kLanes)
-          store(x + i + j, narrow8(widen(load<Narrow>(row + i + j)) + widen(load<Narrow>(change + j))));
+        int8_t changed[64];
+        perturb(row + i, bits_of(token, 0, i) + (m - clean) * plan->row, amplitude, changed);
+        for (int j = 0; j < 64 && i + j < stride; j += kLanes) store(x + i + j, load<Narrow>(changed + j));
       }
     }
   }
@@ -319,8 +318,10 @@ struct Reader {
     energy[kCredits][row] = 0;
   }
 
-  /* Credit and fitness of the texts that were read (T3, T4), and their sums of squares. */
+  /* Credit and fitness of the texts that were read (T3, T4), with the sums of fitness and of its squares. Sixteen members
+   * of a text go through all tokens, backward. */
   void score(const uint16_t* tokens, int count, const int32_t* means, const bool* there, const bool* voters) {
+    intlm::Stopwatch watch(intlm::kVotes);
     const Scale scales[kCredits] = {{p.noisy, means[kOwn]}, {p.noisy, means[kFuture]}};
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int text = 0; text < count; ++text)

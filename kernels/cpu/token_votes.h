@@ -344,22 +344,21 @@ static void evaluate_tokens(const TokenProblem& p, const int8_t* parameters, con
   for (int c = 0; c < kCredits; ++c) put_digits(total[c], 1, sizes + 4 * c);
   parallel((int64_t)plan.products.size(), p.threads, [&](int64_t number, int) {
     const Tally::Place* place = nullptr;
-    Buffer<int32_t> sum;
-    for (const auto& worker : workers)
-      if (worker) {
-        const Tally& tally = worker->tally;
-        place = &tally.places[number];
-        sum.reserve(place->size());
-        for (int64_t i = 0; i < place->size(); ++i) sum[i] += tally.votes[place->votes + i];
-      }
+    int32_t* sum = nullptr;  // the first worker's, to which the others' are added
+    for (const auto& worker : workers) {
+      if (!worker) continue;
+      place = &worker->tally.places[number];
+      int32_t* own = worker->tally.votes.data() + place->votes;
+      for (int64_t i = 0; sum && i < place->size(); ++i) sum[i] += own[i];
+      sum = sum ? sum : own;
+    }
     int32_t* out = votes + place->offset;
-    if (place->transposed) transpose_votes(*place, sum.data(), out);
+    if (place->transposed) transpose_votes(*place, sum, out);
     for (int64_t o = 0; !place->transposed && o < place->fan_out; ++o)
-      std::copy_n(sum.data() + o * place->stride, place->fan_in, out + o * place->fan_in);
+      std::copy_n(sum + o * place->stride, place->fan_in, out + o * place->fan_in);
     for (int64_t i = 0; i < place->variances; ++i) {
       int64_t all = 0;
-      for (const auto& worker : workers)
-        if (worker) all += worker->tally.chance[place->chance + i];
+      for (const auto& worker : workers) all += worker ? worker->tally.chance[place->chance + i] : 0;
       put_digits(all, place->variances, chance + 4 * place->told + i);
     }
   });

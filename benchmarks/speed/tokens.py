@@ -1,6 +1,6 @@
 """Measures how fast the native engine runs the estimator `token`, beside inference of as many tokens.
 
-    python benchmarks/speed/token.py [--threads N ...] [--rounds N]
+    python benchmarks/speed/tokens.py [--threads N ...] [--rounds N]
 
 Prints one table: for two models, each instruction set that this processor has and each number of threads, tokens per
 second of the whole evaluation of an update (clean and noisy members' tokens; noise, losses, credit and votes included),
