@@ -144,6 +144,7 @@ class Trainer:
             like = jax.eval_shape(lambda: initial_state(self.population, self.optimizer))
             state = checkpoints.restore(updates[-1], like, self.optimizer.former)
             check_state(self.optimizer, state.optimizer, path / str(updates[-1]))
+            self.population.estimator.check_common(state.common, path / str(updates[-1]))
             self.place(state)
             self.update = self.saved = updates[-1]
         elif self.processes.writes:  # it begins again, perhaps with another text

@@ -32,7 +32,7 @@ def begun(directory: Path, item: str, value: int, **keys: object) -> Path:
     config = tiny.load_config(**keys)
     trainer = Trainer(config, directory, prepare_corpus(config))
     state = jax.tree.map(lambda leaf: np.array(leaf), trainer.state)
-    array = {"weights": state.parameters["head"], "members": state.members}.get(item)
+    array = {"weights": state.parameters["head"], "members": state.members, "means": state.common}.get(item)
     if array is None:
         array = getattr(state.optimizer, item)["head"]
     array.reshape(-1)[-1] = value
@@ -54,6 +54,7 @@ def begun(directory: Path, item: str, value: int, **keys: object) -> Path:
         ("momentum", "mean", -(1 << 17) - 4, (1 << 17) + 4),
         ("adam", "mean", -(1 << 17) - 4, (1 << 17) + 4),
         ("adam", "square", 0, (1 << 26) + 32),
+        ("adam", "means", 1, 294_920),
     ],
 )
 def test_values_out_of_range_are_refused(
@@ -61,6 +62,8 @@ def test_values_out_of_range_are_refused(
 ) -> None:
     """docs/numerics.md proves the ranges; values at their ends are accepted."""
     keys: dict[str, Any] = {"eggroll__optimizer": optimizer}
+    if item == "means":
+        keys |= {"eggroll__estimator": "token", "eggroll__population": 36}
     if optimizer != "threshold":
         keys[f"eggroll__{optimizer}__momentum"] = 3
     ends = [(least, -1)] + ([(greatest, 1)] if greatest is not None else [])

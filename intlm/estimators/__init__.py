@@ -55,6 +55,9 @@ class Estimator(Part):
         """What all units share before the first update, and keeps between updates: a pytree of int32."""
         return ()
 
+    def check_common(self, common: Any, place: object) -> None:
+        """Raise a RunError that names `place` for a value, from a checkpoint, that no update can make."""
+
     # An update
 
     def evaluate(

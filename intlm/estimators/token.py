@@ -32,6 +32,7 @@ from intlm.model.parameters import (
     unstack_layers,
 )
 from intlm.population.chunks import numbered, scan_in_chunks
+from intlm.schema import check_range
 from intlm.settings import INT32_MAX, key
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 MOST_TEXT_TOKENS = MOST_TERMS  # of an update: texts times the tokens of each
 MOST_TEXTS = 1 << 19
 MOST_SIGMA = 8
+MOST_CREDIT = 294_920  # 8 times the largest loss of a token
 KINDS = ("embedding", "gate", "candidate", "up", "down")  # of units, in the order of `Settings.sigmas`
 CUT = 4  # fitness is largest at this many mean magnitudes
 _BLOCK = 128  # random bits from one counter
@@ -108,6 +110,10 @@ class Token(Estimator):
     def init_common(self, population: "Population") -> Array:
         """The mean magnitudes of d and of R: int32 [2]."""
         return jnp.ones(2, jnp.int32)
+
+    def check_common(self, common: Array, place: object) -> None:
+        """See `Estimator.check_common`."""
+        check_range(np.asarray(common), 1, MOST_CREDIT, f"{place}: means")
 
     def settings(self, population: "Population") -> "Settings":
         """The settings of a population's members."""

@@ -18,6 +18,7 @@ from intlm.arithmetic import digits
 from intlm.estimators import token
 from intlm.model.parameters import Architecture
 from intlm.objectives.next_token import NextToken
+from intlm.population import Population, make_engine
 
 TEXTS, TOKENS = 3, 5
 SHAPE = oracle.Shape(3, 8, 16, 1, "clip")
@@ -120,3 +121,21 @@ def test_matrix_votes(shift: int) -> None:
     expected = sum(oracle.rshift(np.einsum("to,tk->ok", y[:, i], x[:, i]), shift) for i in range(3))
     found = token.matrix_votes(jnp.asarray(y, jnp.int8), jnp.asarray(x, jnp.int8), shift)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_states_start_again(bridge: Any) -> None:
+    """Text 3 + i of update 5 starts with states of 0 where `reset_updates` divides 8 + i; the others go on."""
+    values, states, tokens, targets = draw(SHAPE, 2)
+    batch = (jnp.asarray(tokens, jnp.uint16), jnp.asarray(targets, jnp.uint16))
+
+    def read(kept: np.ndarray, reset_updates: int) -> Any:
+        estimator = token.Token(members=2, reset_updates=reset_updates)
+        population = Population(bridge.architecture(SHAPE), estimator, 18, 1, NextToken(targets=2), tokens=TOKENS)
+        given = (bridge.parameters(SHAPE, values), batch, jnp.asarray(kept, jnp.int8), jnp.ones(2, jnp.int32))
+        return estimator.evaluate(make_engine("auto", population), *given, jnp.uint32(5), jnp.uint32(3))
+
+    assert np.all(np.any(states, axis=(1, 2)))
+    for reset_updates, again in ((3, [1]), (2, [0, 2]), (11, [])):
+        zeroed = states.copy()
+        zeroed[again] = 0
+        jax.tree.map(np.testing.assert_array_equal, read(states, reset_updates), read(zeroed, 0))
