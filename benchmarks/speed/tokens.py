@@ -2,10 +2,10 @@
 
     python benchmarks/speed/tokens.py [--threads N ...] [--rounds N]
 
-Prints one table: for two models, each instruction set that this processor has and each number of threads, tokens per
-second of the whole evaluation of an update (clean and noisy members' tokens; noise, losses, credit and votes included),
-tokens per second of inference (logits included), and the quotient of the two. They run in turn, and the best of the
-rounds counts: what else the machine does slows both.
+Prints one table: for two models, each vector instruction set that this processor has and each number of threads, tokens
+per second of the whole evaluation of an update (clean and noisy members' tokens; noise, losses, credit and votes
+included), tokens per second of inference (logits included), and the quotient of the two. They run in turn, and the best
+of the rounds counts: what else the machine does slows both.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SHAPES = (
     Shape(Architecture(84, 256, 6, 512, "clip"), 64, 32),
     Shape(Architecture(84, 256, 6, 512, "clip"), 16, 128),
 )
-INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neon", "plain")
+INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neon")
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -141,9 +141,9 @@ int main() {
     const unsigned long long some = digest;
     extremes(*k);
     const unsigned long long ends = digest;
-    for (int i = 0; i < 8; ++i) tokens(*k, any(), i % 2 ? 1 << 19 : 64, between(1, 9), between(1, 12), between(0, 2));
+    for (int i = 0; i < 5; ++i) tokens(*k, any(), i % 2 ? 1 << 19 : 64, between(1, 6), between(1, 6), between(0, 2));
     tokens(*k, {7, 8, 1, 8, true, 1, 0, 2, 1, 1, 2}, 1, 1, 127, 10);
-    tokens(*k, {3, 8, 1, 8, false, 1, 0, 3, 1, 1, 1}, 1 << 12, 4097, 1, 0);
+    tokens(*k, {3, 8, 1, 8, false, 1, 0, 2, 1, 1, 1}, 1 << 12, 2050, 1, 0);
     std::printf("%016llx-%016llx-%016llx %s\n", some, ends, (unsigned long long)digest, k->name);
   }
 }

@@ -57,6 +57,8 @@
 #define INTLM_QUOTE(x) #x
 #define INTLM_STRING(x) INTLM_QUOTE(x)
 
+#include <algorithm>
+
 #include "vectors.h"
 #include INTLM_STRING(INTLM_TARGET.h)
 
