@@ -15,7 +15,7 @@ struct Problem {
   int32_t threads;
 };
 
-/* Of the estimator `token` (docs/numerics-token.md); `pairs` are the call's texts. */
+/* Of the estimator `token` (docs/numerics.md, 7.4 to 9.2); `pairs` are the call's texts. */
 struct TokenProblem : Problem {
   int64_t texts;          // of the update
   int32_t noisy, credit;  // noisy members of a text; eighths

@@ -42,7 +42,7 @@
  *   total(v)                     the sum of the lanes, in int64
  *   sum_terms(tops, logits, stride, vocab, sums)  the sums of the EXP2 terms of top - logit (section 6) of two rows; up to
  *                                the next multiple of kTerms, logits are -32768
- *   slopes(lse, logits, octets, out)  (octet - share) >> 8 of kTerms logits, share that of `share_of` (T5)
+ *   slopes(lse, logits, octets, out)  (octet - share) >> 8 of kTerms logits, share that of `share_of` (section 6)
  *   choose(bits, part, minus, plus)  a lane of `plus` where its output's bit is 1, else of `minus`, for a part of kLanes
  *                                outputs as `column` orders them; bits: theirs in order, bits[0]'s least significant first
  *   perturb(row, bits, a, out)  row[j] + a where bit j is 1, else row[j] - a, saturated to [-127, 127], for 64 values

@@ -1,4 +1,4 @@
-/* The estimator `token`: members of a text that differ by the noise of each token (docs/numerics-token.md, T1 to T4). */
+/* The estimator `token`: members of a text that differ by the noise of each token (docs/numerics.md, 7.4, 8.2, 8.3). */
 #pragma once
 
 #include "loss.h"
@@ -143,7 +143,7 @@ struct Noisy {
     return bits.data() + (at * capacity + text * noisy) * plan->row + unit / 8;
   }
 
-  /* Draws the bits of a token's members (T2). */
+  /* Draws the bits of a token's members (section 7.4). */
   void draw(const Counter& c, int at) {
     alignas(64) uint32_t words[64];
     token = at;
@@ -193,7 +193,7 @@ struct Noisy {
   }
 };
 
-/* Fitness of sixteen members' credits (T4): by a product with `reciprocal`, at most 2^31 and accurate to one part in
+/* Fitness of sixteen members' credits (section 8.3): by a product with `reciprocal`, at most 2^31 and accurate to one part in
  * 2^9, which gives the quotient or one less. */
 struct Scale {
   int32_t largest, whole, reciprocal, shift = 0;  // whole: 4 mean, below 2^21
@@ -286,7 +286,7 @@ struct Reader {
     tile.finish(next, count);
   }
 
-  /* The logits' node votes, by the loss's own slope (T5). */
+  /* The logits' node votes, by the loss's own slope (section 9.2). */
   void vote_head(const int16_t* own, int32_t lse, const uint16_t* follow, int log_targets, uint32_t member, int text,
                  int64_t at) {
     const int64_t row = (int64_t)text * tile.change.rows + at;
@@ -318,7 +318,7 @@ struct Reader {
     energy[kCredits][row] = 0;
   }
 
-  /* Credit and fitness of the texts that were read (T3, T4), with the sums of fitness and of its squares. Sixteen members
+  /* Credit and fitness of the texts that were read (sections 8.2, 8.3), with the sums of fitness and of its squares. Sixteen members
    * of a text go through all tokens, backward. */
   void score(const uint16_t* tokens, int count, const int32_t* means, const bool* there, const bool* voters) {
     intlm::Stopwatch watch(intlm::kVotes);

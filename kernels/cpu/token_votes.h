@@ -1,4 +1,4 @@
-/* The votes of the estimator `token` (docs/numerics-token.md, T5).
+/* The votes of the estimator `token` (docs/numerics.md, 9.2, 9.3).
  *
  * A matrix's votes are a product of bytes: lanes are outputs, as in the model's products, but what is summed over are
  * tokens. Both operands are laid out in panels of sixteen columns: [panels][groups][16][kDepth], a group being kDepth

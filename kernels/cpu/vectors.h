@@ -40,7 +40,7 @@ static inline int32_t sum_row(const int8_t* x, int count) {
   return sum;
 }
 
-/* 127 times a probability, 2^8 = 1, from its distance below lse (T5). */
+/* 127 times a probability, 2^8 = 1, from its distance below lse (section 6). */
 static inline int32_t share_of(int32_t below) {
   return (INTLM_MAX8 * (int32_t)intlm_exp2_term((uint32_t)(below > 0 ? below : 0), intlm_exp2) + (1 << 15)) >> 16;
 }
