@@ -62,7 +62,7 @@ class Token(Estimator):
     credit: int = key("eighths of the next token's credit that a token has", 4, low=0, high=7)
     sigma_shift: int = key("noise is scaled by 2**-sigma_shift", 0, low=0, high=4)
     reset_updates: int = key(
-        "updates after which a text's recurrent state starts at zero again; 0: never", 64, low=0, high=INT32_MAX
+        "updates after which a text's recurrent state starts at zero again; 0: never", 256, low=0, high=INT32_MAX
     )
 
     def check(self, config: Any) -> Iterator[tuple[tuple[str, ...], str]]:

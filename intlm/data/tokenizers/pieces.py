@@ -89,8 +89,8 @@ class PieceTokenizer(Tokenizer):
     def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
         """Trains a vocabulary on a sample, the same on any machine. The whole sample is held in memory.
 
-        Raises DataError where the sample is too small for a vocabulary of that size, or the size does not hold the 256
-        bytes.
+        A unigram vocabulary is smaller where the sample has no more pieces. Raises DataError where the sample is too small
+        for a BPE vocabulary of that size, or the size does not hold the 256 bytes.
         """
         import sentencepiece
 
@@ -103,6 +103,7 @@ class PieceTokenizer(Tokenizer):
                 model_writer=model,
                 model_type=name,
                 vocab_size=vocab_size,
+                hard_vocab_limit=name != "unigram",  # which makes fewer where the sample has no more
                 character_coverage=1.0,
                 max_sentencepiece_length=LONGEST_PIECE,
                 normalization_rule_name="identity",
