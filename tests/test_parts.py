@@ -13,6 +13,7 @@ from intlm.settings import Family
 PACKAGE = Path(intlm.__file__).parent
 DEFAULT, EARLIER = "a default", "how earlier versions called it"
 BYTES, COLUMN, LADDER = "a count of bytes", "a column or key of that name", "a reference model of following.py"
+PROGRESS = "what a progress bar counts"
 FILE = "the name of a file"
 # Where a part's name may stand outside its folder: (file, text) -> why.
 EXCEPTIONS = {
@@ -32,6 +33,12 @@ EXCEPTIONS = {
     ("following.py", "model"): COLUMN,
     ("data/tokenizers/pieces.py", "model"): COLUMN,
     ("export/c.py", "model"): FILE,
+    ("data/report.py", "token"): COLUMN,
+    **{
+        (f"{file}.py", "token"): "what a progress bar counts"
+        for file in ("simulate/accumulator", "simulate/comparison")
+    },
+    **{(f"{file}.py", "token"): "the model's input" for file in ("export/onnx", "simulate/targets/onnxruntime")},
     ("simulate/build.py", "wasm"): "a kind of machine code, as its file",
     ("simulate/build.py", "model.wasm"): FILE,
     ("simulate/wasm.py", "model.wasm: floating point: a local variable at "): FILE,

@@ -198,7 +198,7 @@ def test_files_of_a_run() -> None:
 
 def test_members_keep_their_states() -> None:
     """Each member of every pair keeps a state of its own."""
-    (members,) = (value for name, value in tiny.state_of(tiny.trained().directory) if name == "[2]")
+    (members,) = (value for name, value in tiny.state_of(tiny.trained().directory) if name == ".members")
     assert members.shape == (tiny.MEMBERS // 2, 2, 1, 16) and members.dtype == np.int8
     assert len(np.unique(members.reshape(tiny.MEMBERS, -1), axis=0)) > tiny.MEMBERS // 2
 
@@ -247,7 +247,9 @@ def test_killed_before_it_is_a_run(at: int | str, tmp_path: Path, capsys: pytest
         assert main(list(words)) == 0
         assert Checkpoints(run / "checkpoints", read_only=True).updates() == [0, 1, 2]
         began = dict(tiny.state_of(run, 0))
-        weights = [(name, value) for name, value in tiny.state_of(tiny.trained().directory) if name.startswith("[0]")]
+        weights = [
+            (name, value) for name, value in tiny.state_of(tiny.trained().directory) if name.startswith(".parameters")
+        ]
         assert [path.name for path in run.glob(".*")] == [".lock"]
         assert weights and all((began[name] == value).all() for name, value in weights)
     else:

@@ -477,7 +477,7 @@ def test_token_votes() -> None:
 
 def token_population(case: Case) -> Population:
     """The population of a case of `token_update` or `token_part`."""
-    estimator = Token(members=case["members"], credit=case["credit"], sigma_shift=case["sigma_shift"])
+    estimator = Token(members=case["members"], credit=case["credit"], sigma_shift=case["sigma_shift"], reset_updates=0)
     step = case["updates"][0] if "updates" in case else case
     texts, targets = step["tokens"], step["targets"]
     members = case.get("texts", len(texts)) * (1 + estimator.members)

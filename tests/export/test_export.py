@@ -106,7 +106,7 @@ def test_training_begins_with_the_weights_of_an_export(safetensors: Path, tmp_pa
         assert moved.max() <= 1 and moved.mean() < 0.1, name
     first = dict(tiny.state_of(run, 0))
     for name, value in before.items():
-        np.testing.assert_array_equal(first[f"[0]['{name}']"], np.asarray(value))
+        np.testing.assert_array_equal(first[f".parameters['{name}']"], np.asarray(value))
 
 
 def test_training_from_another_kind_of_model_is_refused(
