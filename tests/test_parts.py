@@ -34,10 +34,8 @@ EXCEPTIONS = {
     ("data/tokenizers/pieces.py", "model"): COLUMN,
     ("export/c.py", "model"): FILE,
     ("data/report.py", "token"): COLUMN,
-    **{
-        (f"{file}.py", "token"): "what a progress bar counts"
-        for file in ("simulate/accumulator", "simulate/comparison")
-    },
+    ("simulate/accumulator.py", "token"): PROGRESS,
+    ("simulate/comparison.py", "token"): PROGRESS,
     **{(f"{file}.py", "token"): "the model's input" for file in ("export/onnx", "simulate/targets/onnxruntime")},
     ("simulate/build.py", "wasm"): "a kind of machine code, as its file",
     ("simulate/build.py", "model.wasm"): FILE,

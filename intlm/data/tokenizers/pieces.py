@@ -89,8 +89,8 @@ class PieceTokenizer(Tokenizer):
     def train(cls, name: str, texts: Iterable[bytes], vocab_size: int) -> PieceTokenizer:
         """Trains a vocabulary on a sample, the same on any machine. The whole sample is held in memory.
 
-        A unigram vocabulary is smaller where the sample has no more pieces. Raises DataError where the sample is too small
-        for a BPE vocabulary of that size, or the size does not hold the 256 bytes.
+        A unigram vocabulary is smaller where the sample has no more pieces. Raises DataError where the sample is too
+        small for a BPE vocabulary of that size, or the size does not hold the 256 bytes.
         """
         import sentencepiece
 
