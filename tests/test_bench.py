@@ -185,6 +185,16 @@ def test_json(engine: str, hasty: None, capsys: pytest.CaptureFixture[str]) -> N
         assert report["share_of_peak"] == pytest.approx(report["macs_per_second"] / report["peak_macs_per_second"])
 
 
+def test_the_estimator_token(hasty: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its votes are made within its evaluation, and its noise is no part that is measured."""
+    keys = ("--eggroll.estimator", "token", "--eggroll.token.members", "3")
+    assert main(["bench", str(tiny.CONFIG), *keys, "--json", "--rounds", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["inference_streams"] == tiny.MEMBERS
+    assert all(report["seconds"][part] > 0 for part in ("inference", "evaluation", "update"))
+    assert report["seconds"]["noise"] == 0 or report["engine"] == "native"
+
+
 def test_the_table_and_the_picture(
     hasty: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
