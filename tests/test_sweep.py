@@ -21,7 +21,9 @@ from intlm.tracking import metrics, results
 from intlm.training import train
 
 REPOSITORY = Path(__file__).parents[1]
-STUDIES = sorted(path for path in (REPOSITORY / "benchmarks" / "learning").glob("*.toml") if path.stem != "base")
+STUDIES = sorted(
+    path for path in (REPOSITORY / "benchmarks" / "learning").glob("*.toml") if not path.stem.startswith("base")
+)
 SHORT = {"train.updates": 4, "train.evaluate_every": 2, "train.sample_every": 0}
 
 
